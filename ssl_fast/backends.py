@@ -1,0 +1,92 @@
+"""Which implementation of an operator runs: reference, cpu, triton or cuda.
+
+`auto` takes the fastest that is there. Any other request is fulfilled or is an error that says
+why not; it is never replaced silently.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from contextlib import contextmanager
+
+from . import native
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+DEVICE = {"cpu": "cpu", "triton": "cuda", "cuda": "cuda"}
+
+# Best first. The reference has every operator and runs on every device.
+IMPLEMENTATIONS = {
+    "nt_xent": ("cpu",),
+    "info_nce": ("cpu",),
+    "ema_update_": ("cpu",),
+    "enqueue_": ("cpu", "triton"),
+}
+
+
+def why_not(operator: str, backend_name: str, device_type: str) -> str:
+    """Why this backend cannot run this operator on this device; empty where it can."""
+    if backend_name == "reference":
+        return ""
+    if backend_name not in IMPLEMENTATIONS[operator]:
+        return f"{operator} has no {backend_name} kernel"
+    if backend_name == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        # The interpreter runs Triton kernels on CPU tensors, for tests.
+        if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+            return ""
+    elif native.extension is None:
+        return f"the compiled extension is missing, {native.why_missing}"
+    if device_type != DEVICE[backend_name]:
+        return f"it runs on {DEVICE[backend_name]} tensors and these are on {device_type}"
+    return ""
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in (*BACKENDS, "auto"):
+        raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, auto; got {name!r}")
+    return name
+
+
+_requested = _checked(os.environ.get("SSL_FAST_BACKEND", "auto"), "SSL_FAST_BACKEND")
+_chosen: dict[tuple[str, str, str], str] = {}
+
+
+def choose(operator: str, device_type: str) -> str:
+    """The backend that runs `operator` on tensors of this device type.
+
+    Raises ValueError where the requested backend cannot.
+    """
+    key = (_requested, operator, device_type)
+    chosen = _chosen.get(key)
+    if chosen is None:
+        chosen = _chosen[key] = _choose(*key)
+    return chosen
+
+
+def _choose(requested: str, operator: str, device_type: str) -> str:
+    if requested == "auto":
+        able = [name for name in IMPLEMENTATIONS[operator] if not why_not(operator, name, device_type)]
+        # The interpreter is for tests, never a faster way on the CPU.
+        return next((name for name in able if DEVICE[name] == device_type), "reference")
+    reason = why_not(operator, requested, device_type)
+    if reason:
+        raise ValueError(f"backend {requested!r} cannot run {operator}: {reason}")
+    return requested
+
+
+@contextmanager
+def backend(name: str):
+    """Runs the operators called inside on one backend: `with ssl_fast.backend("reference"):`.
+
+    name: "reference", "cpu", "triton", "cuda" or "auto" (the default outside, or what the
+    environment variable SSL_FAST_BACKEND says). The choice holds for all threads of the process.
+    Raises ValueError for an unknown name here, and for a backend that cannot run at the call.
+    """
+    global _requested
+    before, _requested = _requested, _checked(name, "name")
+    try:
+        yield
+    finally:
+        _requested = before

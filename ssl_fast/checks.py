@@ -1,0 +1,68 @@
+"""Argument checks of the public functions: one line that names the argument, what came, what was expected."""
+
+from __future__ import annotations
+
+import math
+import numbers
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def embeddings(name: str, x, dims: tuple[int, ...] = (2,)) -> None:
+    """A float tensor of one of these numbers of dimensions, none of them empty."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {type(x).__name__}")
+    if x.dim() not in dims:
+        expected = " or ".join({2: "(rows, dim)", 3: "(rows, negatives, dim)"}[d] for d in dims)
+        raise ValueError(f"{name}: expected shape {expected}, got {tuple(x.shape)}")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {x.dtype}")
+    if 0 in x.shape:
+        raise ValueError(f"{name}: expected at least one row and one dimension, got shape {tuple(x.shape)}")
+
+
+def same_device(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    if x.device != other.device:
+        raise ValueError(f"{name}: expected device {other.device} as {other_name}, got {x.device}")
+
+
+def pair(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    """Two tensors of embeddings whose rows belong together."""
+    embeddings(other_name, other)
+    embeddings(name, x)
+    if x.shape != other.shape:
+        raise ValueError(f"{name}: expected shape {tuple(other.shape)} as {other_name}, got {tuple(x.shape)}")
+    if x.dtype != other.dtype:
+        raise TypeError(f"{name}: expected {other.dtype} as {other_name}, got {x.dtype}")
+    same_device(name, x, other_name, other)
+
+
+def temperature(value) -> None:
+    """A finite number other than 0, or a 0-D float tensor (whose value is not read: no sync)."""
+    if isinstance(value, Tensor):
+        if value.dim() != 0 or value.dtype not in FLOATS:
+            raise ValueError(
+                f"temperature: expected a number or a 0-D float tensor, got shape {tuple(value.shape)}, {value.dtype}"
+            )
+        return
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"temperature: expected a number or a 0-D float tensor, got {type(value).__name__}")
+    # 1 / temperature must be a float32 number.
+    if not math.isfinite(value) or abs(value) < 1e-38:
+        raise ValueError(f"temperature: expected a finite number other than 0, got {value}")
+
+
+def reduction(value) -> None:
+    if value not in REDUCTIONS:
+        raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {value!r}")
+
+
+def momentum(value) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"momentum: expected a number from 0 to 1, got {type(value).__name__}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"momentum: expected a number from 0 to 1, got {value}")

@@ -1,0 +1,42 @@
+"""Loads the compiled extension and keeps the reason where it cannot be loaded. Never builds."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import warnings
+from pathlib import Path
+
+import torch
+
+BUILD_RECORD = Path(__file__).with_name("_C.json")
+
+
+def _load():
+    """The extension module, or the reason why there is none."""
+    if not BUILD_RECORD.exists():
+        return None, "it was not built (no compiler, or torch could not be seen, when ssl_fast was installed)"
+    try:
+        built_for = json.loads(BUILD_RECORD.read_text())["torch"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return None, f"{BUILD_RECORD.name} cannot be read: {error!r}"
+    # torch's C++ interface changes between releases: loading against another one can crash.
+    if built_for != torch.__version__:
+        return None, f"it was built for torch {built_for} and this is torch {torch.__version__}"
+    try:
+        return importlib.import_module("ssl_fast._C"), ""
+    except ImportError as error:
+        return None, f"loading it failed: {error}"
+
+
+extension, why_missing = _load()
+
+
+def warn_if_missing() -> None:
+    if extension is None:
+        warnings.warn(
+            f"ssl_fast runs its plain PyTorch reference: the compiled extension is missing, {why_missing}. "
+            "`ssl-fast build` compiles it.",
+            RuntimeWarning,
+            stacklevel=3,
+        )

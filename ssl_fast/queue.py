@@ -1,0 +1,59 @@
+"""The circular queue of negatives (MoCo, He et al. 2020)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from . import backends, checks, reference
+
+
+class NegativeQueue(nn.Module):
+    """The last `size` keys, written round and round; correct for any batch size.
+
+    size: rows K. dim: columns D. dtype: of the stored rows. seed: of the first, random rows; None
+    draws from torch's global generator.
+
+    Buffers `queue` (K, D), unit rows at the start, and `queue_ptr` (1,) int64, the row written
+    next. Both are in the state dict, so a resumed run keeps its negatives.
+    Raises ValueError where size or dim is below 1, TypeError for another dtype than a float.
+    """
+
+    def __init__(self, size: int, dim: int, dtype: torch.dtype = torch.float32, seed: int | None = None):
+        super().__init__()
+        for name, value in (("size", size), ("dim", dim)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if dtype not in checks.FLOATS:
+            raise TypeError(f"dtype: expected float32, float64, bfloat16 or float16, got {dtype}")
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        rows = reference.normalize(torch.randn(size, dim, generator=generator))
+        self.register_buffer("queue", rows.to(dtype))
+        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
+
+    @torch.no_grad()
+    def enqueue_(self, keys: Tensor) -> None:
+        """Writes key j to row (queue_ptr + j) mod K and advances the pointer, in place.
+
+        keys: (B, D) of any float dtype, any B, stored as they are: give the unit rows that the
+        loss compares. With B > K the last K keys stay. No device sync.
+        Raises ValueError or TypeError, before anything is written, for keys that do not fit.
+        """
+        checks.embeddings("keys", keys)
+        if keys.shape[1] != self.queue.shape[1]:
+            raise ValueError(f"keys: expected {self.queue.shape[1]} columns as the queue, got {tuple(keys.shape)}")
+        checks.same_device("keys", keys, "the queue", self.queue)
+        chosen = backends.choose("enqueue_", keys.device.type)
+        if chosen == "reference":
+            reference.enqueue_(self.queue, self.queue_ptr, keys)
+        elif chosen == "triton":
+            from .kernels.enqueue import enqueue_
+
+            enqueue_(self.queue, self.queue_ptr, keys)
+        else:
+            torch.ops.ssl_fast.enqueue_(self.queue, self.queue_ptr, keys)
+
+    def extra_repr(self) -> str:
+        return f"size={self.queue.shape[0]}, dim={self.queue.shape[1]}, dtype={self.queue.dtype}"
