@@ -83,7 +83,13 @@ def info_nce(
         return reference.info_nce(query, positive, negatives, temperature, reduction, return_stats)
     normalize_negatives = isinstance(negatives, Tensor)
     loss, stats, *_ = torch.ops.ssl_fast.info_nce(
-        query, positive, rows, normalize_negatives, *_split(temperature), checks.REDUCTIONS.index(reduction), return_stats
+        query,
+        positive,
+        rows,
+        normalize_negatives,
+        *_split(temperature),
+        checks.REDUCTIONS.index(reduction),
+        return_stats,
     )
     return _result(loss, stats, return_stats)
 

@@ -1,0 +1,47 @@
+# `make` lists the targets. The set-up is done once; a change to pyproject.toml or setup.py repeats the
+# installation, a change to the C++ sources compiles what it touches.
+
+PYTHON ?= python3
+# What pip installs as torch: pin a release, or name a CPU build's index, e.g. TORCH="torch==2.11.0 torchvision".
+TORCH ?= torch torchvision
+
+VENV := .venv
+BIN := $(VENV)/bin
+# ninja is found by its name.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: $(VENV)/extension.stamp ## make .venv, install the package into it, compile the extension
+
+# SSL_FAST_NATIVE=0: the next rule compiles, and keeps its objects for the time after.
+$(VENV)/install.stamp: pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install "setuptools>=77" ninja $(TORCH)
+	SSL_FAST_NATIVE=0 $(BIN)/python -m pip install --no-build-isolation -e ".[train,test,triton,dev]"
+	touch $@
+
+$(VENV)/extension.stamp: $(VENV)/install.stamp ssl_fast/build.py $(shell find csrc -type f)
+	$(BIN)/python setup.py -q build_ext --inplace
+	touch $@
+
+demo: setup ## train SimCLR and MoCo v2 on digits, compare, save plots under runs/demo (about 6 minutes)
+	$(BIN)/python -m ssl_fast.train.demo
+
+test: setup ## the fast tests
+	$(BIN)/python -m pytest
+
+test-all: setup ## all tests that need no GPU
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: setup ## format and style of the Python code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean: ## remove .venv and all that was built; runs/ and data/ stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache ssl_fast/_C.json ssl_fast/_C*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

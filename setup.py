@@ -1,0 +1,65 @@
+"""Builds the package: pure Python always, with the C++ extension where it fits the torch that will run it.
+
+Switches, environment variables all:
+
+  SSL_FAST_NATIVE   not set: compile if torch can be imported by this build and a C++ compiler and
+                             Python.h are there; otherwise make the pure package and say what is
+                             missing. `ssl-fast build` compiles it later.
+                    1:       fail if it cannot be compiled.
+                    0:       do not compile.
+  CXX               the C++ compiler (default: g++, c++ or clang++, the first there is).
+  MAX_JOBS          compile jobs at once (torch's own switch; default: all cores).
+
+A build under pip's isolation does not see the installed torch, so it makes the pure package: torch's
+C++ interface changes between releases, and an extension for another one could crash. To compile at
+once: pip install --no-build-isolation . (with torch and setuptools installed, ninja if it should be
+quick). The sources and flags are in ssl_fast/build.py.
+"""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+def load(path: str):
+    """A module by its path: importing ssl_fast itself would need torch."""
+    specification = importlib.util.spec_from_file_location("ssl_fast_build", path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+build = load("ssl_fast/build.py")
+
+
+def native_arguments() -> dict:
+    """The arguments of setup() that add the extension; none for the pure package."""
+    wanted = build.switch(os.environ)
+    if wanted is False:
+        return {}
+    lacking = build.missing()
+    if not lacking:
+        csrc = Path("csrc")
+        return {"ext_modules": [build.extension(csrc)], "cmdclass": {"build_ext": build.build_ext_command(csrc)}}
+    reasons = "\n".join(f"  - {what}" for what in lacking)
+    if wanted:
+        raise build.BuildError(f"SSL_FAST_NATIVE=1, but the extension cannot be compiled. Missing:\n{reasons}")
+    print(
+        f"{'-' * 80}\nssl_fast is built without its C++ extension and will run its plain PyTorch reference.\n"
+        f"Missing:\n{reasons}\n`ssl-fast build` compiles the extension when these are there.\n{'-' * 80}",
+        file=sys.stderr,
+    )
+    return {}
+
+
+setup(
+    # `kernels` and `csrc` are top folders of the checkout and parts of the package: the bare name
+    # `kernels` belongs to another project, and `ssl-fast build` needs the C++ sources.
+    packages=[*find_packages(include=["ssl_fast", "ssl_fast.*"]), "ssl_fast.kernels", "ssl_fast.csrc"],
+    package_dir={"ssl_fast.kernels": "kernels", "ssl_fast.csrc": "csrc"},
+    package_data={"ssl_fast": ["py.typed"], "ssl_fast.csrc": list(build.SHIPPED)},
+    **native_arguments(),
+)
