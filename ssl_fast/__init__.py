@@ -1,6 +1,6 @@
 """Fused contrastive losses, the momentum update and the negative queue for PyTorch, in O(N D) memory."""
 
-from . import functional, reference
+from . import functional, native, reference
 from .backends import backend
 from .losses import InfoNCELoss, NTXentLoss
 from .momentum import ema_update_
@@ -19,3 +19,5 @@ __all__ = [
     "functional",
     "reference",
 ]
+
+native.warn_if_missing()

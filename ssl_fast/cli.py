@@ -1,0 +1,66 @@
+"""The command `ssl-fast`: each subcommand is imported when it is asked for and parses its own arguments."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def _train(arguments: list[str]) -> int:
+    from .train.cli import train_main
+
+    return train_main(arguments)
+
+
+def _eval(arguments: list[str]) -> int:
+    from .train.cli import eval_main
+
+    return eval_main(arguments)
+
+
+def _doctor(arguments: list[str]) -> int:
+    from . import doctor
+
+    return doctor.main(arguments)
+
+
+def _build(arguments: list[str]) -> int:
+    from . import build
+
+    return build.main(arguments)
+
+
+# name: what runs it, what it does, the extra that brings the packages it needs
+COMMANDS = {
+    "train": (_train, "train an encoder: ssl-fast train simclr --data digits", "train"),
+    "eval": (_eval, "kNN and linear-probe accuracy of a checkpoint", "train"),
+    "doctor": (_doctor, "show what was built and what runs where, and check every operator", ""),
+    "build": (_build, "compile the extension for the installed torch", ""),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one subcommand and returns its exit code. arguments: None takes the command line's."""
+    from . import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="ssl-fast",
+        description="Fused contrastive losses for PyTorch.",
+        epilog="\n".join(["commands:", *(f"  {name:8} {what}" for name, (_, what, _) in COMMANDS.items())]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ssl_fast {__version__}")
+    parser.add_argument("command", choices=COMMANDS, help="`ssl-fast COMMAND --help` shows its options")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the command's own arguments")
+    asked = parser.parse_args(arguments)
+    run, _, extra = COMMANDS[asked.command]
+    try:
+        return run(asked.arguments)
+    except ModuleNotFoundError as error:
+        if not extra or error.name is None or error.name.startswith("ssl_fast"):
+            raise
+        print(
+            f"ssl-fast {asked.command} needs {error.name}, which is not installed: pip install 'ssl-fast[{extra}]'",
+            file=sys.stderr,
+        )
+        return 1

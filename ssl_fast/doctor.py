@@ -1,0 +1,157 @@
+"""`ssl-fast doctor`: versions, what was built, which backend each operator uses, and a check of each of them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+
+import torch
+from torch import Tensor
+
+from . import __version__, backends, functional, native
+from .momentum import ema_update_
+from .queue import NegativeQueue
+
+# float32 against the float64 reference: the loss relative to itself, the rest to the largest entry.
+BOUNDS = {"loss": 2e-6, "gradient": 5e-6, "values": 1e-6}
+
+
+def _random(device: str, dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[Tensor]:
+    """Leaf tensors of the same float32 values for every device and dtype."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes]
+
+
+def _loss_and_gradient(loss: Tensor, inputs: list[Tensor]) -> dict[str, list[Tensor]]:
+    return {"loss": [loss.detach()], "gradient": list(torch.autograd.grad(loss, inputs))}
+
+
+def _nt_xent(device: str, dtype: torch.dtype) -> dict[str, list[Tensor]]:
+    z1, z2 = _random(device, dtype, (150, 70), (150, 70))
+    return _loss_and_gradient(functional.nt_xent(z1, z2), [z1, z2])
+
+
+def _info_nce(device: str, dtype: torch.dtype) -> dict[str, list[Tensor]]:
+    query, positive, shared, own = _random(device, dtype, (90, 70), (90, 70), (333, 70), (90, 5, 70))
+    queue = NegativeQueue(333, 70, dtype, seed=0).to(device)
+    results = {"loss": [], "gradient": []}
+    for negatives in (None, shared, own, queue):
+        inputs = [query, positive, *([negatives] if isinstance(negatives, Tensor) else [])]
+        for kind, tensors in _loss_and_gradient(functional.info_nce(query, positive, negatives), inputs).items():
+            results[kind] += tensors
+    return results
+
+
+def _ema_update_(device: str, dtype: torch.dtype) -> dict[str, list[Tensor]]:
+    *target, source, other_source = (x.detach() for x in _random(device, dtype, (1000,), (7, 9), (1000,), (7, 9)))
+    ema_update_(target, [source, other_source], 0.99)
+    return {"values": target}
+
+
+def _enqueue_(device: str, dtype: torch.dtype) -> dict[str, list[Tensor]]:
+    queue = NegativeQueue(50, 70, dtype, seed=0).to(device)
+    # Within the queue, past its end, and more than it holds.
+    for keys in _random(device, dtype, (30, 70), (30, 70), (120, 70)):
+        queue.enqueue_(keys.detach())
+    return {"values": [queue.queue, queue.queue_ptr]}
+
+
+CHECKS = {"nt_xent": _nt_xent, "info_nce": _info_nce, "ema_update_": _ema_update_, "enqueue_": _enqueue_}
+
+
+def error_of(got: Tensor, expected: Tensor) -> float:
+    """The largest difference as a share of the largest expected entry; NaN where either has one."""
+    expected = expected.double().cpu()
+    return ((got.double().cpu() - expected).abs().max() / expected.abs().max()).item()
+
+
+def check(operator: str, backend_name: str, device: str) -> tuple[bool, str]:
+    """Whether float32 on this backend agrees with the float64 reference, and the errors as text."""
+    with backends.backend("reference"):
+        expected = CHECKS[operator]("cpu", torch.float64)
+    try:
+        with backends.backend(backend_name):
+            got = CHECKS[operator](device, torch.float32)
+    except Exception as error:  # the report goes on: a broken backend is what it looks for
+        return False, f"{type(error).__name__}: {error}"
+    passed, texts = True, []
+    for kind, tensors in got.items():
+        # A NaN must not lose against a number, as it may in max().
+        errors = [error_of(*pair) for pair in zip(tensors, expected[kind], strict=True)]
+        passed = passed and all(error <= BOUNDS[kind] for error in errors)
+        texts.append(f"{kind} {max(errors, key=lambda error: (error != error, error)):.1e}")
+    return passed, ", ".join(texts)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _print_build() -> None:
+    print(f"ssl_fast   {__version__}")
+    print(f"Python     {platform.python_version()}, {platform.platform()}")
+    print(f"torch      {torch.__version__}")
+    print(f"triton     {_version('triton')}")
+    if native.extension is None:
+        print(f"extension  missing: {native.why_missing}; `ssl-fast build` compiles it")
+    else:
+        record = json.loads(native.BUILD_RECORD.read_text())
+        print(f"extension  {native.extension.__file__}")
+        print(f"           built for torch {record['torch']} by {record['compiler']}")
+        for key, value in native.extension.build_info().items():
+            print(f"           {key}: {value}")
+    print(f"threads    {torch.get_num_threads()} of {os.cpu_count()} CPUs")
+    print(f"backend    SSL_FAST_BACKEND={os.environ.get('SSL_FAST_BACKEND', 'auto')}")
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        print(f"GPU {index}      {gpu.name}, {gpu.major}.{gpu.minor}, {gpu.total_memory >> 30} GiB")
+    if not torch.cuda.is_available():
+        print("GPU        none that torch can use")
+
+
+def _print_choices(devices: list[str]) -> None:
+    print("\nWhich backend runs each operator:")
+    for device in devices:
+        for operator in backends.IMPLEMENTATIONS:
+            try:
+                chosen = backends.choose(operator, device)
+            except ValueError as error:
+                chosen = f"none ({error})"
+            print(f"  {operator:12} on {device:5} {chosen}")
+            for name in backends.BACKENDS:
+                reason = backends.why_not(operator, name, device)
+                if reason:
+                    print(f"{'':24}not {name}: {reason}")
+
+
+def _print_checks(devices: list[str]) -> bool:
+    print(
+        "\nSelf-check, float32 against the float64 reference (bounds: "
+        + ", ".join(f"{kind} {bound:.0e}" for kind, bound in BOUNDS.items())
+        + "):"
+    )
+    all_passed = True
+    for device in devices:
+        for operator in backends.IMPLEMENTATIONS:
+            for name in backends.BACKENDS:
+                if backends.why_not(operator, name, device):
+                    continue
+                passed, text = check(operator, name, device)
+                all_passed = all_passed and passed
+                print(f"  {'ok    ' if passed else 'FAILED'} {operator:12} on {device:5} {name:10} {text}")
+    return all_passed
+
+
+def main(arguments: list[str]) -> int:
+    """Prints the report; returns 1 where a check failed."""
+    argparse.ArgumentParser(prog="ssl-fast doctor", description=__doc__).parse_args(arguments)
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    _print_build()
+    _print_choices(devices)
+    return 0 if _print_checks(devices) else 1
