@@ -55,11 +55,16 @@ def native_arguments() -> dict:
     return {}
 
 
+try:
+    native = native_arguments()
+except build.BuildError as error:
+    sys.exit(f"error: {error}")
+
 setup(
     # `kernels` and `csrc` are top folders of the checkout and parts of the package: the bare name
     # `kernels` belongs to another project, and `ssl-fast build` needs the C++ sources.
     packages=[*find_packages(include=["ssl_fast", "ssl_fast.*"]), "ssl_fast.kernels", "ssl_fast.csrc"],
     package_dir={"ssl_fast.kernels": "kernels", "ssl_fast.csrc": "csrc"},
     package_data={"ssl_fast": ["py.typed"], "ssl_fast.csrc": list(build.SHIPPED)},
-    **native_arguments(),
+    **native,
 )
