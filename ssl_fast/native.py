@@ -32,6 +32,61 @@ def _load():
 extension, why_missing = _load()
 
 
+def _register_fake_kernels() -> None:
+    """Shapes without data, for torch.compile; the schemas are in csrc/ops.cpp."""
+
+    def wide(x):
+        return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+    def loss_and_stats(x, rows, reduction, return_stats):
+        loss = x.new_empty((rows,) if reduction == 0 else (), dtype=wide(x))
+        return loss, x.new_empty(4 if return_stats else 0, dtype=wide(x))
+
+    def temperature_gradient(x, temperature_tensor):
+        return x.new_empty((), dtype=wide(x)) if temperature_tensor is None else torch.empty_like(temperature_tensor)
+
+    @torch.library.register_fake("ssl_fast::nt_xent")
+    def _(z1, z2, temperature, temperature_tensor, reduction, return_stats):
+        rows = 2 * z1.shape[0]
+        return *loss_and_stats(z1, rows, reduction, return_stats), z1.new_empty(rows, dtype=wide(z1))
+
+    @torch.library.register_fake("ssl_fast::nt_xent_backward")
+    def _(gradient, z1, z2, temperature, temperature_tensor, reduction, sums):
+        return z1.new_empty(z1.shape), z2.new_empty(z2.shape), temperature_gradient(z1, temperature_tensor)
+
+    @torch.library.register_fake("ssl_fast::info_nce")
+    def _(
+        query, positive, negatives, normalize_negatives, temperature, temperature_tensor, reduction, return_stats,
+        query_gradient=False,
+    ):  # fmt: skip
+        rows, dim = query.shape
+        sums = query.new_empty((2, rows), dtype=wide(query))
+        key_means = query.new_empty((rows if query_gradient else 0, dim), dtype=wide(query))
+        return *loss_and_stats(query, rows, reduction, return_stats), sums, key_means
+
+    @torch.library.register_fake("ssl_fast::info_nce_backward")
+    def _(
+        gradient, query, positive, negatives, in_batch, normalize_negatives, temperature, temperature_tensor,
+        reduction, sums, key_means, negatives_gradient,
+    ):  # fmt: skip
+        own = negatives is not None and negatives_gradient
+        negatives_out = negatives.new_empty(negatives.shape) if own else query.new_empty(0)
+        temperature_out = temperature_gradient(query, temperature_tensor)
+        return query.new_empty(query.shape), positive.new_empty(positive.shape), negatives_out, temperature_out
+
+    @torch.library.register_fake("ssl_fast::ema_update_")
+    def _(target, source, momentum):
+        pass
+
+    @torch.library.register_fake("ssl_fast::enqueue_")
+    def _(queue, queue_ptr, keys):
+        pass
+
+
+if extension is not None:
+    _register_fake_kernels()
+
+
 def warn_if_missing() -> None:
     if extension is None:
         warnings.warn(

@@ -1,0 +1,66 @@
+// The momentum update of a list of tensors, in place: t = m t + (1 - m) s, in float32 or wider.
+#include "losses.h"
+#include "rows.h"
+
+#include <ATen/ops/empty_like.h>
+
+namespace ssl_fast::cpu {
+namespace {
+
+// A stretch of elements of one pair of tensors: threads share all tensors evenly, whatever their sizes.
+struct Stretch {
+  size_t tensor;
+  int64_t begin, end;
+};
+constexpr int64_t kStretch = 1 << 15;
+
+template <typename T, typename S>
+void average(T* __restrict__ t, const S* __restrict__ s, int64_t n, double momentum) {
+  // float64 arithmetic only where a float64 is involved.
+  using Wide = std::conditional_t<std::is_same_v<T, double> || std::is_same_v<S, double>, double, float>;
+  const Wide m = Wide(momentum), rest = Wide(1 - momentum);
+  for (int64_t i = 0; i < n; i++) t[i] = static_cast<T>(static_cast<Wide>(t[i]) * m + static_cast<Wide>(s[i]) * rest);
+}
+
+// Elements in memory order are pairs only where both have the same dense layout.
+bool same_dense_layout(const Tensor& t, const Tensor& s) {
+  return t.is_non_overlapping_and_dense() && t.strides() == s.strides();
+}
+
+}  // namespace
+
+void ema_update_(at::TensorList target, at::TensorList source, double momentum) {
+  TORCH_CHECK_VALUE(target.size() == source.size(), "source: expected ", target.size(), " tensors as target, got ",
+                    source.size());
+  std::vector<Tensor> averaged, sources;
+  std::vector<std::pair<Tensor, Tensor>> written_back;
+  std::vector<Stretch> stretches;
+  for (size_t i = 0; i < target.size(); i++)
+    TORCH_CHECK_VALUE(target[i].sizes() == source[i].sizes(), "source[", i, "]: expected shape ", target[i].sizes(),
+                      " as target, got ", source[i].sizes());
+  for (size_t i = 0; i < target.size(); i++) {
+    if (!at::isFloatingType(target[i].scalar_type())) {
+      target[i].copy_(source[i]);
+      continue;
+    }
+    if (target[i].numel() == 0) continue;
+    target[i].unsafeGetTensorImpl()->bump_version();
+    const bool dense = same_dense_layout(target[i], source[i]);
+    averaged.push_back(dense ? target[i] : target[i].contiguous());
+    sources.push_back(dense ? source[i] : source[i].contiguous());
+    if (!dense && !averaged.back().is_same(target[i])) written_back.emplace_back(target[i], averaged.back());
+    for (int64_t begin = 0; begin < target[i].numel(); begin += kStretch)
+      stretches.push_back({averaged.size() - 1, begin, std::min(begin + kStretch, target[i].numel())});
+  }
+  at::parallel_for(0, int64_t(stretches.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; k++) {
+      const auto [tensor, first, last] = stretches[k];
+      with_type(averaged[tensor], [&](auto* t) {
+        with_type(sources[tensor], [&](const auto* s) { average(t + first, s + first, last - first, momentum); });
+      });
+    }
+  });
+  for (const auto& [place, values] : written_back) place.copy_(values);
+}
+
+}  // namespace ssl_fast::cpu

@@ -1,0 +1,39 @@
+// The circular write of keys into a queue (reference.enqueue_).
+#include "losses.h"
+#include "rows.h"
+
+namespace ssl_fast::cpu {
+namespace {
+
+template <typename Q>
+void write_keys(const Tensor& queue, int64_t pointer, const Tensor& keys) {
+  Q* rows = queue.data_ptr<Q>();
+  const int64_t size = queue.size(0), dim = queue.size(1), count = keys.size(0);
+  const int64_t row_stride = queue.stride(0), stride = queue.stride(1);
+  const auto copy = [&](const auto* data) {
+    // The last `size` keys stay, where writing all in turn would leave them.
+    for (int64_t j = std::max<int64_t>(count - size, 0); j < count; j++) {
+      Q* out = rows + (pointer + j) % size * row_stride;
+      const auto* in = data + j * keys.stride(0);
+      for (int64_t d = 0; d < dim; d++) out[d * stride] = static_cast<Q>(in[d * keys.stride(1)]);
+    }
+  };
+  with_type(keys, copy);
+}
+
+}  // namespace
+
+void enqueue_(const Tensor& queue, const Tensor& queue_ptr, const Tensor& keys) {
+  TORCH_CHECK_VALUE(queue.dim() == 2 && keys.dim() == 2 && queue.size(1) == keys.size(1) && queue.numel() > 0,
+                    "keys: expected (B, D) as the queue's (K, D), got ", keys.sizes(), " and ", queue.sizes());
+  TORCH_CHECK_VALUE(queue_ptr.numel() == 1 && queue_ptr.scalar_type() == at::kLong,
+                    "queue_ptr: expected one int64, got ", queue_ptr.sizes(), " ", queue_ptr.scalar_type());
+  int64_t* pointer = queue_ptr.data_ptr<int64_t>();
+  const int64_t size = queue.size(0), first = (*pointer % size + size) % size;
+  with_type(queue, [&](auto* data) { write_keys<std::remove_pointer_t<decltype(data)>>(queue, first, keys); });
+  *pointer = (first + keys.size(0)) % size;
+  queue.unsafeGetTensorImpl()->bump_version();
+  queue_ptr.unsafeGetTensorImpl()->bump_version();
+}
+
+}  // namespace ssl_fast::cpu

@@ -1,0 +1,208 @@
+// NT-Xent with the fixed shift |s|: E_ik = exp(s <u_i, u_k> - |s|) is symmetric, so each pair of
+// blocks is computed once and serves the rows of both. DESIGN: the formulas stand in reference.py;
+// gradients, with Z_i = sum_{k != i} E_ik and a_i = g_i / Z_i:
+//   dU_i = s [ sum_{k != i} E_ik (a_i + a_k) u_k - (g_i + g_p(i)) u_p(i) ].
+// Where exp(-2|s|) would be no normal number, the online maximum of nt_xent_online.h takes over.
+#include "losses.h"
+#include "nt_xent_online.h"
+#include "reduction.h"
+#include "tournament.h"
+
+namespace ssl_fast::cpu {
+namespace {
+
+template <typename T>
+struct Blocks {
+  const UnitRows<T>& unit;
+  const Tensor packed;
+  const T scale, shift;
+  const int64_t block, count;
+
+  Blocks(const UnitRows<T>& unit, const Scale& s)
+      : unit(unit),
+        packed(unit.packed()),
+        scale(T(s.log2_scale)),
+        shift(std::abs(scale)),
+        block(block_size(unit.n)),
+        count((unit.n + block - 1) / block) {}
+
+  // By the shapes alone, never by the threads: it fixes the order of sums.
+  static int64_t block_size(int64_t n) {
+    const int64_t group = kernels<T>().column_group;
+    const int64_t wanted = n <= 128 ? n : n <= 1536 ? 96 : kTile;
+    return std::min(kTile, round_up(wanted, group));
+  }
+
+  int64_t first(int64_t b) const { return b * block; }
+  int64_t size(int64_t b) const { return std::min(block, unit.n - first(b)); }
+  int64_t grain() const { return ssl_fast::grain(4. * block * block * unit.dim); }
+
+  TileInput<T> tile(int64_t i, int64_t j) const {
+    const T* columns = packed.template data_ptr<T>() + first(j) * unit.dim;
+    return {unit.row(first(i)), unit.width, columns, size(i), size(j), unit.dim, scale, i == j ? 0 : kNoDiagonal};
+  }
+};
+
+// Adds row i's partner p(i), the same image in the other view.
+inline int64_t partner(int64_t i, int64_t n) { return i < n / 2 ? i + n / 2 : i - n / 2; }
+
+template <typename T>
+UnitRows<T> both_views(const Tensor& z1, const Tensor& z2) {
+  UnitRows<T> unit(2 * z1.size(0), z1.size(1));
+  unit.fill(z1, 0);
+  unit.fill(z2, z1.size(0));
+  return unit;
+}
+
+// The cosine similarity of each pair of views.
+template <typename T>
+std::vector<T> pair_similarities(const UnitRows<T>& unit) {
+  std::vector<T> out(unit.n / 2);
+  at::parallel_for(0, unit.n / 2, grain(8. * unit.dim), [&](int64_t begin, int64_t end) {
+    kernels<T>().dots(unit.row(begin), unit.row(begin + unit.n / 2), unit.width, end - begin, unit.dim,
+                      out.data() + begin);
+  });
+  return out;
+}
+
+// Z_i, and with ranks the candidates above the positive.
+template <typename T>
+void sum_exponentials(const UnitRows<T>& unit, const Scale& scale, const std::vector<T>& similarities, T* sums,
+                      std::vector<int64_t>* counts) {
+  const Blocks<T> blocks(unit, scale);
+  std::vector<T> positives;
+  if (counts) {
+    positives.resize(unit.n);
+    kernels<T>().exp_dots(similarities.data(), unit.n / 2, blocks.scale, blocks.shift, positives.data());
+    std::copy_n(positives.begin(), unit.n / 2, positives.begin() + unit.n / 2);
+  }
+  std::fill_n(sums, unit.n, T(0));
+  tournament(blocks.count, blocks.grain(), [&](int64_t i, int64_t j) {
+    const int64_t r = blocks.first(i), c = blocks.first(j);
+    Ranks<T> ranks{};
+    if (counts) {
+      ranks = {positives.data() + r, positives.data() + c, counts->data() + r, counts->data() + c};
+      if (i == j) ranks.column_counts = nullptr;
+    }
+    kernels<T>().exp_sums(blocks.tile(i, j), blocks.shift, sums + r, i == j ? nullptr : sums + c,
+                          counts ? &ranks : nullptr);
+  });
+}
+
+// Sum of <u_i, u_k> over all i and all k other than i and p(i), in O(N D).
+template <typename T>
+double negative_similarity_sum(const UnitRows<T>& unit, double positive_sum) {
+  double all = 0, itself = 0;
+  for (int64_t d = 0; d < unit.dim; d++) {
+    double column = 0;
+    for (int64_t i = 0; i < unit.n; i++) {
+      const double u = unit.row(i)[d];
+      column += u;
+      itself += u * u;
+    }
+    all += column * column;
+  }
+  return all - itself - positive_sum;
+}
+
+template <typename T>
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& z1, const Tensor& z2, const Scale& scale, int64_t reduction,
+                                           bool return_stats) {
+  const UnitRows<T> unit = both_views<T>(z1, z2);
+  const int64_t n = unit.n;
+  const std::vector<T> similarities = pair_similarities(unit);
+  Tensor sums = new_empty<T>({n});
+  T* sum = sums.template data_ptr<T>();
+  std::vector<int64_t> counts(return_stats ? n : 0);
+  std::vector<double> loss_rows(n);
+  const bool fixed = scale.fixed_shift();
+  if (fixed)
+    sum_exponentials(unit, scale, similarities, sum, return_stats ? &counts : nullptr);
+  else
+    online_log_sums(unit, scale, similarities, sum, return_stats ? &counts : nullptr);
+  double positive_sum = 0;
+  // The scale as the tiles used it, rounded: then what should cancel does.
+  const double used = T(scale.log2_scale);
+  for (int64_t i = 0; i < n; i++) {
+    const double similarity = similarities[i % (n / 2)];
+    const double log_sum = fixed ? std::log2(double(sum[i])) + std::abs(used) : double(sum[i]);
+    loss_rows[i] = (log_sum - used * similarity) * kLn2;
+    positive_sum += similarity;
+  }
+  Tensor stats = return_stats ? contrastive_stats<T>(loss_rows, counts, positive_sum,
+                                                     negative_similarity_sum(unit, positive_sum), n - 2)
+                              : new_empty<T>({0});
+  return {reduce<T>(loss_rows, reduction), stats, sums};
+}
+
+// sum_{k != i} E_ik (a_i + a_k) u_k, a row for each row.
+template <typename T>
+void add_attractions(const UnitRows<T>& unit, const Scale& scale, const std::vector<T>& a, T* du) {
+  const Blocks<T> blocks(unit, scale);
+  const Tensor tiles = new_empty<T>({at::get_num_threads(), kTile + kTileSlack, kTile});
+  tournament(blocks.count, blocks.grain(), [&](int64_t i, int64_t j) {
+    const auto& kernel = kernels<T>();
+    T* tile = tiles.template data_ptr<T>() + at::get_thread_num() * tiles.stride(0);
+    const int64_t r = blocks.first(i), c = blocks.first(j), width = unit.width;
+    kernel.exp_weights(blocks.tile(i, j), blocks.shift, a.data() + r, a.data() + c, tile);
+    kernel.add_rows(tile, blocks.size(i), blocks.size(j), unit.row(c), width, width, du + r * width);
+    if (i != j) kernel.add_columns(tile, blocks.size(j), blocks.size(i), unit.row(r), width, width, du + c * width);
+  });
+}
+
+template <typename T>
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor& z1, const Tensor& z2,
+                                            const Scale& scale, const OptionalTensor& temperature_tensor,
+                                            int64_t reduction, const Tensor& sums) {
+  const UnitRows<T> unit = both_views<T>(z1, z2);
+  const int64_t n = unit.n;
+  const std::vector<T> g = row_gradients<T>(gradient, reduction, n);
+  const T* sum = sums.template data_ptr<T>();
+  Tensor du = new_zeros<T>({n, unit.width});
+  T* du_rows = du.template data_ptr<T>();
+  if (scale.fixed_shift()) {
+    std::vector<T> a(n);
+    for (int64_t i = 0; i < n; i++) a[i] = g[i] / sum[i];
+    add_attractions(unit, scale, a, du_rows);
+  } else {
+    online_attractions(unit, scale, g, sum, du_rows);
+  }
+  const std::array<Tensor, 2> dz = {at::empty(z1.sizes(), z1.options()), at::empty(z2.sizes(), z2.options())};
+  std::vector<double> along(n);
+  at::parallel_for(0, n, grain(16. * unit.dim), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      T* d = du_rows + i * unit.width;
+      const int64_t p = partner(i, n);
+      const T s = T(scale.s), pull = g[i] + g[p];
+      for (int64_t k = 0; k < unit.dim; k++) d[k] = s * (d[k] - pull * unit.row(p)[k]);
+      along[i] = kernels<T>().normalize_backward(unit.row(i), d, unit.dim, unit.inverse_norm(i));
+      write_row(dz[i >= n / 2], i % (n / 2), d);
+    }
+  });
+  double s_dL_ds = 0;
+  for (double x : along) s_dL_ds += x / 2;
+  return {dz[0], dz[1], temperature_gradient<T>(s_dL_ds, scale, temperature_tensor)};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& z1, const Tensor& z2, double temperature,
+                                           const OptionalTensor& temperature_tensor, int64_t reduction,
+                                           bool return_stats) {
+  TORCH_CHECK_VALUE(z1.dim() == 2 && z1.sizes() == z2.sizes() && z1.numel() > 0,
+                    "z2: expected the shape (N, D) of z1, not empty, got ", z1.sizes(), " and ", z2.sizes());
+  const Scale scale(temperature, temperature_tensor);
+  return z1.scalar_type() == at::kDouble ? forward<double>(z1, z2, scale, reduction, return_stats)
+                                         : forward<float>(z1, z2, scale, reduction, return_stats);
+}
+
+std::tuple<Tensor, Tensor, Tensor> nt_xent_backward(const Tensor& gradient, const Tensor& z1, const Tensor& z2,
+                                                    double temperature, const OptionalTensor& temperature_tensor,
+                                                    int64_t reduction, const Tensor& sums) {
+  const Scale scale(temperature, temperature_tensor);
+  return z1.scalar_type() == at::kDouble
+             ? backward<double>(gradient, z1, z2, scale, temperature_tensor, reduction, sums)
+             : backward<float>(gradient, z1, z2, scale, temperature_tensor, reduction, sums);
+}
+
+}  // namespace ssl_fast::cpu

@@ -1,0 +1,155 @@
+// Rows of embeddings of any float dtype and strides, as the tile engine wants them.
+#pragma once
+#include "simd.h"
+
+#include <ATen/core/Tensor.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+namespace ssl_fast {
+
+inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
+
+template <typename T>
+at::Tensor new_zeros(at::IntArrayRef sizes) {
+  return at::zeros(sizes, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value));
+}
+template <typename T>
+at::Tensor new_empty(at::IntArrayRef sizes) {
+  return at::empty(sizes, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value));
+}
+
+// Threads only where each gets some ten microseconds of work.
+inline int64_t grain(double flops_each) { return int64_t(1e6 / (flops_each + 1)) + 1; }
+
+// Calls use(pointer to the first element of type S) for the float type of x.
+template <typename Use>
+void with_type(const at::Tensor& x, const Use& use) {
+  switch (x.scalar_type()) {
+    case at::kFloat: return use(x.data_ptr<float>());
+    case at::kDouble: return use(x.data_ptr<double>());
+    case at::kBFloat16: return use(x.data_ptr<at::BFloat16>());
+    case at::kHalf: return use(x.data_ptr<at::Half>());
+    default: TORCH_CHECK_TYPE(false, "expected float32, float64, bfloat16 or float16, got ", x.scalar_type());
+  }
+}
+
+// Reads rows of a 2-D tensor (rows, dim) as T. Holds no reference: the tensor must outlive it.
+template <typename T>
+class RowReader {
+ public:
+  explicit RowReader(const at::Tensor& x)
+      : dtype_(x.scalar_type()), row_stride_(x.stride(0)), stride_(x.stride(1)), rows(x.size(0)), dim(x.size(1)) {
+    with_type(x, [&](auto* data) { data_ = data; });
+  }
+
+  bool direct() const { return dtype_ == c10::CppTypeToScalarType<T>::value && (stride_ == 1 || dim == 1); }
+  int64_t row_stride() const { return row_stride_; }
+  const T* pointer(int64_t row) const { return static_cast<const T*>(data_) + row * row_stride_; }
+
+  // The row where it lies if it can be used there, else converted into scratch (dim).
+  const T* row(int64_t i, T* scratch) const {
+    if (direct()) return pointer(i);
+    switch (dtype_) {
+      case at::kFloat: convert<float>(i, scratch); break;
+      case at::kDouble: convert<double>(i, scratch); break;
+      case at::kBFloat16: convert<at::BFloat16>(i, scratch); break;
+      default: convert<at::Half>(i, scratch);
+    }
+    return scratch;
+  }
+
+ private:
+  template <typename S>
+  void convert(int64_t i, T* out) const {
+    const S* in = static_cast<const S*>(data_) + i * row_stride_;
+    for (int64_t d = 0; d < dim; d++) out[d] = static_cast<T>(in[d * stride_]);
+  }
+
+  const void* data_ = nullptr;
+  at::ScalarType dtype_;
+  int64_t row_stride_, stride_;
+
+ public:
+  const int64_t rows, dim;
+};
+
+// A finite number too large for float16 (the gradient of a zero row is dU / eps) saturates.
+template <typename S, typename T>
+S narrow(T x) {
+  if constexpr (std::is_same_v<S, at::Half>) {
+    const T largest = 65504;
+    if (x > largest && x <= std::numeric_limits<T>::max()) return S(65504.f);
+    if (x < -largest && x >= std::numeric_limits<T>::lowest()) return S(-65504.f);
+  }
+  return static_cast<S>(x);
+}
+
+// Writes `row` (dim) to row i of a contiguous tensor (rows, dim).
+template <typename T>
+void write_row(const at::Tensor& out, int64_t i, const T* row) {
+  const int64_t dim = out.size(1);
+  with_type(out, [&](auto* data) {
+    using S = std::remove_pointer_t<decltype(data)>;
+    for (int64_t d = 0; d < dim; d++) data[i * dim + d] = narrow<S>(row[d]);
+  });
+}
+
+// Unit rows (n + slack, width), columns beyond dim and rows beyond n zero, and 1 / max(|x|, eps).
+template <typename T>
+struct UnitRows {
+  int64_t n, dim, width;
+  at::Tensor rows, inverse_norms;
+
+  UnitRows(int64_t n, int64_t dim)
+      : n(n),
+        dim(dim),
+        width(round_up(dim, kernels<T>().lanes)),
+        rows(new_empty<T>({n + kTileSlack, width})),
+        inverse_norms(new_empty<T>({n})) {
+    std::fill(row(n), row(n + kTileSlack), T(0));
+  }
+
+  // Rows `first` and after from those of x.
+  void fill(const at::Tensor& x, int64_t first) {
+    const RowReader<T> reader(x);
+    T* norms = inverse_norms.template data_ptr<T>() + first;
+    at::parallel_for(0, reader.rows, grain(8. * dim), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) {
+        T* out = row(first + i);
+        norms[i] = kernels<T>().normalize(reader.row(i, out), out, dim);
+        std::fill(out + dim, out + width, T(0));
+      }
+    });
+  }
+
+  T* row(int64_t i) const { return rows.template data_ptr<T>() + i * width; }
+  T inverse_norm(int64_t i) const { return inverse_norms.template data_ptr<T>()[i]; }
+
+  // The rows packed as columns for TileInput.
+  at::Tensor packed() const {
+    const int64_t group = kernels<T>().column_group, groups = (n + group - 1) / group;
+    at::Tensor out = new_empty<T>({groups * group, dim});
+    T* columns = out.template data_ptr<T>();
+    at::parallel_for(0, groups, grain(4. * group * dim), [&](int64_t begin, int64_t end) {
+      const int64_t first = begin * group, last = std::min(n, end * group);
+      kernels<T>().pack(row(first), width, last - first, dim, columns + first * dim);
+    });
+    return out;
+  }
+};
+
+constexpr double kLn2 = 0.69314718055994531, kLog2E = 1.4426950408889634;
+
+// The scale of scores in powers of two, s * log2(e), and what else a temperature gives.
+struct Scale {
+  double s, log2_scale;
+  explicit Scale(double temperature) : s(1 / temperature), log2_scale(s * kLog2E) {}
+  Scale(double temperature, const std::optional<at::Tensor>& tensor)
+      : Scale(tensor ? tensor->item<double>() : temperature) {}
+  // exp(-2 |s|) must stay a normal number for the sums to take one fixed shift.
+  bool fixed_shift() const { return 2 * std::abs(s) <= 80; }
+};
+
+}  // namespace ssl_fast

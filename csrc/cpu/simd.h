@@ -1,0 +1,85 @@
+// The vector kernels of the tile engine, one table of functions for each SIMD level.
+//
+// The level is chosen once, at load, from what the processor has; SSL_FAST_SIMD=plain|avx2|avx512
+// forces a lower one (tests run each). Everything here is single threaded: who calls decides on
+// threads, and fixes the order of sums by the shapes alone.
+#pragma once
+#include <cstdint>
+
+namespace ssl_fast {
+
+// Leading dimension of a tile of scores, and the most rows or columns one may have. A multiple of
+// every level's column group (48, 24, 12); not a power of two, which would crowd few cache sets.
+constexpr int64_t kTile = 192;
+// Rows of slack behind a tile: the last group of rows is computed whole.
+constexpr int64_t kTileSlack = 8;
+
+// Rows (m, dim) against columns (n, dim) packed by pack(): scores = scale * <row, column>.
+template <typename T>
+struct TileInput {
+  const T* rows;
+  int64_t row_stride;
+  const T* columns;
+  int64_t m, n, dim;
+  T scale;           // s * log2(e): scores are in powers of two
+  int64_t diagonal;  // row r leaves out column r + diagonal; kNoDiagonal: none
+};
+constexpr int64_t kNoDiagonal = INT64_MIN / 2;
+
+// For each row and, unless null, column: exp2 of its positive's score, and the candidates above it.
+template <typename T>
+struct Ranks {
+  const T *row_positives, *column_positives;
+  int64_t *row_counts, *column_counts;
+};
+
+template <typename T>
+struct Kernels {
+  int64_t lanes;         // of a vector: widths are multiples of it
+  int64_t column_group;  // columns are packed in groups of this many: [group][dim][column]
+
+  // u = x / max(|x|, eps) for one row of `dim`; returns 1 / max(|x|, eps). In place is allowed.
+  T (*normalize)(const T* x, T* u, int64_t dim);
+  // dx = (du - u <u, du>) * inverse_norm, without the projection where the norm was clamped;
+  // du is overwritten with dx. Returns <u, du>, which the temperature's gradient needs.
+  T (*normalize_backward)(const T* u, T* du, int64_t dim, T inverse_norm);
+  // Rows (n, dim) into column groups; the rest of the last group is zero.
+  void (*pack)(const T* rows, int64_t row_stride, int64_t n, int64_t dim, T* columns);
+  // out[i] = <a_i, b_i> for n rows, bit for bit as in a tile, so that equal rows tie.
+  void (*dots)(const T* a, const T* b, int64_t row_stride, int64_t n, int64_t dim, T* out);
+
+  // tile[r][c] = score.
+  void (*scores)(const TileInput<T>& in, T* tile);
+  // out = exp2(scale * dot - shift), bit for bit as in a tile.
+  void (*exp_dots)(const T* dots, int64_t n, T scale, T shift, T* out);
+  // E = exp2(score - shift), zero where left out: adds E to row_sums (m) and, unless null, to
+  // column_sums (n). With ranks it also counts the E that are not <= the positive's.
+  void (*exp_sums)(const TileInput<T>& in, T shift, T* row_sums, T* column_sums, const Ranks<T>* ranks);
+  // tile[r][c] = E * (row_weights[r] + column_weights[c]), zero where left out.
+  void (*exp_weights)(const TileInput<T>& in, T shift, const T* row_weights, const T* column_weights, T* tile);
+
+  // out (m, width) += tile (m, k) * b (k, width); out (n, width) += tile (k, n) transposed * b.
+  // width is a multiple of the lanes of a vector.
+  void (*add_rows)(const T* tile, int64_t m, int64_t k, const T* b, int64_t b_stride, int64_t width, T* out);
+  void (*add_columns)(const T* tile, int64_t n, int64_t k, const T* b, int64_t b_stride, int64_t width, T* out);
+
+  // Online softmax down the columns of a tile of scores (m, n): raises maxima (n), makes each score
+  // exp2(score - maximum), adds to sums (n). factors (n) gets exp2(old - new maximum); returns
+  // whether any maximum rose (then sums are already rescaled and what belongs to them must be).
+  bool (*online_columns)(T* tile, int64_t m, int64_t n, T* maxima, T* sums, T* factors);
+  // score -> exp2(score - log_sums[c]) * weights[c], and, unless row_weights is null,
+  // + exp2(score - row_log_sums[r]) * row_weights[r].
+  void (*softmax_weights)(T* tile, int64_t m, int64_t n, const T* log_sums, const T* weights,
+                          const T* row_log_sums, const T* row_weights);
+  // counts[c] += rows r of column c whose score is not <= thresholds[c] (NaN counts).
+  void (*count_columns)(const T* tile, int64_t m, int64_t n, const T* thresholds, int64_t* counts);
+};
+
+template <typename T>
+const Kernels<T>& kernels();
+
+// Names of the level in use and of all that this processor could run.
+const char* simd_level();
+const char* simd_available();
+
+}  // namespace ssl_fast

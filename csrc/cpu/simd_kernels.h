@@ -1,0 +1,301 @@
+// The vector kernels, compiled once for each SIMD level: BYTES is the width of a vector and
+// ROWS x VECTORS the block of a tile that stays in registers. See simd.h for what each one does.
+#include "vec.h"
+
+// A micro-kernel's accumulators: acc += a (ROWS scalars a step) x b (V vectors a step).
+// ByColumn: the ROWS scalars of a step are contiguous (a + k * a_stride + r); else each row is
+// (a + r * a_stride + k). One chain of sums for each entry, in the order of k.
+template <typename T, int V, bool ByColumn>
+static inline __attribute__((always_inline)) void multiply(const T* a, int64_t a_stride, const T* b, int64_t b_stride,
+                                                           int64_t steps, Vec<T> (&acc)[ROWS][V]) {
+  for (int64_t k = 0; k < steps; k++) {
+    Vec<T> bv[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) bv[v] = load(b + k * b_stride + v * kLanes<T>);
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++) {
+      const T x = ByColumn ? a[k * a_stride + r] : a[r * a_stride + k];
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) acc[r][v] += x * bv[v];
+    }
+  }
+}
+
+template <typename T>
+constexpr int64_t kGroup = VECTORS * kLanes<T>;
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <typename T>
+static T max_abs(const T* x, int64_t dim) {
+  T largest = 0;
+  for (int64_t d = 0; d < dim; d++) {
+    const T size = x[d] < 0 ? -x[d] : x[d];
+    largest = size > largest ? size : largest;
+  }
+  return largest;
+}
+
+template <typename T>
+static T sum_products(const T* a, const T* b, int64_t dim) {
+  Vec<T> acc[4] = {};
+  int64_t d = 0;
+  for (; d + 4 * kLanes<T> <= dim; d += 4 * kLanes<T>)
+    for (int v = 0; v < 4; v++) acc[v] += load(a + d + v * kLanes<T>) * load(b + d + v * kLanes<T>);
+  for (; d + kLanes<T> <= dim; d += kLanes<T>) acc[0] += load(a + d) * load(b + d);
+  T sum = sum_lanes<T>((acc[0] + acc[1]) + (acc[2] + acc[3]));
+  for (; d < dim; d++) sum += a[d] * b[d];
+  return sum;
+}
+
+template <typename T>
+static void multiply_row(const T* x, T factor, T* out, int64_t dim) {
+  int64_t d = 0;
+  for (; d + kLanes<T> <= dim; d += kLanes<T>) store<T>(out + d, load(x + d) * factor);
+  for (; d < dim; d++) out[d] = x[d] * factor;
+}
+
+static inline float root(float x) { return __builtin_sqrtf(x); }
+static inline double root(double x) { return __builtin_sqrt(x); }
+
+constexpr double kEps = 1e-12;  // reference.EPS
+
+template <typename T>
+static T normalize(const T* x, T* u, int64_t dim) {
+  const T squares = sum_products(x, x, dim);
+  const T huge = sizeof(T) == 4 ? T(1e38) : T(1e300);
+  if (squares < huge) {
+    const T norm = root(squares);
+    const T inverse = norm > T(kEps) ? T(1) / norm : T(1 / kEps);
+    multiply_row(x, inverse, u, dim);
+    return inverse;
+  }
+  // The squares overflow, or the row holds Inf or NaN: divide by the largest entry first. Inf
+  // becomes Inf / Inf = NaN, and NaN stays.
+  const T largest = max_abs(x, dim);
+  for (int64_t d = 0; d < dim; d++) u[d] = x[d] / largest;
+  const T inverse = T(1) / root(sum_products(u, u, dim));
+  multiply_row(u, inverse, u, dim);
+  return inverse / largest;
+}
+
+template <typename T>
+static T normalize_backward(const T* u, T* du, int64_t dim, T inverse_norm) {
+  const T along = sum_products(u, du, dim);
+  const T projected = inverse_norm < T(1 / kEps) ? along : T(0);
+  for (int64_t d = 0; d < dim; d++) du[d] = (du[d] - u[d] * projected) * inverse_norm;
+  return along;
+}
+
+template <typename T>
+static void pack(const T* rows, int64_t row_stride, int64_t n, int64_t dim, T* columns) {
+  for (int64_t first = 0; first < n; first += kGroup<T>) {
+    const int64_t count = least(kGroup<T>, n - first);
+    T* group = columns + first * dim;
+    // Some rows at a time, so that what is read of each stays in the cache until it is used up.
+    for (int64_t d = 0; d < dim; d++) {
+      T* out = group + d * kGroup<T>;
+      const T* in = rows + first * row_stride + d;
+      int64_t c = 0;
+      for (; c < count; c++) out[c] = in[c * row_stride];
+      for (; c < kGroup<T>; c++) out[c] = 0;
+    }
+  }
+}
+
+template <typename T>
+static void dots(const T* a, const T* b, int64_t row_stride, int64_t n, int64_t dim, T* out) {
+  for (int64_t i = 0; i < n; i += ROWS) {
+    // Vectors of equal lanes: a scalar sum the compiler may multiply and add in two roundings.
+    Vec<T> acc[ROWS] = {};
+    int64_t place[ROWS];
+    for (int r = 0; r < ROWS; r++) place[r] = least(i + r, n - 1) * row_stride;
+    for (int64_t d = 0; d < dim; d++)
+#pragma GCC unroll 8
+      for (int r = 0; r < ROWS; r++) acc[r] += a[place[r] + d] * splat<T>(b[place[r] + d]);
+    for (int r = 0; r < ROWS && i + r < n; r++) out[i + r] = acc[r][0];
+  }
+}
+
+// Calls use(first row, first column, acc) for each block of scores of V vectors of columns.
+template <typename T, int V, class Use>
+static inline __attribute__((always_inline)) void score_group(const TileInput<T>& in, int64_t column, const Use& use) {
+  const T* group = in.columns + column / kGroup<T> * kGroup<T> * in.dim + column % kGroup<T>;
+  for (int64_t row = 0; row < in.m; row += ROWS) {
+    Vec<T> acc[ROWS][V] = {};
+    multiply<T, V, false>(in.rows + row * in.row_stride, in.row_stride, group, kGroup<T>, in.dim, acc);
+    use(row, column, acc);
+  }
+}
+
+// All blocks of a tile: full groups, then the last columns with as few vectors as hold them.
+template <typename T, class Use>
+static inline __attribute__((always_inline)) void each_block(const TileInput<T>& in, const Use& use) {
+  int64_t column = 0;
+  for (; column + kGroup<T> <= in.n; column += kGroup<T>) score_group<T, VECTORS>(in, column, use);
+  const int64_t vectors = (in.n - column + kLanes<T> - 1) / kLanes<T>;
+  if (vectors == 1) score_group<T, 1>(in, column, use);
+  if (vectors == 2) score_group<T, 2>(in, column, use);
+  if (vectors >= 3) score_group<T, VECTORS>(in, column, use);
+}
+
+template <typename T>
+static void scores(const TileInput<T>& in, T* tile) {
+  each_block<T>(in, [&](int64_t row, int64_t column, auto& acc) {
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
+      for (int v = 0; v < int(sizeof(acc[0]) / sizeof(acc[0][0])); v++)
+        store<T>(tile + (row + r) * kTile + column + v * kLanes<T>, acc[r][v] * in.scale);
+  });
+}
+
+// Turns acc into E = exp2(score - shift), zero beyond the edges and on the diagonal.
+template <typename T, int V>
+static inline __attribute__((always_inline)) void exponentials(const TileInput<T>& in, T shift, int64_t row,
+                                                               int64_t column, Vec<T> (&acc)[ROWS][V]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) acc[r][v] = exp2v<T>(acc[r][v] * in.scale - shift);
+  const int64_t diagonal = row + in.diagonal;  // the column that the first row leaves out
+  const bool inside = row + ROWS <= in.m && column + V * kLanes<T> <= in.n;
+  if (inside && (diagonal + ROWS <= column || diagonal >= column + V * kLanes<T>)) return;
+  for (int r = 0; r < ROWS; r++) {
+    const Int<T> end = row + r < in.m ? in.n - column : 0;
+    const Int<T> left_out = diagonal + r < column || diagonal + r >= in.n ? -1 : diagonal + r - column;
+    for (int v = 0; v < V; v++) {
+      const IntVec<T> place = iota<T>() + Int<T>(v * kLanes<T>);
+      acc[r][v] = keep<T>((place < end) & (place != left_out), acc[r][v]);
+    }
+  }
+}
+
+template <typename T>
+static void exp_dots(const T* dots, int64_t n, T scale, T shift, T* out) {
+  for (int64_t i = 0; i < n; i++) {
+    const Vec<T> e = exp2v<T>(splat<T>(dots[i]) * scale - shift);
+    out[i] = e[0];
+  }
+}
+
+// Ranks of one block: entries above (or not comparable to) the positive's, by rows and by columns.
+template <typename T, int V>
+static inline void count_above(const Ranks<T>& ranks, int64_t rows, int64_t columns, int64_t row, int64_t column,
+                               const Vec<T> (&e)[ROWS][V]) {
+  for (int r = 0; r < ROWS && row + r < rows; r++)
+    for (int v = 0; v < V; v++)
+      for (int i = 0; i < kLanes<T>; i++) {
+        const int64_t c = column + v * kLanes<T> + i;
+        if (c >= columns) break;
+        ranks.row_counts[row + r] += !(e[r][v][i] <= ranks.row_positives[row + r]);
+        if (ranks.column_counts) ranks.column_counts[c] += !(e[r][v][i] <= ranks.column_positives[c]);
+      }
+}
+
+template <typename T>
+static void exp_sums(const TileInput<T>& in, T shift, T* row_sums, T* column_sums, const Ranks<T>* ranks) {
+  Vec<T> rows[kTile + ROWS] = {};
+  T columns[kTile + VECTORS * kLanes<T>] = {};
+  each_block<T>(in, [&](int64_t row, int64_t column, auto& acc) {
+    constexpr int V = sizeof(acc[0]) / sizeof(acc[0][0]);
+    exponentials<T, V>(in, shift, row, column, acc);
+    Vec<T> down[V] = {};
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++) {
+      Vec<T> across{};
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) {
+        across += acc[r][v];
+        down[v] += acc[r][v];
+      }
+      rows[row + r] += across;
+    }
+    for (int v = 0; v < V; v++) {
+      T* place = columns + column + v * kLanes<T>;
+      store<T>(place, load(place) + down[v]);
+    }
+    if (ranks) count_above<T, V>(*ranks, in.m, in.n, row, column, acc);
+  });
+  for (int64_t r = 0; r < in.m; r++) row_sums[r] += sum_lanes<T>(rows[r]);
+  if (column_sums)
+    for (int64_t c = 0; c < in.n; c++) column_sums[c] += columns[c];
+}
+
+template <typename T>
+static void exp_weights(const TileInput<T>& in, T shift, const T* row_weights, const T* column_weights, T* tile) {
+  T padded[kTile + VECTORS * kLanes<T>] = {};
+  T rows[kTile + ROWS] = {};
+  for (int64_t c = 0; c < in.n; c++) padded[c] = column_weights[c];
+  for (int64_t r = 0; r < in.m; r++) rows[r] = row_weights[r];
+  each_block<T>(in, [&](int64_t row, int64_t column, auto& acc) {
+    constexpr int V = sizeof(acc[0]) / sizeof(acc[0][0]);
+    exponentials<T, V>(in, shift, row, column, acc);
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++)
+        store<T>(tile + (row + r) * kTile + column + v * kLanes<T>,
+                 acc[r][v] * (load(padded + column + v * kLanes<T>) + rows[row + r]));
+  });
+}
+
+// out (count, width) += A (count, steps) * b (steps, width), A a tile or a tile transposed.
+template <typename T, int V, bool ByColumn>
+static void add_block(const T* tile, int64_t count, int64_t steps, const T* b, int64_t b_stride, int64_t width, T* out) {
+  for (int64_t row = 0; row < count; row += ROWS) {
+    Vec<T> acc[ROWS][V] = {};
+    multiply<T, V, ByColumn>(ByColumn ? tile + row : tile + row * kTile, kTile, b, b_stride, steps, acc);
+    const int rows = int(least(ROWS, count - row));
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) {
+        T* place = out + (row + r) * width + v * kLanes<T>;
+        store<T>(place, load(place) + acc[r][v]);
+      }
+  }
+}
+
+template <typename T, bool ByColumn>
+static void add_product(const T* tile, int64_t count, int64_t steps, const T* b, int64_t b_stride, int64_t width, T* out) {
+  int64_t left = width / kLanes<T>;
+  int64_t d = 0;
+  while (left > 0) {
+    // 4 = 2 + 2 and 2 are fuller in registers than 3 + 1.
+    const int64_t take = left >= VECTORS && left != VECTORS + 1 ? VECTORS : least(left, 2);
+    if (take == 1) add_block<T, 1, ByColumn>(tile, count, steps, b + d, b_stride, width, out + d);
+    if (take == 2) add_block<T, 2, ByColumn>(tile, count, steps, b + d, b_stride, width, out + d);
+    if (take == VECTORS) add_block<T, VECTORS, ByColumn>(tile, count, steps, b + d, b_stride, width, out + d);
+    left -= take;
+    d += take * kLanes<T>;
+  }
+}
+
+template <typename T>
+static void add_rows(const T* tile, int64_t m, int64_t k, const T* b, int64_t b_stride, int64_t width, T* out) {
+  add_product<T, false>(tile, m, k, b, b_stride, width, out);
+}
+
+template <typename T>
+static void add_columns(const T* tile, int64_t n, int64_t k, const T* b, int64_t b_stride, int64_t width, T* out) {
+  add_product<T, true>(tile, n, k, b, b_stride, width, out);
+}
+
+#include "softmax_columns.h"
+
+template <typename T>
+static constexpr Kernels<T> kTable = {kLanes<T>,
+                                      kGroup<T>,
+                                      normalize<T>,
+                                      normalize_backward<T>,
+                                      pack<T>,
+                                      dots<T>,
+                                      scores<T>,
+                                      exp_dots<T>,
+                                      exp_sums<T>,
+                                      exp_weights<T>,
+                                      add_rows<T>,
+                                      add_columns<T>,
+                                      online_columns<T>,
+                                      softmax_weights<T>,
+                                      count_columns<T>};

@@ -1,0 +1,15 @@
+// Vectors that every processor of the target has (SSE2 on x86-64, NEON on arm64).
+#include "simd.h"
+
+#define BYTES 16
+#define ROWS 4
+#define VECTORS 3
+
+namespace ssl_fast {
+namespace plain {
+#include "simd_kernels.h"
+}
+const Kernels<float>& plain_float() { return plain::kTable<float>; }
+const Kernels<double>& plain_double() { return plain::kTable<double>; }
+}  // namespace ssl_fast
+

@@ -1,0 +1,58 @@
+// What the online softmax does to a tile of scores, column by column; part of simd_kernels.h.
+// Columns beyond n, up to a whole vector, are computed too and belong to nobody: the tile and the
+// caller's arrays of kTile entries have room for them.
+
+template <typename T>
+static bool online_columns(T* tile, int64_t m, int64_t n, T* maxima, T* sums, T* factors) {
+  bool rose = false;
+  for (int64_t c = 0; c < n; c += kLanes<T>) {
+    const Vec<T> before = load(maxima + c);
+    Vec<T> highest = before;
+    for (int64_t r = 0; r < m; r++) {
+      const Vec<T> x = load(tile + r * kTile + c);
+      highest = x > highest ? x : highest;
+    }
+    // Where nothing was seen before, both may be -Inf, whose difference is NaN: a sum of 0 and a
+    // weighted sum of 0 take any finite factor.
+    const IntVec<T> higher = highest > before;
+    const Vec<T> factor = higher ? exp2v<T>(before - highest) : splat<T>(1);
+    Vec<T> sum = load(sums + c) * factor;
+    for (int64_t r = 0; r < m; r++) {
+      T* place = tile + r * kTile + c;
+      const Vec<T> e = exp2v<T>(load(place) - highest);
+      store<T>(place, e);
+      sum += e;
+    }
+    store<T>(maxima + c, highest);
+    store<T>(sums + c, sum);
+    store<T>(factors + c, factor);
+    for (int i = 0; i < kLanes<T> && c + i < n; i++) rose |= higher[i] != 0;
+  }
+  return rose;
+}
+
+template <typename T>
+static void softmax_weights(T* tile, int64_t m, int64_t n, const T* log_sums, const T* weights, const T* row_log_sums,
+                            const T* row_weights) {
+  for (int64_t c = 0; c < n; c += kLanes<T>) {
+    const Vec<T> log_sum = load(log_sums + c), weight = load(weights + c);
+    for (int64_t r = 0; r < m; r++) {
+      T* place = tile + r * kTile + c;
+      const Vec<T> score = load(place);
+      Vec<T> w = exp2v<T>(score - log_sum) * weight;
+      if (row_weights) w += exp2v<T>(score - row_log_sums[r]) * row_weights[r];
+      store<T>(place, w);
+    }
+  }
+}
+
+template <typename T>
+static void count_columns(const T* tile, int64_t m, int64_t n, const T* thresholds, int64_t* counts) {
+  for (int64_t c = 0; c < n; c += kLanes<T>) {
+    const Vec<T> threshold = load(thresholds + c);
+    IntVec<T> above{};
+    // A comparison that holds is -1.
+    for (int64_t r = 0; r < m; r++) above += ~(load(tile + r * kTile + c) <= threshold);
+    for (int i = 0; i < kLanes<T> && c + i < n; i++) counts[c + i] -= above[i];
+  }
+}

@@ -1,0 +1,96 @@
+// A block of queries walks once over many keys and keeps an online softmax: the running maximum,
+// the sum Z and, when asked, the weighted sum of the keys (flash style). Tiles have keys as rows, so
+// that keys are read where they lie, and queries as columns, so that maxima and sums are vectors.
+#pragma once
+#include "rows.h"
+
+#include <vector>
+
+namespace ssl_fast {
+
+// Keys as rows of T, block by block: in place where they can be read so, else converted (and
+// normalised) into a scratch block.
+template <typename T>
+class Keys {
+ public:
+  Keys(const at::Tensor& x, bool normalize)
+      : reader_(x), normalize_(normalize), width(round_up(x.size(1), kernels<T>().lanes)), count(x.size(0)) {}
+
+  struct Block {
+    const T* rows;
+    int64_t stride;
+  };
+
+  static at::Tensor scratch(int64_t width) { return new_zeros<T>({kTile + kTileSlack, width}); }
+
+  // Keys first .. first + n. inverse_norms (n), unless null, gets 1 / max(|x|, eps).
+  Block block(int64_t first, int64_t n, T* scratch, T* inverse_norms = nullptr) const {
+    // Whole vectors and whole groups of rows are read: in place only where those exist.
+    const bool whole = reader_.dim == width && n % kTileSlack == 0;
+    if (!normalize_ && whole && reader_.direct()) return {reader_.pointer(first), reader_.row_stride()};
+    for (int64_t i = 0; i < n; i++) {
+      T* out = scratch + i * width;
+      const T* row = reader_.row(first + i, out);
+      if (normalize_) {
+        const T inverse = kernels<T>().normalize(row, out, reader_.dim);
+        if (inverse_norms) inverse_norms[i] = inverse;
+      } else if (row != out) {
+        std::copy_n(row, reader_.dim, out);
+      }
+    }
+    return {scratch, width};
+  }
+
+ private:
+  const RowReader<T> reader_;
+  const bool normalize_;
+
+ public:
+  const int64_t width, count;
+};
+
+// The state of up to kTile queries on their walk. Scores are in powers of two.
+template <typename T>
+struct Softmax {
+  T maxima[kTile], sums[kTile], factors[kTile];
+  Softmax() {
+    std::fill_n(maxima, kTile, -std::numeric_limits<T>::infinity());
+    std::fill_n(sums, kTile, T(0));
+  }
+};
+
+// What a walk is over: queries `first` .. `first + n` of unit rows packed as columns.
+template <typename T>
+struct Queries {
+  const T* columns;
+  int64_t first, n, dim;
+  T scale;
+};
+
+// Walks keys begin .. end. left_out: query i leaves out key i + left_out (kNoDiagonal: none).
+// weighted (n, keys.width), unless null, gathers sum of exp2(score - maximum) * key. counts with
+// thresholds, unless null, count the keys whose score is above the positive's.
+template <typename T>
+void walk(const Queries<T>& queries, const Keys<T>& keys, int64_t begin, int64_t end, int64_t left_out, T* tile,
+          T* scratch, Softmax<T>& softmax, T* weighted, const T* thresholds, int64_t* counts) {
+  const auto& kernel = kernels<T>();
+  for (int64_t first = begin; first < end; first += kTile) {
+    const int64_t n = std::min(kTile, end - first);
+    const auto block = keys.block(first, n, scratch);
+    kernel.scores({block.rows, block.stride, queries.columns, n, queries.n, queries.dim, queries.scale, kNoDiagonal},
+                  tile);
+    for (int64_t c = 0; c < queries.n; c++) {
+      const int64_t row = queries.first + c + left_out - first;
+      if (row >= 0 && row < n) tile[row * kTile + c] = -std::numeric_limits<T>::infinity();
+    }
+    if (counts) kernel.count_columns(tile, n, queries.n, thresholds, counts);
+    const bool rose = kernel.online_columns(tile, n, queries.n, softmax.maxima, softmax.sums, softmax.factors);
+    if (!weighted) continue;
+    if (rose)
+      for (int64_t c = 0; c < queries.n; c++)
+        for (int64_t d = 0; d < keys.width; d++) weighted[c * keys.width + d] *= softmax.factors[c];
+    kernel.add_columns(tile, queries.n, n, block.rows, block.stride, keys.width, weighted);
+  }
+}
+
+}  // namespace ssl_fast
