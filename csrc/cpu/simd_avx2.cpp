@@ -7,6 +7,7 @@
 #define BYTES 32
 #define ROWS 4
 #define VECTORS 3
+#define FUSED 1
 
 namespace ssl_fast {
 namespace avx2 {

@@ -7,6 +7,7 @@
 #define BYTES 64
 #define ROWS 8
 #define VECTORS 3
+#define FUSED 1
 
 namespace ssl_fast {
 namespace avx512 {

@@ -1,5 +1,6 @@
-// The vector kernels, compiled once for each SIMD level: BYTES is the width of a vector and
-// ROWS x VECTORS the block of a tile that stays in registers. See simd.h for what each one does.
+// The vector kernels, compiled once for each SIMD level: BYTES is the width of a vector, ROWS x
+// VECTORS the block of a tile that stays in registers, FUSED whether the level multiplies and adds
+// in one rounding. See simd.h for what each one does.
 #include "vec.h"
 
 // A micro-kernel's accumulators: acc += a (ROWS scalars a step) x b (V vectors a step).
@@ -103,17 +104,26 @@ static void pack(const T* rows, int64_t row_stride, int64_t n, int64_t dim, T* c
   }
 }
 
+// a * b + c in one rounding exactly where the compiler contracts the tiles' sums to that. FUSED is
+// set by hand: g++ 12 does not define __FMA__ for a target that a pragma sets.
+#if FUSED
+static inline float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+static inline double multiply_add(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#else
+static inline float multiply_add(float a, float b, float c) { return a * b + c; }
+static inline double multiply_add(double a, double b, double c) { return a * b + c; }
+#endif
+
 template <typename T>
 static void dots(const T* a, const T* b, int64_t row_stride, int64_t n, int64_t dim, T* out) {
   for (int64_t i = 0; i < n; i += ROWS) {
-    // Vectors of equal lanes: a scalar sum the compiler may multiply and add in two roundings.
-    Vec<T> acc[ROWS] = {};
+    T acc[ROWS] = {};
     int64_t place[ROWS];
     for (int r = 0; r < ROWS; r++) place[r] = least(i + r, n - 1) * row_stride;
     for (int64_t d = 0; d < dim; d++)
 #pragma GCC unroll 8
-      for (int r = 0; r < ROWS; r++) acc[r] += a[place[r] + d] * splat<T>(b[place[r] + d]);
-    for (int r = 0; r < ROWS && i + r < n; r++) out[i + r] = acc[r][0];
+      for (int r = 0; r < ROWS; r++) acc[r] = multiply_add(a[place[r] + d], b[place[r] + d], acc[r]);
+    for (int r = 0; r < ROWS && i + r < n; r++) out[i + r] = acc[r];
   }
 }
 
@@ -173,9 +183,12 @@ static inline __attribute__((always_inline)) void exponentials(const TileInput<T
 
 template <typename T>
 static void exp_dots(const T* dots, int64_t n, T scale, T shift, T* out) {
-  for (int64_t i = 0; i < n; i++) {
-    const Vec<T> e = exp2v<T>(splat<T>(dots[i]) * scale - shift);
-    out[i] = e[0];
+  for (int64_t i = 0; i < n; i += kLanes<T>) {
+    T part[kLanes<T>] = {};
+    const int64_t count = least(kLanes<T>, n - i);
+    for (int64_t k = 0; k < count; k++) part[k] = dots[i + k];
+    store<T>(part, exp2v<T>(load(part) * scale - shift));
+    for (int64_t k = 0; k < count; k++) out[i + k] = part[k];
   }
 }
 

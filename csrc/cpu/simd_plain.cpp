@@ -4,6 +4,11 @@
 #define BYTES 16
 #define ROWS 4
 #define VECTORS 3
+#ifdef __ARM_FEATURE_FMA
+#define FUSED 1
+#else
+#define FUSED 0
+#endif
 
 namespace ssl_fast {
 namespace plain {
