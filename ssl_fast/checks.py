@@ -51,8 +51,8 @@ def temperature(value) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"temperature: expected a number or a 0-D float tensor, got {type(value).__name__}")
-    # 1 / temperature must be a float32 number.
-    if not math.isfinite(value) or abs(value) < 1e-38:
+    # 1 / temperature must be a float32 number. Comparisons only: torch.compile traces through here.
+    if not 1e-38 <= abs(value) < math.inf:
         raise ValueError(f"temperature: expected a finite number other than 0, got {value}")
 
 
