@@ -40,9 +40,9 @@ def native_arguments() -> dict:
     wanted = build.switch(os.environ)
     if wanted is False:
         return {}
-    lacking = build.missing()
+    csrc = Path("csrc")
+    lacking = build.missing(csrc)
     if not lacking:
-        csrc = Path("csrc")
         return {"ext_modules": [build.extension(csrc)], "cmdclass": {"build_ext": build.build_ext_command(csrc)}}
     reasons = "\n".join(f"  - {what}" for what in lacking)
     if wanted:

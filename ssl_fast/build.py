@@ -64,7 +64,11 @@ def compiler_version() -> str:
     return (answer.stdout or answer.stderr).partition("\n")[0].strip()
 
 
-def missing() -> list[str]:
+def source_files(csrc: Path) -> list[str]:
+    return sorted(str(path) for pattern in SOURCES for path in csrc.glob(pattern))
+
+
+def missing(csrc: Path) -> list[str]:
     """What is lacking to compile here, each with what to do about it; empty where nothing is."""
     found = []
     if os.name == "nt":
@@ -84,6 +88,8 @@ def missing() -> list[str]:
         found.append(f"a C++ compiler: {f'CXX={asked} is not there' if asked else 'install g++ or set CXX'}")
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         found.append("the Python headers (Python.h): install python3-dev, python3-devel or the like")
+    if not source_files(csrc):
+        found.append(f"the C++ sources: {csrc} holds none")
     return found
 
 
@@ -121,12 +127,9 @@ def extension(csrc: Path):
     """The setuptools extension. csrc: relative to the working directory in setup.py, as sdists want it."""
     from torch.utils.cpp_extension import CppExtension
 
-    sources = sorted(str(path) for pattern in SOURCES for path in csrc.glob(pattern))
-    if not sources:
-        raise BuildError(f"no C++ sources in {csrc}")
     return CppExtension(
         EXTENSION,
-        sources,
+        source_files(csrc),
         include_dirs=[str(csrc.resolve())],
         extra_compile_args={"cxx": [*FLAGS, *openmp_flags()]},
     )
@@ -196,7 +199,8 @@ def binary() -> Path:
 
 def compile_into_package() -> None:
     """Compiles beside the installed package and moves the result in when it is whole."""
-    lacking = missing()
+    csrc = csrc_folder()
+    lacking = missing(csrc)
     if lacking:
         raise BuildError("\n".join(["missing to compile the extension:", *(f"  - {what}" for what in lacking)]))
     try:
@@ -204,7 +208,6 @@ def compile_into_package() -> None:
         from setuptools.errors import BaseError
     except ImportError as error:
         raise BuildError(f"setuptools cannot be imported ({error}): pip install 'setuptools>=77'") from error
-    csrc = csrc_folder()
     try:
         # Inside the package, so that the last step is a rename, and first, so that a folder that
         # cannot be written to is known before minutes of compiling.

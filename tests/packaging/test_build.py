@@ -12,6 +12,7 @@ import torch
 from ssl_fast import build
 
 ROOT = Path(__file__).parents[2]
+CSRC = ROOT / "csrc"
 
 
 @pytest.fixture
@@ -23,6 +24,7 @@ def no_compiler(monkeypatch):
 def package(tmp_path, monkeypatch):
     """An installed package of one source file, that claims to be compiled."""
     monkeypatch.setattr(build, "PACKAGE", tmp_path)
+    monkeypatch.setenv("CXX", sys.executable)  # anything that is there and answers --version
     (tmp_path / "csrc" / "cpu").mkdir(parents=True)
     (tmp_path / "csrc" / "cpu" / "loss.cpp").write_text("int loss;\n")
     build.binary().write_bytes(b"")
@@ -42,13 +44,13 @@ def test_switch_refuses_other_values():
 
 
 def test_missing_compiler_is_named(no_compiler):
-    assert any("CXX=/nowhere/g++ -pipe is not there" in what for what in build.missing())
+    assert any("CXX=/nowhere/g++ -pipe is not there" in what for what in build.missing(CSRC))
 
 
 def test_no_compiler_at_all_says_what_to_install(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "")
-    assert any("install g++ or set CXX" in what for what in build.missing())
+    assert any("install g++ or set CXX" in what for what in build.missing(CSRC))
 
 
 def test_compiler_may_carry_options(monkeypatch):
@@ -59,17 +61,22 @@ def test_compiler_may_carry_options(monkeypatch):
 @pytest.mark.parametrize(("version", "accepted"), [("2.9.1", False), ("2.10.0+cpu", False), ("2.11.0+cpu", True)])
 def test_old_torch_is_refused(monkeypatch, version, accepted):
     monkeypatch.setattr(torch, "__version__", version)
-    assert any(f"torch is {version}" in what for what in build.missing()) is not accepted
+    assert any(f"torch is {version}" in what for what in build.missing(CSRC)) is not accepted
 
 
 def test_invisible_torch_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert any("--no-build-isolation" in what and "`ssl-fast build`" in what for what in build.missing())
+    assert any("--no-build-isolation" in what and "`ssl-fast build`" in what for what in build.missing(CSRC))
 
 
 def test_missing_python_headers_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr(build.sysconfig, "get_path", lambda name: str(tmp_path))
-    assert any("Python.h" in what for what in build.missing())
+    assert any("Python.h" in what for what in build.missing(CSRC))
+
+
+def test_missing_sources_are_named(tmp_path):
+    more = set(build.missing(tmp_path)) - set(build.missing(CSRC))
+    assert more == {f"the C++ sources: {tmp_path} holds none"}
 
 
 def test_oldest_torch_is_the_one_that_pip_requires():
@@ -78,11 +85,10 @@ def test_oldest_torch_is_the_one_that_pip_requires():
 
 def test_every_source_is_compiled_and_shipped():
     """A file in a new folder, or with a new ending, must not be forgotten."""
-    csrc = ROOT / "csrc"
-    compiled = {path for pattern in build.SOURCES for path in csrc.glob(pattern)}
-    assert compiled == {path for path in csrc.rglob("*.cpp") if "cuda" not in path.parts}
-    shipped = {path for pattern in build.SHIPPED for path in csrc.glob(pattern)}
-    assert shipped == {path for path in csrc.rglob("*") if path.is_file()}
+    compiled = {path for pattern in build.SOURCES for path in CSRC.glob(pattern)}
+    assert compiled == {path for path in CSRC.rglob("*.cpp") if "cuda" not in path.parts}
+    shipped = {path for pattern in build.SHIPPED for path in CSRC.glob(pattern)}
+    assert shipped == {path for path in CSRC.rglob("*") if path.is_file()}
 
 
 def setup_py(**environment) -> subprocess.CompletedProcess:
@@ -151,5 +157,6 @@ def test_build_into_a_folder_that_cannot_be_written(tmp_path, monkeypatch, capsy
     # A file where the folder should be: permissions do not stop root.
     (tmp_path / "package").write_text("")
     monkeypatch.setattr(build, "PACKAGE", tmp_path / "package")
+    monkeypatch.setattr(build, "missing", lambda csrc: [])
     assert build.main(["--force"]) == 1
     assert f"cannot write to {tmp_path / 'package'}" in capsys.readouterr().err
