@@ -163,7 +163,7 @@ double negative_similarity_sum(const Problem<T>& problem, double positive_sum) {
   for (int64_t group = 0; group < problem.groups(); group++) {
     std::fill(query_sum.begin(), query_sum.end(), 0);
     for (int64_t i = group; i < (problem.paired ? group + 1 : problem.n()); i++)
-      for (int64_t d = 0; d < dim; d++) query_sum[d] += problem.query.row(i)[d];
+      std::transform(query_sum.begin(), query_sum.end(), problem.query.row(i), query_sum.begin(), std::plus<>());
     const Keys<T> keys = problem.keys(group);
     for (int64_t first = 0; first < keys.count; first += kTile) {
       const int64_t count = std::min(kTile, keys.count - first);
@@ -236,13 +236,13 @@ void keys_backward(const Problem<T>& problem, const std::vector<T>& g, const T* 
         kernel.softmax_weights(space.tile, count, queries.n, column_sums, weights, nullptr, nullptr);
         kernel.add_rows(space.tile, count, queries.n, problem.query.row(queries.first), width, width, gradient);
       }
-      const Tensor rows = problem.paired ? out.select(0, group) : out;
+      const RowWriter<T> writer(problem.paired ? out.select(0, group) : out);
       for (int64_t j = 0; j < count; j++) {
         T* row = gradient + j * width;
         for (int64_t d = 0; d < dim; d++) row[d] *= T(problem.scale.s);
         add(first + j, row);
         if (problem.normalize_keys) kernel.normalize_backward(block.rows + j * block.stride, row, dim, inverse_norms[j]);
-        write_row(rows, first + j, row);
+        writer.write(first + j, row);
       }
     }
   });
@@ -261,6 +261,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem<T>& problem, c
   const T s = T(problem.scale.s);
   Tensor dq = at::empty(query.sizes(), query.options()), dk = at::empty(positive.sizes(), positive.options());
   if (!with_query) dq.zero_();
+  const RowWriter<T> query_writer(dq), positive_writer(dk);
   std::vector<double> along(n);
   at::parallel_for(0, n, grain(20. * dim), [&](int64_t begin, int64_t end) {
     std::vector<T> row(dim);
@@ -269,19 +270,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem<T>& problem, c
       if (with_query) {
         for (int64_t d = 0; d < dim; d++) row[d] = s * g[i] * (means[i * dim + d] - rest[i] * k[d]);
         along[i] = kernels<T>().normalize_backward(q, row.data(), dim, problem.query.inverse_norm(i));
-        write_row(dq, i, row.data());
+        query_writer.write(i, row.data());
       }
       if (problem.in_batch) continue;
       for (int64_t d = 0; d < dim; d++) row[d] = -s * g[i] * rest[i] * q[d];
       kernels<T>().normalize_backward(k, row.data(), dim, problem.positive.inverse_norm(i));
-      write_row(dk, i, row.data());
+      positive_writer.write(i, row.data());
     }
   });
   Tensor dn = at::empty({0}, query.options());
   if (problem.in_batch && !negatives_gradient) dk.zero_();
   if (problem.in_batch && negatives_gradient) {
     keys_backward(problem, g, log_sums, dk, [&](int64_t i, T* row) {
-      for (int64_t d = 0; d < dim; d++) row[d] -= s * g[i] * problem.query.row(i)[d];
+      const T* q = problem.query.row(i);
+      for (int64_t d = 0; d < dim; d++) row[d] -= s * g[i] * q[d];
     });
   } else if (negatives_gradient) {
     dn = at::empty(negatives->sizes(), negatives->options());

@@ -92,16 +92,16 @@ void sum_exponentials(const UnitRows<T>& unit, const Scale& scale, const std::ve
 // Sum of <u_i, u_k> over all i and all k other than i and p(i), in O(N D).
 template <typename T>
 double negative_similarity_sum(const UnitRows<T>& unit, double positive_sum) {
+  std::vector<double> total(unit.dim);
   double all = 0, itself = 0;
-  for (int64_t d = 0; d < unit.dim; d++) {
-    double column = 0;
-    for (int64_t i = 0; i < unit.n; i++) {
-      const double u = unit.row(i)[d];
-      column += u;
-      itself += u * u;
+  for (int64_t i = 0; i < unit.n; i++) {
+    const T* u = unit.row(i);
+    for (int64_t d = 0; d < unit.dim; d++) {
+      total[d] += u[d];
+      itself += double(u[d]) * u[d];
     }
-    all += column * column;
   }
+  for (double x : total) all += x * x;
   return all - itself - positive_sum;
 }
 
@@ -168,15 +168,17 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor
     online_attractions(unit, scale, g, sum, du_rows);
   }
   const std::array<Tensor, 2> dz = {at::empty(z1.sizes(), z1.options()), at::empty(z2.sizes(), z2.options())};
+  const std::array<RowWriter<T>, 2> writers = {RowWriter<T>(dz[0]), RowWriter<T>(dz[1])};
   std::vector<double> along(n);
   at::parallel_for(0, n, grain(16. * unit.dim), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       T* d = du_rows + i * unit.width;
       const int64_t p = partner(i, n);
       const T s = T(scale.s), pull = g[i] + g[p];
-      for (int64_t k = 0; k < unit.dim; k++) d[k] = s * (d[k] - pull * unit.row(p)[k]);
+      const T* u = unit.row(p);
+      for (int64_t k = 0; k < unit.dim; k++) d[k] = s * (d[k] - pull * u[k]);
       along[i] = kernels<T>().normalize_backward(unit.row(i), d, unit.dim, unit.inverse_norm(i));
-      write_row(dz[i >= n / 2], i % (n / 2), d);
+      writers[i >= n / 2].write(i % (n / 2), d);
     }
   });
   double s_dL_ds = 0;

@@ -86,35 +86,56 @@ S narrow(T x) {
   return static_cast<S>(x);
 }
 
-// Writes `row` (dim) to row i of a contiguous tensor (rows, dim).
+// Writes rows of T to a contiguous tensor (rows, dim) of any float type.
 template <typename T>
-void write_row(const at::Tensor& out, int64_t i, const T* row) {
-  const int64_t dim = out.size(1);
-  with_type(out, [&](auto* data) {
-    using S = std::remove_pointer_t<decltype(data)>;
-    for (int64_t d = 0; d < dim; d++) data[i * dim + d] = narrow<S>(row[d]);
-  });
-}
+class RowWriter {
+ public:
+  explicit RowWriter(const at::Tensor& x) : dtype_(x.scalar_type()), dim_(x.size(1)) {
+    with_type(x, [&](auto* data) { data_ = data; });
+  }
+
+  void write(int64_t i, const T* row) const {
+    switch (dtype_) {
+      case at::kFloat: return convert<float>(i, row);
+      case at::kDouble: return convert<double>(i, row);
+      case at::kBFloat16: return convert<at::BFloat16>(i, row);
+      default: convert<at::Half>(i, row);
+    }
+  }
+
+ private:
+  template <typename S>
+  void convert(int64_t i, const T* row) const {
+    S* out = static_cast<S*>(data_) + i * dim_;
+    for (int64_t d = 0; d < dim_; d++) out[d] = narrow<S>(row[d]);
+  }
+
+  void* data_ = nullptr;
+  const at::ScalarType dtype_;
+  const int64_t dim_;
+};
 
 // Unit rows (n + slack, width), columns beyond dim and rows beyond n zero, and 1 / max(|x|, eps).
 template <typename T>
 struct UnitRows {
-  int64_t n, dim, width;
-  at::Tensor rows, inverse_norms;
+  const int64_t n, dim, width;
+  const at::Tensor rows, inverse_norms;
 
   UnitRows(int64_t n, int64_t dim)
       : n(n),
         dim(dim),
         width(round_up(dim, kernels<T>().lanes)),
         rows(new_empty<T>({n + kTileSlack, width})),
-        inverse_norms(new_empty<T>({n})) {
+        inverse_norms(new_empty<T>({n})),
+        data_(rows.template data_ptr<T>()),
+        norms_(inverse_norms.template data_ptr<T>()) {
     std::fill(row(n), row(n + kTileSlack), T(0));
   }
 
   // Rows `first` and after from those of x.
   void fill(const at::Tensor& x, int64_t first) {
     const RowReader<T> reader(x);
-    T* norms = inverse_norms.template data_ptr<T>() + first;
+    T* norms = norms_ + first;
     at::parallel_for(0, reader.rows, grain(8. * dim), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) {
         T* out = row(first + i);
@@ -124,8 +145,8 @@ struct UnitRows {
     });
   }
 
-  T* row(int64_t i) const { return rows.template data_ptr<T>() + i * width; }
-  T inverse_norm(int64_t i) const { return inverse_norms.template data_ptr<T>()[i]; }
+  T* row(int64_t i) const { return data_ + i * width; }
+  T inverse_norm(int64_t i) const { return norms_[i]; }
 
   // The rows packed as columns for TileInput.
   at::Tensor packed() const {
@@ -138,6 +159,9 @@ struct UnitRows {
     });
     return out;
   }
+
+ private:
+  T *const data_, *const norms_;
 };
 
 constexpr double kLn2 = 0.69314718055994531, kLog2E = 1.4426950408889634;
