@@ -1,0 +1,156 @@
+"""Compiles Triton kernels for devices that need not be there, as a launch there would, and reads what came out."""
+
+import os
+import re
+import subprocess
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "sm_120": GPUTarget("cuda", 120, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+# Most bytes of shared memory a block may have (CUDA C++ programming guide, compute capabilities; MI300 ISA).
+SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_120": 99 << 10, "gfx942": 64 << 10}
+
+
+class Launch(NamedTuple):
+    """One `kernel[grid](*arguments, **options)`."""
+
+    kernel: JITFunction
+    grid: tuple
+    arguments: tuple
+    options: dict
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What one kernel needs of one device."""
+
+    registers: int  # a thread
+    local_bytes: int  # a thread: spilled registers and stack
+    shared_bytes: int  # a block
+    load_bits: tuple[int, ...]  # width of each instruction that loads from global memory
+    store_bits: tuple[int, ...]  # ... and of each that stores to it
+    assembly: str
+
+
+class _Recorder:
+    def __init__(self, kernel: JITFunction, launches: list[Launch]):
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **options: self.launches.append(Launch(self.kernel, grid, arguments, options))
+
+
+def launches(monkeypatch, module, call) -> list[Launch]:
+    """The launches of `module`'s kernels that call() makes, recorded in place of being run.
+
+    What is compiled is then what the launcher asks for: tile, warps, alignment and strides.
+    """
+    recorded: list[Launch] = []
+    with monkeypatch.context() as patch:
+        for name, kernel in vars(module).items():
+            if isinstance(kernel, JITFunction):
+                patch.setattr(module, name, _Recorder(kernel, recorded))
+        call()
+    return recorded
+
+
+class _Driver:
+    """As much of a Triton driver as compiling asks for."""
+
+    def __init__(self, target: GPUTarget):
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> str:
+        return f"ahead of time for {self.target}"  # the key under which Triton keeps what it compiled
+
+    def get_current_stream(self, device) -> int:
+        return 0
+
+
+@contextmanager
+def _active(target: GPUTarget):
+    before = driver._active  # reset_active() fails where there is no device
+    driver.set_active(_Driver(target))
+    try:
+        yield
+    finally:
+        driver._active = before
+
+
+def compiled(launch: Launch, name: str) -> Compiled:
+    """The launch's kernel, specialised and compiled for TARGETS[name]."""
+    with _active(TARGETS[name]):
+        kernel = launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.options)
+    return _amd(kernel) if name.startswith("gfx") else _nvidia(kernel)
+
+
+def _nvidia(kernel) -> Compiled:
+    sass = _run(triton.knobs.nvidia.nvdisasm.path, kernel.asm["cubin"], "-c")
+    usage = _run(triton.knobs.nvidia.cuobjdump.path, kernel.asm["cubin"], "-res-usage")
+    used = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    return Compiled(
+        registers=used["REG"],
+        local_bytes=used["STACK"] + used["LOCAL"],
+        shared_bytes=kernel.metadata.shared,
+        load_bits=_widths(r"\bLDG\.E(\S*)", sass),
+        store_bits=_widths(r"\bSTG\.E(\S*)", sass),
+        assembly=sass,
+    )
+
+
+def _widths(pattern: str, sass: str) -> tuple[int, ...]:
+    """The access widths in bits; SASS names every width but 32."""
+    return tuple(
+        int((re.search(r"\.[US]?(8|16|64|128|256)\b", modifiers) or [0, 32])[1])
+        for modifiers in re.findall(pattern, sass)
+    )
+
+
+def _run(tool: str, binary: bytes, option: str) -> str:
+    # Neither tool reads a pipe; a file descriptor needs no name in a folder that must be cleaned.
+    handle = os.memfd_create("cubin")
+    try:
+        os.write(handle, binary)
+        command = [tool, option, f"/proc/self/fd/{handle}"]
+        answer = subprocess.run(command, pass_fds=[handle], capture_output=True, text=True)
+    finally:
+        os.close(handle)
+    assert answer.returncode == 0, f"{command}: {answer.stderr}"
+    return answer.stdout
+
+
+def _amd(kernel) -> Compiled:
+    assembly = kernel.asm["amdgcn"]
+
+    def number(key: str) -> int:
+        return int(re.search(rf"^\s*\.{key}:\s*(\d+)", assembly, re.MULTILINE)[1])
+
+    def widths(what: str) -> tuple[int, ...]:
+        found = re.findall(rf"\b(?:global|buffer|flat)_{what}_(dwordx?\d?|u?short|s?short|[us]?byte)", assembly)
+        return tuple(
+            32 * int(size[-1]) if size[-1].isdigit() else {"d": 32, "t": 16, "e": 8}[size[-1]] for size in found
+        )
+
+    return Compiled(
+        registers=number("vgpr_count"),
+        local_bytes=number("private_segment_fixed_size"),
+        shared_bytes=number("group_segment_fixed_size"),
+        load_bits=widths("load"),
+        store_bits=widths("store"),
+        assembly=assembly,
+    )

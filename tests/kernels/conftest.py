@@ -1,0 +1,50 @@
+"""Files named test_*_interpreted.py run in a process of their own, with TRITON_INTERPRET=1.
+
+Triton decides when it is first imported whether kernels are interpreted, for the whole process. Set
+in the common process, the variable would take the compiled kernels from the tests that need them
+(test_aot.py, the gpu tests, torch.compile on a GPU); set later, it would do nothing. To choose
+single tests: TRITON_INTERPRET=1 python -m pytest tests/kernels/test_enqueue_interpreted.py -k ...
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+class InterpretedRun(pytest.Item):
+    """One run of pytest over one file, under the interpreter."""
+
+    def runtest(self):
+        if importlib.util.find_spec("triton") is None:
+            pytest.skip("triton is not installed")
+        # No cache: two processes would write the common one.
+        options = ["-q", "-p", "no:cacheprovider", "-m", self.config.option.markexpr]
+        answer = subprocess.run(
+            [sys.executable, "-m", "pytest", *options, str(self.path)],
+            cwd=self.config.rootpath,
+            env={**os.environ, "TRITON_INTERPRET": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if answer.returncode != 0:
+            # A wrong address ends the process: then the status is the signal, negative.
+            pytest.fail(f"exit status {answer.returncode}\n{answer.stdout}", pytrace=False)
+        self.add_report_section("call", "stdout", answer.stdout)
+
+    def reportinfo(self):
+        return self.path, 0, f"{self.path.stem} with TRITON_INTERPRET=1"
+
+
+class InterpretedFile(pytest.File):
+    def collect(self):
+        yield InterpretedRun.from_parent(self, name="TRITON_INTERPRET=1")
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    if module_path.stem.endswith("_interpreted") and os.environ.get("TRITON_INTERPRET") != "1":
+        return InterpretedFile.from_parent(parent, path=module_path)
+    return None
