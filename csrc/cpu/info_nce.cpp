@@ -1,8 +1,8 @@
-// InfoNCE in one pass over the keys. With P_ij the softmax of query i over its positive and its
-// negatives n_j, and V_i = sum_j P_ij n_j kept from the forward pass:
+// InfoNCE in one pass over the negatives. With P_ij the softmax of query i over its positive k_i and
+// its negatives n_j, and V_i = sum_j P_ij n_j kept from the forward pass:
 //   dq_i = s g_i [ V_i - r_i k_i ],  dk_i = -s g_i r_i q_i,  dn_j = s sum_i g_i P_ij q_i,
-// where r_i = 1 - P_i+ is summed from the negatives, not subtracted. With in-batch negatives the
-// positive is one of the keys: V_i holds it, r_i = 1 and dk gets dn besides.
+// where r_i = 1 - P_i+ is summed from the negatives, not subtracted. In batch the negatives are the
+// other positives, and dk gets dn besides.
 #include "losses.h"
 #include "reduction.h"
 #include "walk.h"
@@ -49,6 +49,9 @@ struct Problem {
   int64_t groups() const { return paired ? n() : 1; }
   Keys<T> keys(int64_t group) const { return {paired ? key_rows.select(0, group) : key_rows, normalize_keys}; }
 
+  // In batch query i leaves out its own positive, key i.
+  LeftOut left_out() const { return {{in_batch ? 0 : kNowhere, kNowhere, kNowhere}}; }
+
   // Queries that walk together, whole groups of columns where there are several blocks.
   int64_t query_block() const {
     if (paired) return 1;
@@ -61,7 +64,7 @@ struct Problem {
   Queries<T> queries(int64_t b, T* columns) const {
     const int64_t first = b * query_block(), count = std::min(query_block(), n() - first);
     kernels<T>().pack(query.row(first), query.width, count, dim(), columns);
-    return {columns, first, count, dim(), log2_scale};
+    return {columns, first, count, dim(), log2_scale, left_out()};
   }
 };
 
@@ -118,8 +121,8 @@ struct Walked {
     for (int64_t c = 0; c < queries.n; c++)
       thresholds[c] = problem.similarities[queries.first + c] * problem.log2_scale;
     Softmax<T> softmax;
-    walk<T>(queries, problem.keys(problem.paired ? block : 0), begin, end, kNoDiagonal, space.tile, space.scratch,
-            softmax, weighted.numel() ? weighted.template data_ptr<T>() + place * width : nullptr, thresholds,
+    walk<T>(queries, problem.keys(problem.paired ? block : 0), begin, end, space.tile, space.scratch, softmax,
+            weighted.numel() ? weighted.template data_ptr<T>() + place * width : nullptr, thresholds,
             counts.empty() ? nullptr : counts.data() + place);
     std::copy_n(softmax.maxima, queries.n, maxima.begin() + place);
     std::copy_n(softmax.sums, queries.n, sums.begin() + place);
@@ -131,25 +134,23 @@ struct Walked {
     return count;
   }
 
-  // Merges the pieces of query i, and its positive's score unless that is among the keys: returns
-  // log2 of the whole sum, and gives the negatives' share of it and V_i (dim) unless `mean` is null.
-  double merge(int64_t i, const T* positive_score, T* rest, T* mean, int64_t dim) const {
-    double highest = positive_score ? *positive_score : -std::numeric_limits<double>::infinity();
+  // Merges the pieces of query i: log2 of the sum over its negatives.
+  double log_sum(int64_t i) const {
+    double highest = -std::numeric_limits<double>::infinity(), sum = 0;
     for (int64_t piece = 0; piece < pieces; piece++) highest = std::max(highest, double(maxima[piece * n + i]));
-    double negatives = 0;
     for (int64_t piece = 0; piece < pieces; piece++)
-      negatives += sums[piece * n + i] * std::exp2(maxima[piece * n + i] - highest);
-    const double sum = negatives + (positive_score ? std::exp2(*positive_score - highest) : 0);
-    const double log_sum = highest + std::log2(sum);
-    *rest = T(negatives / sum);
-    if (!mean) return log_sum;
-    std::fill_n(mean, dim, T(0));
+      if (sums[piece * n + i] != 0) sum += sums[piece * n + i] * std::exp2(maxima[piece * n + i] - highest);
+    return highest + std::log2(sum);
+  }
+
+  // V_i (dim), with the log2 of the whole sum.
+  void mean(int64_t i, double whole, T* out, int64_t dim) const {
+    std::fill_n(out, dim, T(0));
     for (int64_t piece = 0; piece < pieces; piece++) {
-      const T factor = T(std::exp2(maxima[piece * n + i] - highest) / sum);
+      const T factor = T(std::exp2(maxima[piece * n + i] - whole));
       const T* part = weighted.template data_ptr<T>() + (piece * n + i) * width;
-      for (int64_t d = 0; d < dim; d++) mean[d] += factor * part[d];
+      for (int64_t d = 0; d < dim; d++) out[d] += factor * part[d];
     }
-    return log_sum;
   }
 };
 
@@ -186,11 +187,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Problem<T>& problem, in
   std::vector<double> loss_rows(n);
   at::parallel_for(0, n, grain(2. * walked.pieces * dim + 200), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
-      const T score = problem.similarities[i] * problem.log2_scale;
-      const double log_sum = walked.merge(i, problem.in_batch ? nullptr : &score, log_sums + n + i,
-                                          query_gradient ? means + i * dim : nullptr, dim);
-      log_sums[i] = T(log_sum);
-      loss_rows[i] = (log_sum - problem.similarities[i] * double(problem.log2_scale)) * kLn2;
+      const double score = problem.similarities[i] * double(problem.log2_scale), x = walked.log_sum(i) - score;
+      const double whole = score + softplus2(x);
+      loss_rows[i] = softplus2(x) * kLn2;
+      log_sums[i] = T(whole);
+      log_sums[n + i] = T(negatives_share(x));
+      if (query_gradient) walked.mean(i, whole, means + i * dim, dim);
     }
   });
   Tensor stats = new_empty<T>({0});
@@ -208,10 +210,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Problem<T>& problem, in
 }
 
 // dn_j for all keys into gradient rows (contiguous, shaped as the keys), through the normalisation
-// if there is one. add, unless null, gives what key j gets besides before that.
-template <typename T, typename Add>
-void keys_backward(const Problem<T>& problem, const std::vector<T>& g, const T* log_sums, const Tensor& out,
-                   const Add& add) {
+// if there is one; in batch key i gets dk_i besides, as query i's positive.
+template <typename T>
+void keys_backward(const Problem<T>& problem, const std::vector<T>& g, const T* log_sums, const Tensor& out) {
+  const T* rest = log_sums + problem.n();
   const int64_t width = problem.query.width, dim = problem.dim();
   const int64_t blocks = (problem.key_count() + kTile - 1) / kTile;
   at::parallel_for(0, problem.groups() * blocks, 1, [&](int64_t begin, int64_t end) {
@@ -231,16 +233,18 @@ void keys_backward(const Problem<T>& problem, const std::vector<T>& g, const T* 
         T column_sums[kTile] = {}, weights[kTile] = {};
         std::copy_n(log_sums + queries.first, queries.n, column_sums);
         std::copy_n(g.data() + queries.first, queries.n, weights);
-        kernel.scores({block.rows, block.stride, queries.columns, count, queries.n, dim, queries.scale, kNoDiagonal},
+        kernel.scores({block.rows, block.stride, queries.columns, count, queries.n, dim, queries.scale},
                       space.tile);
         kernel.softmax_weights(space.tile, count, queries.n, column_sums, weights, nullptr, nullptr);
+        leave_out(queries.left_out.seen_from(first, queries.first), space.tile, count, queries.n, T(0));
         kernel.add_rows(space.tile, count, queries.n, problem.query.row(queries.first), width, width, gradient);
       }
       const RowWriter<T> writer(problem.paired ? out.select(0, group) : out);
       for (int64_t j = 0; j < count; j++) {
         T* row = gradient + j * width;
-        for (int64_t d = 0; d < dim; d++) row[d] *= T(problem.scale.s);
-        add(first + j, row);
+        const T pull = problem.in_batch ? g[first + j] * rest[first + j] : T(0);
+        const T* q = problem.query.row(problem.in_batch ? first + j : 0);
+        for (int64_t d = 0; d < dim; d++) row[d] = T(problem.scale.s) * (row[d] - pull * q[d]);
         if (problem.normalize_keys) kernel.normalize_backward(block.rows + j * block.stride, row, dim, inverse_norms[j]);
         writer.write(first + j, row);
       }
@@ -280,15 +284,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem<T>& problem, c
   });
   Tensor dn = at::empty({0}, query.options());
   if (problem.in_batch && !negatives_gradient) dk.zero_();
-  if (problem.in_batch && negatives_gradient) {
-    keys_backward(problem, g, log_sums, dk, [&](int64_t i, T* row) {
-      const T* q = problem.query.row(i);
-      for (int64_t d = 0; d < dim; d++) row[d] -= s * g[i] * q[d];
-    });
-  } else if (negatives_gradient) {
-    dn = at::empty(negatives->sizes(), negatives->options());
-    keys_backward(problem, g, log_sums, dn, [](int64_t, T*) {});
-  }
+  if (!problem.in_batch && negatives_gradient) dn = at::empty(negatives->sizes(), negatives->options());
+  if (negatives_gradient) keys_backward(problem, g, log_sums, problem.in_batch ? dk : dn);
   double s_dL_ds = 0;
   for (double x : along) s_dL_ds += x;
   return {dq, dk, dn, temperature_gradient<T>(s_dL_ds, problem.scale, temperature_tensor)};

@@ -1,7 +1,8 @@
 // NT-Xent with the fixed shift |s|: E_ik = exp(s <u_i, u_k> - |s|) is symmetric, so each pair of
-// blocks is computed once and serves the rows of both. DESIGN: the formulas stand in reference.py;
-// gradients, with Z_i = sum_{k != i} E_ik and a_i = g_i / Z_i:
-//   dU_i = s [ sum_{k != i} E_ik (a_i + a_k) u_k - (g_i + g_p(i)) u_p(i) ].
+// blocks is computed once and serves the rows of both. The tiles leave out row i itself and its
+// partner p(i): with R_i the sum over the negatives and Z_i = R_i + E_ip(i), the loss is
+// log(1 + R_i / E_ip(i)), exact near 0 too, and with a_i = g_i / Z_i and r_i = R_i / Z_i
+//   dU_i = s [ sum_{negatives k} E_ik (a_i + a_k) u_k - (g_i r_i + g_p(i) r_p(i)) u_p(i) ].
 // Where exp(-2|s|) would be no normal number, the online maximum of nt_xent_online.h takes over.
 #include "losses.h"
 #include "nt_xent_online.h"
@@ -10,6 +11,10 @@
 
 namespace ssl_fast::cpu {
 namespace {
+
+// Row i's partner p(i) is the same image in the other view.
+inline int64_t partner(int64_t i, int64_t n) { return i < n / 2 ? i + n / 2 : i - n / 2; }
+inline LeftOut not_negatives(int64_t n) { return {{0, n / 2, -n / 2}}; }
 
 template <typename T>
 struct Blocks {
@@ -39,12 +44,10 @@ struct Blocks {
 
   TileInput<T> tile(int64_t i, int64_t j) const {
     const T* columns = packed.template data_ptr<T>() + first(j) * unit.dim;
-    return {unit.row(first(i)), unit.width, columns, size(i), size(j), unit.dim, scale, i == j ? 0 : kNoDiagonal};
+    return {unit.row(first(i)), unit.width, columns, size(i), size(j), unit.dim, scale,
+            not_negatives(unit.n).seen_from(first(i), first(j))};
   }
 };
-
-// Adds row i's partner p(i), the same image in the other view.
-inline int64_t partner(int64_t i, int64_t n) { return i < n / 2 ? i + n / 2 : i - n / 2; }
 
 template <typename T>
 UnitRows<T> both_views(const Tensor& z1, const Tensor& z2) {
@@ -65,18 +68,17 @@ std::vector<T> pair_similarities(const UnitRows<T>& unit) {
   return out;
 }
 
-// Z_i, and with ranks the candidates above the positive.
+// log2 of R_i for all rows. counts, unless null: the negatives above the positive.
 template <typename T>
-void sum_exponentials(const UnitRows<T>& unit, const Scale& scale, const std::vector<T>& similarities, T* sums,
-                      std::vector<int64_t>* counts) {
+void fixed_log_sums(const UnitRows<T>& unit, const Scale& scale, const std::vector<T>& similarities,
+                    std::vector<double>& log_sums, std::vector<int64_t>* counts) {
   const Blocks<T> blocks(unit, scale);
-  std::vector<T> positives;
+  std::vector<T> positives, sums(unit.n);
   if (counts) {
     positives.resize(unit.n);
     kernels<T>().exp_dots(similarities.data(), unit.n / 2, blocks.scale, blocks.shift, positives.data());
     std::copy_n(positives.begin(), unit.n / 2, positives.begin() + unit.n / 2);
   }
-  std::fill_n(sums, unit.n, T(0));
   tournament(blocks.count, blocks.grain(), [&](int64_t i, int64_t j) {
     const int64_t r = blocks.first(i), c = blocks.first(j);
     Ranks<T> ranks{};
@@ -84,9 +86,10 @@ void sum_exponentials(const UnitRows<T>& unit, const Scale& scale, const std::ve
       ranks = {positives.data() + r, positives.data() + c, counts->data() + r, counts->data() + c};
       if (i == j) ranks.column_counts = nullptr;
     }
-    kernels<T>().exp_sums(blocks.tile(i, j), blocks.shift, sums + r, i == j ? nullptr : sums + c,
+    kernels<T>().exp_sums(blocks.tile(i, j), blocks.shift, sums.data() + r, i == j ? nullptr : sums.data() + c,
                           counts ? &ranks : nullptr);
   });
+  for (int64_t i = 0; i < unit.n; i++) log_sums[i] = std::log2(double(sums[i])) + blocks.shift;
 }
 
 // Sum of <u_i, u_k> over all i and all k other than i and p(i), in O(N D).
@@ -111,22 +114,22 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& z1, const Tensor& z2, c
   const UnitRows<T> unit = both_views<T>(z1, z2);
   const int64_t n = unit.n;
   const std::vector<T> similarities = pair_similarities(unit);
-  Tensor sums = new_empty<T>({n});
-  T* sum = sums.template data_ptr<T>();
   std::vector<int64_t> counts(return_stats ? n : 0);
-  std::vector<double> loss_rows(n);
-  const bool fixed = scale.fixed_shift();
-  if (fixed)
-    sum_exponentials(unit, scale, similarities, sum, return_stats ? &counts : nullptr);
+  std::vector<double> log_sums(n), loss_rows(n);
+  if (scale.fixed_shift())
+    fixed_log_sums(unit, scale, similarities, log_sums, return_stats ? &counts : nullptr);
   else
-    online_log_sums(unit, scale, similarities, sum, return_stats ? &counts : nullptr);
+    online_log_sums(unit, scale, not_negatives(n), similarities, log_sums, return_stats ? &counts : nullptr);
+  Tensor sums = new_empty<T>({2, n});  // log2 Z_i, then r_i
+  T* sum = sums.template data_ptr<T>();
   double positive_sum = 0;
-  // The scale as the tiles used it, rounded: then what should cancel does.
-  const double used = T(scale.log2_scale);
   for (int64_t i = 0; i < n; i++) {
     const double similarity = similarities[i % (n / 2)];
-    const double log_sum = fixed ? std::log2(double(sum[i])) + std::abs(used) : double(sum[i]);
-    loss_rows[i] = (log_sum - used * similarity) * kLn2;
+    // The scale as the tiles used it, rounded: then what should cancel does.
+    const double score = T(scale.log2_scale) * similarity, x = log_sums[i] - score;
+    loss_rows[i] = softplus2(x) * kLn2;
+    sum[i] = T(score + softplus2(x));
+    sum[n + i] = T(negatives_share(x));
     positive_sum += similarity;
   }
   Tensor stats = return_stats ? contrastive_stats<T>(loss_rows, counts, positive_sum,
@@ -135,10 +138,12 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& z1, const Tensor& z2, c
   return {reduce<T>(loss_rows, reduction), stats, sums};
 }
 
-// sum_{k != i} E_ik (a_i + a_k) u_k, a row for each row.
+// Sum over row i's negatives of E_ik (a_i + a_k) u_k, a row for each row.
 template <typename T>
-void add_attractions(const UnitRows<T>& unit, const Scale& scale, const std::vector<T>& a, T* du) {
+void fixed_attractions(const UnitRows<T>& unit, const Scale& scale, const std::vector<T>& g, const T* log_sums, T* du) {
   const Blocks<T> blocks(unit, scale);
+  std::vector<T> a(unit.n);
+  for (int64_t i = 0; i < unit.n; i++) a[i] = g[i] * T(std::exp2(double(blocks.shift) - log_sums[i]));
   const Tensor tiles = new_empty<T>({at::get_num_threads(), kTile + kTileSlack, kTile});
   tournament(blocks.count, blocks.grain(), [&](int64_t i, int64_t j) {
     const auto& kernel = kernels<T>();
@@ -160,13 +165,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor
   const T* sum = sums.template data_ptr<T>();
   Tensor du = new_zeros<T>({n, unit.width});
   T* du_rows = du.template data_ptr<T>();
-  if (scale.fixed_shift()) {
-    std::vector<T> a(n);
-    for (int64_t i = 0; i < n; i++) a[i] = g[i] / sum[i];
-    add_attractions(unit, scale, a, du_rows);
-  } else {
-    online_attractions(unit, scale, g, sum, du_rows);
-  }
+  if (scale.fixed_shift())
+    fixed_attractions(unit, scale, g, sum, du_rows);
+  else
+    online_attractions(unit, scale, not_negatives(n), g, sum, du_rows);
   const std::array<Tensor, 2> dz = {at::empty(z1.sizes(), z1.options()), at::empty(z2.sizes(), z2.options())};
   const std::array<RowWriter<T>, 2> writers = {RowWriter<T>(dz[0]), RowWriter<T>(dz[1])};
   std::vector<double> along(n);
@@ -174,7 +176,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor
     for (int64_t i = begin; i < end; i++) {
       T* d = du_rows + i * unit.width;
       const int64_t p = partner(i, n);
-      const T s = T(scale.s), pull = g[i] + g[p];
+      const T s = T(scale.s), pull = g[i] * sum[n + i] + g[p] * sum[n + p];
       const T* u = unit.row(p);
       for (int64_t k = 0; k < unit.dim; k++) d[k] = s * (d[k] - pull * u[k]);
       along[i] = kernels<T>().normalize_backward(unit.row(i), d, unit.dim, unit.inverse_norm(i));

@@ -1,14 +1,15 @@
-// NT-Xent where exp(-2 |s|) underflows (temperature below 0.025): every row walks over all others
-// with an online maximum. Twice the products of the fixed shift; right at any temperature.
+// NT-Xent where exp(-2 |s|) underflows (temperature below 0.025): every row walks over all its
+// negatives with an online maximum. Twice the products of the fixed shift; right at any temperature.
 #pragma once
 #include "walk.h"
 
 namespace ssl_fast {
 
-// log2 of sum_{k != i} exp2(score_ik) for all rows; counts, unless null, as reference._stats ranks.
+// log2 of the sum of exp2(score_ik) over row i's negatives, for all rows. counts, unless null: the
+// negatives above the positive.
 template <typename T>
-void online_log_sums(const UnitRows<T>& unit, const Scale& scale, const std::vector<T>& similarities, T* log_sums,
-                     std::vector<int64_t>* counts) {
+void online_log_sums(const UnitRows<T>& unit, const Scale& scale, const LeftOut& left_out,
+                     const std::vector<T>& similarities, std::vector<double>& log_sums, std::vector<int64_t>* counts) {
   const at::Tensor packed = unit.packed();
   const Keys<T> keys(unit.rows.slice(0, 0, unit.n), false);
   const int64_t blocks = (unit.n + kTile - 1) / kTile;
@@ -19,17 +20,19 @@ void online_log_sums(const UnitRows<T>& unit, const Scale& scale, const std::vec
       Softmax<T> softmax;
       T thresholds[kTile] = {};
       for (int64_t c = 0; c < n; c++) thresholds[c] = similarities[(first + c) % (unit.n / 2)] * T(scale.log2_scale);
-      walk<T>({packed.template data_ptr<T>() + first * unit.dim, first, n, unit.dim, T(scale.log2_scale)}, keys, 0,
-              unit.n, 0, tile.template data_ptr<T>(), scratch.template data_ptr<T>(), softmax, nullptr, thresholds,
+      walk<T>({packed.template data_ptr<T>() + first * unit.dim, first, n, unit.dim, T(scale.log2_scale), left_out},
+              keys, 0, unit.n, tile.template data_ptr<T>(), scratch.template data_ptr<T>(), softmax, nullptr, thresholds,
               counts ? counts->data() + first : nullptr);
-      for (int64_t c = 0; c < n; c++) log_sums[first + c] = softmax.maxima[c] + T(std::log2(double(softmax.sums[c])));
+      for (int64_t c = 0; c < n; c++) log_sums[first + c] = softmax.maxima[c] + std::log2(double(softmax.sums[c]));
     }
   });
 }
 
-// sum_{k != i} (g_i P_ik + g_k P_ki) u_k with P_ik = exp2(score_ik - log_sum_i), a row for each row.
+// Sum over row i's negatives of (g_i P_ik + g_k P_ki) u_k with P_ik = exp2(score_ik - log_sum_i), the
+// log_sum over negatives and positive; a row for each row.
 template <typename T>
-void online_attractions(const UnitRows<T>& unit, const Scale& scale, const std::vector<T>& g, const T* log_sums, T* du) {
+void online_attractions(const UnitRows<T>& unit, const Scale& scale, const LeftOut& left_out, const std::vector<T>& g,
+                        const T* log_sums, T* du) {
   const at::Tensor packed = unit.packed();
   const int64_t blocks = (unit.n + kTile - 1) / kTile;
   at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
@@ -40,14 +43,13 @@ void online_attractions(const UnitRows<T>& unit, const Scale& scale, const std::
       for (int64_t j = 0; j < blocks; j++) {
         const int64_t r = i * kTile, m = std::min(kTile, unit.n - r), c = j * kTile, n = std::min(kTile, unit.n - c);
         kernel.scores({unit.row(r), unit.width, packed.template data_ptr<T>() + c * unit.dim, m, n, unit.dim,
-                       T(scale.log2_scale), kNoDiagonal},
+                       T(scale.log2_scale)},
                       tile);
         T column_sums[kTile] = {}, column_weights[kTile] = {};
         std::copy_n(log_sums + c, n, column_sums);
         std::copy_n(g.data() + c, n, column_weights);
         kernel.softmax_weights(tile, m, n, column_sums, column_weights, log_sums + r, g.data() + r);
-        if (i == j)
-          for (int64_t k = 0; k < m; k++) tile[k * kTile + k] = 0;
+        leave_out(left_out.seen_from(r, c), tile, m, n, T(0));
         kernel.add_rows(tile, m, n, unit.row(c), unit.width, unit.width, du + r * unit.width);
       }
   });

@@ -14,6 +14,18 @@ constexpr int64_t kTile = 192;
 // Rows of slack behind a tile: the last group of rows is computed whole.
 constexpr int64_t kTileSlack = 8;
 
+// Row i leaves out column i + offset, for each of these: itself and its partner. In no tile: kNowhere.
+constexpr int64_t kNowhere = INT64_MIN / 2;
+struct LeftOut {
+  int64_t offsets[3] = {kNowhere, kNowhere, kNowhere};
+  // The same as seen from rows and columns that begin at these.
+  LeftOut seen_from(int64_t row, int64_t column) const {
+    LeftOut out;
+    for (int k = 0; k < 3; k++) out.offsets[k] = offsets[k] == kNowhere ? kNowhere : offsets[k] + row - column;
+    return out;
+  }
+};
+
 // Rows (m, dim) against columns (n, dim) packed by pack(): scores = scale * <row, column>.
 template <typename T>
 struct TileInput {
@@ -21,10 +33,9 @@ struct TileInput {
   int64_t row_stride;
   const T* columns;
   int64_t m, n, dim;
-  T scale;           // s * log2(e): scores are in powers of two
-  int64_t diagonal;  // row r leaves out column r + diagonal; kNoDiagonal: none
+  T scale;  // s * log2(e): scores are in powers of two
+  LeftOut left_out{};
 };
-constexpr int64_t kNoDiagonal = INT64_MIN / 2;
 
 // For each row and, unless null, column: exp2 of its positive's score, and the candidates above it.
 template <typename T>
@@ -48,7 +59,7 @@ struct Kernels {
   // out[i] = <a_i, b_i> for n rows, bit for bit as in a tile, so that equal rows tie.
   void (*dots)(const T* a, const T* b, int64_t row_stride, int64_t n, int64_t dim, T* out);
 
-  // tile[r][c] = score.
+  // tile[r][c] = score, whatever is left out.
   void (*scores)(const TileInput<T>& in, T* tile);
   // out = exp2(scale * dot - shift), bit for bit as in a tile.
   void (*exp_dots)(const T* dots, int64_t n, T scale, T shift, T* out);

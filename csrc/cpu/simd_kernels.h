@@ -160,7 +160,7 @@ static void scores(const TileInput<T>& in, T* tile) {
   });
 }
 
-// Turns acc into E = exp2(score - shift), zero beyond the edges and on the diagonal.
+// Turns acc into E = exp2(score - shift), zero beyond the edges and where left out.
 template <typename T, int V>
 static inline __attribute__((always_inline)) void exponentials(const TileInput<T>& in, T shift, int64_t row,
                                                                int64_t column, Vec<T> (&acc)[ROWS][V]) {
@@ -168,15 +168,20 @@ static inline __attribute__((always_inline)) void exponentials(const TileInput<T
   for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) acc[r][v] = exp2v<T>(acc[r][v] * in.scale - shift);
-  const int64_t diagonal = row + in.diagonal;  // the column that the first row leaves out
-  const bool inside = row + ROWS <= in.m && column + V * kLanes<T> <= in.n;
-  if (inside && (diagonal + ROWS <= column || diagonal >= column + V * kLanes<T>)) return;
+  bool whole = row + ROWS <= in.m && column + V * kLanes<T> <= in.n;
+  for (const int64_t offset : in.left_out.offsets)
+    whole &= row + offset + ROWS <= column || row + offset >= column + V * kLanes<T>;
+  if (whole) return;
   for (int r = 0; r < ROWS; r++) {
-    const Int<T> end = row + r < in.m ? in.n - column : 0;
-    const Int<T> left_out = diagonal + r < column || diagonal + r >= in.n ? -1 : diagonal + r - column;
+    const int64_t end = row + r < in.m ? in.n - column : 0;
     for (int v = 0; v < V; v++) {
       const IntVec<T> place = iota<T>() + Int<T>(v * kLanes<T>);
-      acc[r][v] = keep<T>((place < end) & (place != left_out), acc[r][v]);
+      IntVec<T> kept = place < Int<T>(end);
+      for (const int64_t offset : in.left_out.offsets) {
+        const int64_t out = row + r + offset - column;
+        if (out >= 0 && out < V * kLanes<T>) kept &= place != Int<T>(out);
+      }
+      acc[r][v] = keep<T>(kept, acc[r][v]);
     }
   }
 }

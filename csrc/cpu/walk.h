@@ -4,6 +4,7 @@
 #pragma once
 #include "rows.h"
 
+#include <cmath>
 #include <vector>
 
 namespace ssl_fast {
@@ -49,6 +50,14 @@ class Keys {
   const int64_t width, count;
 };
 
+// log2(1 + 2^x): the loss of a row, in powers of two, where x is the log2 of the sum over its
+// negatives less its positive's score. Exact to the last digits for losses near 0.
+inline double softplus2(double x) {
+  return x > 0 ? x + std::log1p(std::exp2(-x)) * kLog2E : std::log1p(std::exp2(x)) * kLog2E;
+}
+// The negatives' share of the whole sum, 1 - P(positive), without the subtraction.
+inline double negatives_share(double x) { return 1 / (1 + std::exp2(-x)); }
+
 // The state of up to kTile queries on their walk. Scores are in powers of two.
 template <typename T>
 struct Softmax {
@@ -59,30 +68,34 @@ struct Softmax {
   }
 };
 
+// Puts `value` where a tile's row and column leave each other out.
+template <typename T>
+void leave_out(const LeftOut& left_out, T* tile, int64_t m, int64_t n, T value) {
+  for (const int64_t offset : left_out.offsets)
+    for (int64_t r = std::max<int64_t>(0, -offset); r < m && r + offset < n; r++) tile[r * kTile + r + offset] = value;
+}
+
 // What a walk is over: queries `first` .. `first + n` of unit rows packed as columns.
 template <typename T>
 struct Queries {
   const T* columns;
   int64_t first, n, dim;
   T scale;
+  LeftOut left_out;
 };
 
-// Walks keys begin .. end. left_out: query i leaves out key i + left_out (kNoDiagonal: none).
-// weighted (n, keys.width), unless null, gathers sum of exp2(score - maximum) * key. counts with
+// Walks keys begin .. end. weighted (n, keys.width), unless null, gathers sum of exp2(score - maximum) * key. counts with
 // thresholds, unless null, count the keys whose score is above the positive's.
 template <typename T>
-void walk(const Queries<T>& queries, const Keys<T>& keys, int64_t begin, int64_t end, int64_t left_out, T* tile,
-          T* scratch, Softmax<T>& softmax, T* weighted, const T* thresholds, int64_t* counts) {
+void walk(const Queries<T>& queries, const Keys<T>& keys, int64_t begin, int64_t end, T* tile, T* scratch,
+          Softmax<T>& softmax, T* weighted, const T* thresholds, int64_t* counts) {
   const auto& kernel = kernels<T>();
   for (int64_t first = begin; first < end; first += kTile) {
     const int64_t n = std::min(kTile, end - first);
     const auto block = keys.block(first, n, scratch);
-    kernel.scores({block.rows, block.stride, queries.columns, n, queries.n, queries.dim, queries.scale, kNoDiagonal},
-                  tile);
-    for (int64_t c = 0; c < queries.n; c++) {
-      const int64_t row = queries.first + c + left_out - first;
-      if (row >= 0 && row < n) tile[row * kTile + c] = -std::numeric_limits<T>::infinity();
-    }
+    kernel.scores({block.rows, block.stride, queries.columns, n, queries.n, queries.dim, queries.scale}, tile);
+    leave_out(queries.left_out.seen_from(first, queries.first), tile, n, queries.n,
+              -std::numeric_limits<T>::infinity());
     if (counts) kernel.count_columns(tile, n, queries.n, thresholds, counts);
     const bool rose = kernel.online_columns(tile, n, queries.n, softmax.maxima, softmax.sums, softmax.factors);
     if (!weighted) continue;
