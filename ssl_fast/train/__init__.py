@@ -1,0 +1,1 @@
+"""A thin trainer around the losses: data, augmentation, encoders, methods, evaluation."""
