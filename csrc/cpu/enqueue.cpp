@@ -10,12 +10,16 @@ void write_keys(const Tensor& queue, int64_t pointer, const Tensor& keys) {
   Q* rows = queue.data_ptr<Q>();
   const int64_t size = queue.size(0), dim = queue.size(1), count = keys.size(0);
   const int64_t row_stride = queue.stride(0), stride = queue.stride(1);
+  const int64_t key_row_stride = keys.stride(0), key_stride = keys.stride(1);
   const auto copy = [&](const auto* data) {
     // The last `size` keys stay, where writing all in turn would leave them.
     for (int64_t j = std::max<int64_t>(count - size, 0); j < count; j++) {
       Q* out = rows + (pointer + j) % size * row_stride;
-      const auto* in = data + j * keys.stride(0);
-      for (int64_t d = 0; d < dim; d++) out[d * stride] = static_cast<Q>(in[d * keys.stride(1)]);
+      const auto* in = data + j * key_row_stride;
+      if (stride == 1 && key_stride == 1)  // loops apart, so that this one is vectorised
+        for (int64_t d = 0; d < dim; d++) out[d] = static_cast<Q>(in[d]);
+      else
+        for (int64_t d = 0; d < dim; d++) out[d * stride] = static_cast<Q>(in[d * key_stride]);
     }
   };
   with_type(keys, copy);
