@@ -1,0 +1,74 @@
+"""SimCLR and MoCo v2 on scikit-learn's digits: trained, compared, drawn. `python -m ssl_fast.train.demo`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import torch
+import tyro
+from rich.console import Console
+from torch import nn
+
+from . import checkpoint, data, evaluate, files, loop, plots, report
+from .augment import Augment
+from .methods import METHODS
+from .recipes import RECIPES
+
+LABELS = {"simclr": "SimCLR", "moco-v2": "MoCo v2"}
+SHOWN_PAIRS = 10
+
+
+def demo(seed: int = 0, epochs: int | None = None, folder: Path = Path("runs/demo")) -> None:
+    """Train SimCLR and MoCo v2 on handwritten digits and compare what their encoders see.
+
+    Args:
+        seed: Of initialisation, augmentation and order.
+        epochs: For both methods; as in their recipes unless given.
+        folder: Where pictures, results.json and the runs go.
+    """
+    started = time.monotonic()
+    console = Console()
+    dataset = data.load("digits")
+    encoders = {"raw pixels": nn.Flatten(), "untrained encoder": None}
+    histories = {}
+    for name, label in LABELS.items():
+        recipe = RECIPES[name](seed=seed)
+        if epochs is not None:
+            recipe = dataclasses.replace(recipe, epochs=epochs)
+        if encoders["untrained encoder"] is None:
+            torch.manual_seed(seed)
+            encoders["untrained encoder"] = METHODS[name](recipe, dataset.train_images.shape[1]).encoder
+        # The demo starts anew each time.
+        path = folder / name / checkpoint.NAME
+        path.unlink(missing_ok=True)
+        console.print(f"Training {label} on {len(dataset.train_images)} digits, {recipe.epochs} epochs")
+        encoders[label] = loop.train(name, recipe, "digits", folder / name).encoder.cpu()
+        histories[label] = checkpoint.load(path)["history"]
+    rows = {label: report.accuracies(encoder, dataset) for label, encoder in encoders.items()}
+    _draw(dataset, encoders, histories, seed, folder)
+    results = {"seed": seed, "seconds": round(time.monotonic() - started, 1), "accuracies": rows}
+    files.write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    title = "Test accuracy, digits as they are (clean) and randomly shifted, scaled, rotated"
+    console.print(report.table(rows, title))
+    console.print(f"{results['seconds']:.0f} s. In {folder}: curves.png, pairs.png, maps.png, results.json, logs")
+
+
+def _draw(dataset: data.Dataset, encoders: dict, histories: dict, seed: int, folder: Path) -> None:
+    augment = Augment(dataset)
+    generator = torch.Generator().manual_seed(seed)
+    plots.curves(histories, folder / "curves.png")
+    some = dataset.train_images[:SHOWN_PAIRS]
+    view1, view2 = (augment(some, generator) for _ in range(2))
+    plots.pairs(augment.plain(some), view1, view2, folder / "pairs.png")
+    # Transformed images: those that pixels mix up and invariant features do not.
+    images = augment.transform_test(dataset.test_images, generator)
+    shown = {label: encoder for label, encoder in encoders.items() if label != "raw pixels"}
+    features = {label: evaluate.features(encoder, images) for label, encoder in shown.items()}
+    plots.maps(features, dataset.test_labels, folder / "maps.png")
+
+
+if __name__ == "__main__":
+    tyro.cli(demo)

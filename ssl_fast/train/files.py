@@ -1,0 +1,47 @@
+"""Files that are whole or not there: written beside their place, synced, renamed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | Path):
+    """A binary file to write; takes the place of `path` when the block ends, and never when it fails.
+
+    The folder is made where it is missing. After an error or a crash the old file is still whole.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
+    try:
+        with part:
+            # Temporary files are for their owner alone; this one becomes an ordinary file.
+            os.fchmod(part.fileno(), 0o666 & ~_umask())
+            yield part
+            part.flush()
+            os.fsync(part.fileno())
+        os.replace(part.name, path)
+    except BaseException:
+        os.unlink(part.name)
+        raise
+    # The rename itself is on disk only when the folder is.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def write_text(path: str | Path, text: str) -> None:
+    with replacing(path) as file:
+        file.write(text.encode())
