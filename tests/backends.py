@@ -1,0 +1,29 @@
+"""The one list of backends under test: a name added here gets the whole suite.
+
+Where a backend cannot run, its tests are skipped with the reason, which also stands in pytest's header.
+"""
+
+import pytest
+
+from ssl_fast import backends
+
+BACKENDS = ["reference", "cpu"]
+
+
+def device_of(backend: str) -> str:
+    """The device type of the tensors that this backend takes."""
+    return backends.DEVICE.get(backend, "cpu")
+
+
+def why_not(operator: str, backend: str) -> str:
+    """Why `operator` cannot run on this backend here; empty where it can."""
+    return backends.why_not(operator, backend, device_of(backend))
+
+
+def every_backend(operator: str):
+    """Runs a test once per backend, with its name as the argument `backend`."""
+    params = []
+    for name in BACKENDS:
+        reason = why_not(operator, name)
+        params.append(pytest.param(name, marks=pytest.mark.skipif(bool(reason), reason=f"{name}: {reason}")))
+    return pytest.mark.parametrize("backend", params)

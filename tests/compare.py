@@ -1,0 +1,85 @@
+"""One comparator for losses and gradients, tested in test_compare.py.
+
+Truth is float64. An entry may be off by bound * scale + factor * (largest error of the eager reference in the
+same dtype), scale being the largest |truth|; caps on relative L2, cosine and signed bias catch what
+an elementwise bound hides, above all a gradient that is a little too large everywhere.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Bound(NamedTuple):
+    loss: float  # of the largest entry, added to factor * (error of eager)
+    gradient: float
+    factor: float
+    never: float  # of the largest entry, whatever eager does
+
+
+# The numerics contract. The eager part counts only where the caller gives eager's result.
+BOUNDS = {
+    torch.float64: Bound(1e-12, 1e-12, 2, 1e-6),
+    torch.float32: Bound(2e-6, 5e-6, 2, 1e-2),
+    torch.bfloat16: Bound(1e-4, 1e-4, 1, 1e-2),
+    torch.float16: Bound(1e-4, 1e-4, 1, 1e-2),
+}
+
+
+def _wide(x) -> Tensor:
+    return torch.as_tensor(x).detach().to("cpu", torch.float64)
+
+
+def assert_close(
+    got: Tensor, truth, dtype: torch.dtype, kind: str, eager: Tensor | None = None, scale: float = 0.0, name: str = ""
+) -> None:
+    """Raises AssertionError with the worst entry where `got` is further from `truth` than its bound.
+
+    got, truth: the same shape; NaN must lie at the same places, and so must Inf, with its sign.
+    dtype: of the inputs. kind: "loss" or "gradient". eager: the reference's result in `dtype`.
+    scale: least scale, for a truth that cancels to nearly 0.
+    """
+    got, truth = _wide(got), _wide(truth)
+    name = name or kind
+    assert got.shape == truth.shape, f"{name}: shape {tuple(got.shape)}, expected {tuple(truth.shape)}"
+    finite = truth.isfinite()
+    for kind_of_value in (torch.isnan, torch.isposinf, torch.isneginf):
+        differing = (kind_of_value(got) != kind_of_value(truth)).nonzero().tolist()
+        assert not differing, f"{name}: {kind_of_value.__name__} differs at {len(differing)} places, {differing[:4]}"
+    if not finite.any():
+        return
+    bound = BOUNDS[dtype]
+    scale = max(scale, truth[finite].abs().max().item())
+    eager_error = 0.0
+    if eager is not None:
+        errors = (_wide(eager) - truth)[finite].abs()
+        eager_error = errors[errors.isfinite()].max().item() if errors.isfinite().any() else 0.0
+    allowed = min(getattr(bound, kind) * scale + bound.factor * eager_error, bound.never * scale)
+    error = torch.where(finite, (got - truth).abs(), 0)
+    worst = error.argmax().item()
+    if not error.max().item() <= allowed:
+        place = tuple(i.item() for i in torch.unravel_index(torch.tensor(worst), truth.shape))
+        raise AssertionError(
+            f"{name}: worst at {place}: got {got.flatten()[worst].item()!r}, truth {truth.flatten()[worst].item()!r}, "
+            f"off by {error.max().item():.3e}, allowed {allowed:.3e}, eager off by {eager_error:.3e}, scale {scale:.3e}"
+        )
+    _assert_aggregates(got[finite], truth[finite], allowed, name)
+
+
+def _assert_aggregates(got: Tensor, truth: Tensor, allowed: float, name: str) -> None:
+    """Caps over all entries: rounding is spread and unsigned, a wrong formula is neither."""
+    error = got - truth
+    # Root mean square of an error that reaches `allowed` somewhere; rounding stays below half of it.
+    noise = allowed * max(0.5, 2 / truth.numel() ** 0.5)
+    rms = error.square().mean().sqrt().item()
+    assert rms <= noise, f"{name}: root mean square error {rms:.3e}, allowed {noise:.3e}"
+    # Along the truth: the relative error of its size, where the truth is not itself noise.
+    norm = truth.norm().item()
+    if truth.numel() < 16 or norm == 0:
+        return
+    along = abs((error * truth).sum().item()) / norm
+    limit = allowed * max(1.0, truth.numel() ** 0.5 / 8)
+    assert along <= limit, f"{name}: scaled by {1 + (error * truth).sum().item() / norm**2!r}, {along:.3e} > {limit:.3e}"
+    bias = abs(error.mean().item())
+    assert bias <= allowed / 4, f"{name}: signed bias {bias:.3e}, allowed {allowed / 4:.3e}"
