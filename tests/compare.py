@@ -1,8 +1,8 @@
 """One comparator for losses and gradients, tested in test_compare.py.
 
 Truth is float64. An entry may be off by bound * scale + factor * (largest error of the eager reference in the
-same dtype), scale being the largest |truth|; caps on relative L2, cosine and signed bias catch what
-an elementwise bound hides, above all a gradient that is a little too large everywhere.
+same dtype), scale being the largest |truth|; caps on relative L2 (and so the angle), size and signed bias catch
+what an elementwise bound hides, above all a gradient that is a little too large everywhere.
 """
 
 from typing import NamedTuple
@@ -68,18 +68,19 @@ def assert_close(
 
 
 def _assert_aggregates(got: Tensor, truth: Tensor, allowed: float, name: str) -> None:
-    """Caps over all entries: rounding is spread and unsigned, a wrong formula is neither."""
-    error = got - truth
-    # Root mean square of an error that reaches `allowed` somewhere; rounding stays below half of it.
-    noise = allowed * max(0.5, 2 / truth.numel() ** 0.5)
-    rms = error.square().mean().sqrt().item()
-    assert rms <= noise, f"{name}: root mean square error {rms:.3e}, allowed {noise:.3e}"
-    # Along the truth: the relative error of its size, where the truth is not itself noise.
-    norm = truth.norm().item()
-    if truth.numel() < 16 or norm == 0:
+    """Caps over all entries: rounding is spread and has no sign, a wrong formula is neither.
+
+    The cap on the L2 error bounds the angle too: 1 - cosine is at most half the square of the relative L2 error.
+    """
+    error, count, norm = got - truth, truth.numel(), truth.norm().item()
+    if count < 16 or norm == 0:
         return
-    along = abs((error * truth).sum().item()) / norm
-    limit = allowed * max(1.0, truth.numel() ** 0.5 / 8)
-    assert along <= limit, f"{name}: scaled by {1 + (error * truth).sum().item() / norm**2!r}, {along:.3e} > {limit:.3e}"
-    bias = abs(error.mean().item())
-    assert bias <= allowed / 4, f"{name}: signed bias {bias:.3e}, allowed {allowed / 4:.3e}"
+    l2, l2_allowed = error.norm().item(), allowed * max(2.0, count**0.5 / 2)
+    assert l2 <= l2_allowed, f"{name}: relative L2 error {l2 / norm:.3e}, allowed {l2_allowed / norm:.3e}"
+    # The error along the truth: a result that is a little too large or too small everywhere.
+    along, along_allowed = (error * truth).sum().item() / norm, allowed * max(1.0, count**0.5 / 8)
+    assert abs(along) <= along_allowed, (
+        f"{name}: too large by the factor 1 + {along / norm:.3e}, allowed {along_allowed / norm:.3e}"
+    )
+    bias = error.mean().item()
+    assert abs(bias) <= allowed / 4, f"{name}: signed bias {bias:.3e}, allowed {allowed / 4:.3e}"

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .data import Dataset
 
-SHIFT = 0.3  # largest shift, in halves of the image's side
+SHIFT = 0.2  # largest shift, in halves of the image's side
 SCALE = (0.7, 1.3)
 ROTATION = math.radians(30)
 BRIGHTNESS = (0.6, 1.4)

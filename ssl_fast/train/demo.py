@@ -30,7 +30,6 @@ def demo(seed: int = 0, epochs: int | None = None, folder: Path = Path("runs/dem
         folder: Where pictures, results.json and the runs go.
     """
     started = time.monotonic()
-    console = Console()
     dataset = data.load("digits")
     encoders = {"raw pixels": nn.Flatten(), "untrained encoder": None}
     histories = {}
@@ -44,7 +43,7 @@ def demo(seed: int = 0, epochs: int | None = None, folder: Path = Path("runs/dem
         # The demo starts anew each time.
         path = folder / name / checkpoint.NAME
         path.unlink(missing_ok=True)
-        console.print(f"Training {label} on {len(dataset.train_images)} digits, {recipe.epochs} epochs")
+        print(f"Training {label} on {len(dataset.train_images)} digits, {recipe.epochs} epochs")
         encoders[label] = loop.train(name, recipe, "digits", folder / name).encoder.cpu()
         histories[label] = checkpoint.load(path)["history"]
     rows = {label: report.accuracies(encoder, dataset) for label, encoder in encoders.items()}
@@ -52,8 +51,8 @@ def demo(seed: int = 0, epochs: int | None = None, folder: Path = Path("runs/dem
     results = {"seed": seed, "seconds": round(time.monotonic() - started, 1), "accuracies": rows}
     files.write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
     title = "Test accuracy, digits as they are (clean) and randomly shifted, scaled, rotated"
-    console.print(report.table(rows, title))
-    console.print(f"{results['seconds']:.0f} s. In {folder}: curves.png, pairs.png, maps.png, results.json, logs")
+    Console().print(report.table(rows, title))
+    print(f"{results['seconds']:.0f} s. In {folder}: curves.png, pairs.png, maps.png, results.json, logs")
 
 
 def _draw(dataset: data.Dataset, encoders: dict, histories: dict, seed: int, folder: Path) -> None:

@@ -14,7 +14,7 @@ class Encoder(nn.Sequential):
     def __init__(self, channels: int, width: int = 128):
         layers = []
         before = channels
-        for after, stride in ((width // 4, 1), (width // 2, 2), (width // 2, 1), (width, 2), (width, 1)):
+        for after, stride in ((width // 4, 2), (width // 2, 1), (width // 2, 2), (width, 1), (width, 1)):
             layers += [
                 nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False),  # BatchNorm has the bias
                 nn.BatchNorm2d(after),

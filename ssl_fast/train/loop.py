@@ -10,6 +10,7 @@ import math
 import platform
 import shlex
 import signal
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -68,7 +69,6 @@ def train(
         )
     else:
         run.load_state_dict(contents)
-    command = resume_command(method_name, recipe, dataset_spec, folder)
     # purge_step: TensorBoard forgets what an interrupted run logged after its checkpoint.
     with (
         SummaryWriter(folder, purge_step=run.epoch) as writer,
@@ -83,7 +83,8 @@ def train(
             checkpoint.save(path, run.state_dict())
             if interrupted.is_set() and run.epoch < recipe.epochs:
                 progress.stop()
-                progress.console.print(f"Stopped and saved in {path}. Go on with:\n  {command}", soft_wrap=True)
+                command = resume_command(method_name, recipe, dataset_spec, folder)
+                print(f"Stopped and saved in {path}. Go on with:\n  {command}", file=sys.stderr)
                 raise KeyboardInterrupt
     return run.method
 

@@ -1,0 +1,89 @@
+"""How things are measured: interleaved medians, the machine's limits, peak memory of a subprocess."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.utils.benchmark import Timer
+
+import ssl_fast
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def interleaved(runs: dict[str, Callable[[], object]], threads: int, seconds: float) -> dict[str, list[float]]:
+    """Seconds a call, by name: rounds in which each run is timed once, so that all see the same machine."""
+    timers = {name: Timer("run()", globals={"run": run}, num_threads=threads) for name, run in runs.items()}
+    once = {}
+    for name, timer in timers.items():
+        timer.timeit(2)  # compiles, faults pages in
+        once[name] = timer.timeit(1).mean
+    # Short calls are repeated within a round, to a millisecond.
+    numbers = {name: max(1, int(1e-3 / one)) for name, one in once.items()}
+    a_round = sum(numbers[name] * one for name, one in once.items())
+    rounds = min(200, max(5, int(seconds / a_round)))
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, timer in timers.items():
+            times[name].append(timer.timeit(numbers[name]).mean)
+    return times
+
+
+def quantiles(times: list[float]) -> tuple[float, float, float]:
+    """Median, 20 % and 80 % quantile."""
+    ordered = sorted(times)
+    last = len(ordered) - 1
+    return statistics.median(ordered), ordered[round(0.2 * last)], ordered[round(0.8 * last)]
+
+
+def limits(threads: int) -> dict[str, float]:
+    """What the machine can do: float32 matrix product (FLOP/s) and copy (bytes/s, read and written)."""
+    a, b = torch.randn(2, 2048, 2048).unbind()
+    product = torch.empty(2048, 2048)
+    source, target = torch.randn(2, 1 << 26).unbind()
+    runs = {"sgemm": lambda: torch.mm(a, b, out=product), "copy": lambda: target.copy_(source)}
+    times = interleaved(runs, threads, 2.0)
+    return {"sgemm": 2 * 2048**3 / quantiles(times["sgemm"])[0], "copy": 2 * 4 * (1 << 26) / quantiles(times["copy"])[0]}
+
+
+def peak_memory(setup: str, work: str) -> float:
+    """Bytes of peak resident memory that `work` adds to what `setup` left, in a process of its own."""
+    program = (
+        "import resource, torch, ssl_fast\n"
+        f"{setup}\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"{work}\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    return 1024.0 * int(answer.stdout.split()[-1])
+
+
+def machine(threads: int) -> dict[str, str]:
+    """What a figure needs beside it."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
+    about = {
+        "processor": _processor(),
+        "threads": str(threads),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "ssl_fast": ssl_fast.__version__,
+        "commit": commit.stdout.strip() or "unknown",
+    }
+    extension = ssl_fast.native.extension
+    return about | ({"simd": extension.build_info()["simd"]} if extension else {})
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())

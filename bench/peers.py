@@ -1,0 +1,87 @@
+"""The same work by others: plain PyTorch, torch.compile, and the libraries that are installed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import ssl_fast
+
+
+def eager_nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    """The textbook SimCLR loss: the whole matrix, its diagonal masked, cross-entropy."""
+    u = F.normalize(torch.cat([z1, z2]))
+    logits = (u @ u.T / temperature).fill_diagonal_(float("-inf"))
+    rows = len(u)
+    return F.cross_entropy(logits, torch.arange(rows, device=u.device).roll(rows // 2))
+
+
+def eager_info_nce(query: Tensor, positive: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """The textbook MoCo loss: [positive, queue] logits, label 0."""
+    q, k = F.normalize(query), F.normalize(positive)
+    logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], 1) / temperature
+    return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
+
+
+def _installed(module: str):
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return None
+
+
+def nt_xent_peers(rows: int, temperature: float) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Losses of two views by name of the library; each equals NT-Xent over 2N rows."""
+    compiled = torch.compile(eager_nt_xent)
+    peers = {
+        "eager": lambda z1, z2: eager_nt_xent(z1, z2, temperature),
+        "compile": lambda z1, z2: compiled(z1, z2, temperature),
+    }
+    if lightly := _installed("lightly.loss"):
+        peers["lightly"] = lightly.NTXentLoss(temperature=temperature)
+    # Its memory grows with the cube of the rows: 34 GB a temporary at 1024.
+    if rows <= 256 and (pml := _installed("pytorch_metric_learning.losses")):
+        peers["pytorch-metric-learning"] = pml.SelfSupervisedLoss(pml.NTXentLoss(temperature=temperature))
+    return peers
+
+
+def info_nce_peers(queue: Tensor, temperature: float) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Losses of queries and positives against a queue (K, D) of unit rows."""
+    compiled = torch.compile(eager_info_nce)
+    peers = {
+        "eager": lambda query, positive: eager_info_nce(query, positive, queue, temperature),
+        "compile": lambda query, positive: compiled(query, positive, queue, temperature),
+    }
+    if library := _installed("info_nce"):
+        peers["info-nce-pytorch"] = lambda query, positive: library.info_nce(query, positive, queue, temperature)
+    if lightly := _installed("lightly.loss"):
+        loss = lightly.NTXentLoss(temperature=temperature, memory_bank_size=tuple(queue.shape))
+        loss.memory_bank.bank = queue.clone()
+
+        def against_bank(query: Tensor, positive: Tensor) -> Tensor:
+            # Its loss also enqueues, one batch's rows: put the pointer back, time the whole.
+            loss.memory_bank.bank_ptr.zero_()
+            return loss(query, positive)
+
+        peers["lightly"] = against_bank
+    return peers
+
+
+def ema_peers(target: list[Tensor], source: list[Tensor], momentum: float) -> dict[str, Callable[[], None]]:
+    """Momentum updates of the same tensors; `flat` is the floor, one lerp_ over as many bytes."""
+    flat_target, flat_source = (torch.cat([x.flatten() for x in tensors]) for tensors in (target, source))
+
+    def two_passes() -> None:  # what lightly's update_momentum does
+        torch._foreach_mul_(target, momentum)
+        torch._foreach_add_(target, source, alpha=1 - momentum)
+
+    return {
+        "flat": lambda: flat_target.lerp_(flat_source, 1 - momentum),
+        "foreach_lerp": lambda: torch._foreach_lerp_(target, source, 1 - momentum),
+        "lightly": two_passes,
+        "ssl_fast": lambda: ssl_fast.ema_update_(target, source, momentum),
+    }

@@ -1,0 +1,112 @@
+"""Runs a loss forward and backward and holds it to the float64 truth."""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from compare import assert_close
+from torch import Tensor
+
+import ssl_fast
+from ssl_fast import NegativeQueue, functional
+
+
+class Result(NamedTuple):
+    loss: Tensor
+    gradients: dict[str, Tensor]
+
+
+def evaluate(operator, backend, arguments, temperature, wants=(), reduction="mean", upstream=None) -> Result:
+    """The loss of `operator` on a backend, and the gradient of every argument named in `wants`.
+
+    arguments: by name, tensors in the order of the signature, or None, or a NegativeQueue.
+    temperature: a number or a 0-D tensor, which "temperature" in wants asks the gradient of.
+    """
+    leaves = {
+        name: x.detach().requires_grad_(name in wants) if isinstance(x, Tensor) else x
+        for name, x in {**arguments, "temperature": temperature}.items()
+    }
+    with ssl_fast.backend(backend):
+        loss = getattr(functional, operator)(*leaves.values(), reduction=reduction)
+        wanted = [leaves[name] for name in wants]
+        if not wanted:
+            return Result(loss, {})
+        gradient = None if upstream is None else upstream.to(loss)
+        gradients = torch.autograd.grad(loss, wanted, gradient)
+    return Result(loss.detach(), dict(zip(wants, gradients, strict=True)))
+
+
+def widened(x):
+    """The same values in float64."""
+    if isinstance(x, NegativeQueue):
+        return copy.deepcopy(x).double()
+    return x.double() if isinstance(x, Tensor) else x
+
+
+def _dtypes(arguments) -> set[torch.dtype]:
+    tensors = [x.queue if isinstance(x, NegativeQueue) else x for x in arguments.values()]
+    return {x.dtype for x in tensors if x is not None}
+
+
+def bound_dtype(own: torch.dtype, dtypes: set[torch.dtype]) -> torch.dtype:
+    """Whose bound holds for a result in dtype `own` from inputs of several: arithmetic is in float32 or wider."""
+    if own in (torch.float16, torch.bfloat16):
+        return own
+    return torch.float64 if dtypes == {torch.float64} else torch.float32
+
+
+def row_norms(x: Tensor) -> Tensor:
+    """max(|x|, EPS) of each row: the gradient times it has one scale for rows of any norm."""
+    x = x.double()
+    largest = x.abs().amax(-1, keepdim=True).clamp_min(1e-300)
+    return (largest * (x / largest).norm(dim=-1, keepdim=True)).clamp_min(1e-12)
+
+
+def assert_agrees(
+    operator, backend, arguments, temperature, wants=(), reduction="mean", upstream=None, with_eager=False, floor=0.0
+):
+    """Loss and gradients on `backend` against the float64 reference.
+
+    with_eager: allow what the reference in the same dtype needs too; bfloat16 and float16 always do.
+    floor: least scale of the gradients, in units of |1 / temperature| * (largest upstream gradient).
+    Returns the result.
+    """
+    settings = {"wants": wants, "reduction": reduction, "upstream": upstream}
+    result = evaluate(operator, backend, arguments, temperature, **settings)
+    wide = {name: widened(x) for name, x in arguments.items()}
+    truth = evaluate(operator, "reference", wide, widened(temperature), **settings)
+    eager = evaluate(operator, "reference", arguments, temperature, **settings)
+    dtypes = _dtypes(arguments)
+    first = next(iter(arguments.values())).dtype
+    assert result.loss.dtype == (torch.float64 if first == torch.float64 else torch.float32)
+    widen = with_eager or dtypes & {torch.float16, torch.bfloat16}
+    # The loss has the accuracy of the coarsest input.
+    coarsest = min(dtypes, key=lambda dtype: -torch.finfo(dtype).eps)
+    # Losses near 0 are differences of logits up to |s|.
+    assert_close(result.loss, truth.loss, coarsest, "loss", eager=eager.loss if widen else None)
+    scale = abs(1 / float(temperature))
+    largest = 1.0 if upstream is None else upstream.abs().max().item()
+    for name, gradient in result.gradients.items():
+        expected, of_eager = truth.gradients[name], eager.gradients[name]
+        x = temperature if name == "temperature" else arguments[name]
+        assert gradient.shape == x.shape
+        assert gradient.dtype == x.dtype
+        dtype = bound_dtype(gradient.dtype, dtypes)
+        if name == "temperature":
+            total = 1.0 if upstream is None else upstream.abs().sum().item()
+            assert_close(gradient, expected, dtype, "gradient", of_eager, scale=0.1 * scale**2 * total, name=name)
+            continue
+        norms = row_norms(x)
+        if gradient.dtype == torch.float16:
+            largest_half = torch.finfo(torch.float16).max
+            expected = expected.clamp(-largest_half, largest_half)
+        assert_close(
+            gradient.double() * norms,
+            expected * norms,
+            dtype,
+            "gradient",
+            of_eager.double() * norms if widen else None,
+            scale=floor * scale * largest,
+            name=f"gradient of {name}",
+        )
+    return result
