@@ -144,7 +144,9 @@ def normalized_negatives(negatives) -> Tensor:
     if isinstance(negatives, Tensor):
         return normalize(negatives)
     # Cloned because MoCo enqueues between the loss and its backward, and autograd keeps this.
-    return upcast(negatives.queue.clone())
+    rows = upcast(negatives.queue.clone())
+    # As in `normalize`. Left as it is, Inf could make a logit of -Inf, and a finite loss.
+    return rows.masked_fill(~rows.isfinite().all(-1, keepdim=True), float("nan"))
 
 
 @torch.no_grad()

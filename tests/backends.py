@@ -20,10 +20,17 @@ def why_not(operator: str, backend: str) -> str:
     return backends.why_not(operator, backend, device_of(backend))
 
 
-def every_backend(operator: str):
+def every_backend(operator: str, but: tuple[str, ...] = ()):
     """Runs a test once per backend, with its name as the argument `backend`."""
     params = []
     for name in BACKENDS:
+        if name in but:
+            continue
         reason = why_not(operator, name)
         params.append(pytest.param(name, marks=pytest.mark.skipif(bool(reason), reason=f"{name}: {reason}")))
     return pytest.mark.parametrize("backend", params)
+
+
+def every_fused_backend(operator: str):
+    """Every backend but the reference, whose matrix products round ties apart and are stored."""
+    return every_backend(operator, but=("reference",))

@@ -85,7 +85,7 @@ def assert_agrees(
     # Losses near 0 are differences of logits up to |s|.
     assert_close(result.loss, truth.loss, coarsest, "loss", eager=eager.loss if widen else None)
     scale = abs(1 / float(temperature))
-    largest = 1.0 if upstream is None else upstream.abs().max().item()
+    largest = 1 / len(next(iter(arguments.values()))) if upstream is None else upstream.abs().max().item()
     for name, gradient in result.gradients.items():
         expected, of_eager = truth.gradients[name], eager.gradients[name]
         x = temperature if name == "temperature" else arguments[name]

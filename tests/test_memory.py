@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from backends import every_backend
+from backends import every_fused_backend
 
 MEGABYTE = 2**20
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
@@ -44,30 +44,24 @@ def nt_xent(backend, rows, dim=128):
     return peak_of(backend, "nt_xent(z1, z2)", z1=(rows // 2, dim), z2=(rows // 2, dim))
 
 
-def fused(operator):
-    """Every backend but the reference, which stores the matrix."""
-    mark = every_backend(operator)
-    return pytest.mark.parametrize("backend", [param for param in mark.args[1] if param.values[0] != "reference"])
-
-
 def test_the_measure_sees_a_stored_matrix():
     assert nt_xent("reference", 4096) > 4096**2 * 4
 
 
-@fused("nt_xent")
+@every_fused_backend("nt_xent")
 def test_nt_xent(backend):
     # The matrix would be 268 MB; inputs' gradients, unit rows and their copies are 4 MB each.
     assert nt_xent(backend, 8192) < 60 * MEGABYTE
 
 
 @pytest.mark.slow
-@fused("nt_xent")
+@every_fused_backend("nt_xent")
 def test_nt_xent_of_32768_rows(backend):
     # The matrix would be 4.3 GB, the inputs are 17 MB.
     assert nt_xent(backend, 32768) < 160 * MEGABYTE
 
 
-@fused("info_nce")
+@every_fused_backend("info_nce")
 def test_info_nce_of_a_long_queue(backend):
     # The matrix would be 67 MB. The queue is 34 MB and is not copied.
     call = "info_nce(query, positive, as_queue(rows))"

@@ -5,7 +5,7 @@ import math
 import oracle
 import pytest
 import torch
-from backends import device_of, every_backend
+from backends import device_of, every_backend, every_fused_backend
 from evaluate import assert_agrees
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,12 +58,14 @@ def test_any_input(backend, count, dim, dtype, kind, layout, temperature, seed, 
 SIZES = [(1, 1), (1, 7), (2, 1), (3, 5), (16, 16), (33, 65), (64, 128), (70, 140), (150, 33), (350, 128), (550, 260)]
 
 
-@on_every_backend
+@every_fused_backend("nt_xent")
 @pytest.mark.parametrize(("count", "dim"), SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("temperature", [0.1, 0.5, -0.2])
 def test_sizes_within_the_contract(backend, count, dim, dtype, temperature):
-    assert_agrees("nt_xent", backend, views(count, dim, dtype, backend), temperature, ["z1", "z2"])
+    # In one dimension the gradient is 0 but for rounding.
+    floor = 1.0 if dim == 1 else 0.0
+    assert_agrees("nt_xent", backend, views(count, dim, dtype, backend), temperature, ["z1", "z2"], floor=floor)
 
 
 @on_every_backend
@@ -114,7 +116,7 @@ def test_stats_are_the_oracle(backend, temperature, dtype, count):
     assert stats.negative_similarity.item() == pytest.approx(negative, abs=tolerance, nan_ok=True)
 
 
-@on_every_backend
+@every_fused_backend("nt_xent")
 @pytest.mark.parametrize("count", [3, 64, 170])
 @pytest.mark.parametrize("dim", [1, 33, 128])
 @pytest.mark.parametrize("temperature", [0.1, 0.01])
@@ -122,7 +124,7 @@ def test_all_rows_equal(backend, count, dim, temperature):
     z = torch.randn(dim, device=device_of(backend)).expand(count, dim)
     with ssl_fast.backend(backend):
         loss, stats = functional.nt_xent(z, z, temperature, return_stats=True)
-    assert loss.item() == pytest.approx(math.log(2 * count - 1), rel=1e-6)
+    assert loss.item() == pytest.approx(math.log(2 * count - 1), rel=2e-6)
     assert stats.top1 == stats.top5 == 1  # ties go to the positive
 
 

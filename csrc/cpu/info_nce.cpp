@@ -20,7 +20,7 @@ struct Problem {
   const Tensor key_rows;
   const bool in_batch, paired, normalize_keys;
   const Scale scale;
-  const T log2_scale;
+  const T sign, magnitude;  // of the scale as the tiles use it
   std::vector<T> similarities;  // <q_i, k_i>
 
   // A backward pass without a gradient of the negatives has no keys.
@@ -33,7 +33,8 @@ struct Problem {
         paired(negatives && negatives->dim() == 3),
         normalize_keys(in_batch || normalize_negatives),
         scale(scale),
-        log2_scale(T(scale.log2_scale)),
+        sign(T(scale.sign())),
+        magnitude(sign * T(scale.log2_scale)),
         similarities(q.size(0)) {
     query.fill(q, 0);
     positive.fill(k, 0);
@@ -64,7 +65,7 @@ struct Problem {
   Queries<T> queries(int64_t b, T* columns) const {
     const int64_t first = b * query_block(), count = std::min(query_block(), n() - first);
     kernels<T>().pack(query.row(first), query.width, count, dim(), columns);
-    return {columns, first, count, dim(), log2_scale, left_out()};
+    return {columns, first, count, dim(), sign, magnitude, left_out()};
   }
 };
 
@@ -119,7 +120,7 @@ struct Walked {
     const int64_t end = std::min(begin + length, problem.key_count());
     T thresholds[kTile] = {};
     for (int64_t c = 0; c < queries.n; c++)
-      thresholds[c] = problem.similarities[queries.first + c] * problem.log2_scale;
+      thresholds[c] = problem.similarities[queries.first + c] * problem.sign;
     Softmax<T> softmax;
     walk<T>(queries, problem.keys(problem.paired ? block : 0), begin, end, space.tile, space.scratch, softmax,
             weighted.numel() ? weighted.template data_ptr<T>() + place * width : nullptr, thresholds,
@@ -187,7 +188,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Problem<T>& problem, in
   std::vector<double> loss_rows(n);
   at::parallel_for(0, n, grain(2. * walked.pieces * dim + 200), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
-      const double score = problem.similarities[i] * double(problem.log2_scale), x = walked.log_sum(i) - score;
+      const double score = double(problem.similarities[i]) * problem.sign * problem.magnitude;
+      const double x = walked.log_sum(i) - score;
       const double whole = score + softplus2(x);
       loss_rows[i] = softplus2(x) * kLn2;
       log_sums[i] = T(whole);
@@ -233,9 +235,9 @@ void keys_backward(const Problem<T>& problem, const std::vector<T>& g, const T* 
         T column_sums[kTile] = {}, weights[kTile] = {};
         std::copy_n(log_sums + queries.first, queries.n, column_sums);
         std::copy_n(g.data() + queries.first, queries.n, weights);
-        kernel.scores({block.rows, block.stride, queries.columns, count, queries.n, dim, queries.scale},
+        kernel.scores({block.rows, block.stride, queries.columns, count, queries.n, dim, queries.sign},
                       space.tile);
-        kernel.softmax_weights(space.tile, count, queries.n, column_sums, weights, nullptr, nullptr);
+        kernel.softmax_weights(space.tile, count, queries.n, queries.magnitude, column_sums, weights, nullptr, nullptr);
         leave_out(queries.left_out.seen_from(first, queries.first), space.tile, count, queries.n, T(0));
         kernel.add_rows(space.tile, count, queries.n, problem.query.row(queries.first), width, width, gradient);
       }

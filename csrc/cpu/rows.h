@@ -174,6 +174,7 @@ struct Scale {
       : Scale(tensor ? tensor->item<double>() : temperature) {}
   // exp(-2 |s|) must stay a normal number for the sums to take one fixed shift.
   bool fixed_shift() const { return 2 * std::abs(s) <= 80; }
+  double sign() const { return s < 0 ? -1 : 1; }
 };
 
 }  // namespace ssl_fast

@@ -51,6 +51,8 @@ struct Kernels {
 
   // u = x / max(|x|, eps) for one row of `dim`; returns 1 / max(|x|, eps). In place is allowed.
   T (*normalize)(const T* x, T* u, int64_t dim);
+  // Whether a row holds neither NaN nor Inf.
+  bool (*finite)(const T* x, int64_t dim);
   // dx = (du - u <u, du>) * inverse_norm, without the projection where the norm was clamped;
   // du is overwritten with dx. Returns <u, du>, which the temperature's gradient needs.
   T (*normalize_backward)(const T* u, T* du, int64_t dim, T inverse_norm);
@@ -59,7 +61,7 @@ struct Kernels {
   // out[i] = <a_i, b_i> for n rows, bit for bit as in a tile, so that equal rows tie.
   void (*dots)(const T* a, const T* b, int64_t row_stride, int64_t n, int64_t dim, T* out);
 
-  // tile[r][c] = score, whatever is left out.
+  // tile[r][c] = scale * dot, whatever is left out.
   void (*scores)(const TileInput<T>& in, T* tile);
   // out = exp2(scale * dot - shift), bit for bit as in a tile.
   void (*exp_dots)(const T* dots, int64_t n, T scale, T shift, T* out);
@@ -74,15 +76,16 @@ struct Kernels {
   void (*add_rows)(const T* tile, int64_t m, int64_t k, const T* b, int64_t b_stride, int64_t width, T* out);
   void (*add_columns)(const T* tile, int64_t n, int64_t k, const T* b, int64_t b_stride, int64_t width, T* out);
 
-  // Online softmax down the columns of a tile of scores (m, n): raises maxima (n), makes each score
-  // exp2(score - maximum), adds to sums (n). factors (n) gets exp2(old - new maximum); returns
-  // whether any maximum rose (then sums are already rescaled and what belongs to them must be).
-  bool (*online_columns)(T* tile, int64_t m, int64_t n, T* maxima, T* sums, T* factors);
-  // score -> exp2(score - log_sums[c]) * weights[c], and, unless row_weights is null,
+  // Online softmax down the columns of a tile of dots (m, n), score = magnitude * dot: raises maxima
+  // (n) of scores, makes each dot exp2(score - maximum), adds to sums (n). factors (n) gets
+  // exp2(old - new maximum); returns whether any maximum rose (then sums are already rescaled and
+  // what belongs to them must be).
+  bool (*online_columns)(T* tile, int64_t m, int64_t n, T magnitude, T* maxima, T* sums, T* factors);
+  // dot -> exp2(score - log_sums[c]) * weights[c], and, unless row_weights is null,
   // + exp2(score - row_log_sums[r]) * row_weights[r].
-  void (*softmax_weights)(T* tile, int64_t m, int64_t n, const T* log_sums, const T* weights,
+  void (*softmax_weights)(T* tile, int64_t m, int64_t n, T magnitude, const T* log_sums, const T* weights,
                           const T* row_log_sums, const T* row_weights);
-  // counts[c] += rows r of column c whose score is not <= thresholds[c] (NaN counts).
+  // counts[c] += rows r of column c whose dot is not <= thresholds[c] (NaN counts).
   void (*count_columns)(const T* tile, int64_t m, int64_t n, const T* thresholds, int64_t* counts);
 };
 

@@ -59,6 +59,18 @@ static void multiply_row(const T* x, T factor, T* out, int64_t dim) {
 static inline float root(float x) { return __builtin_sqrtf(x); }
 static inline double root(double x) { return __builtin_sqrt(x); }
 
+template <typename T>
+static bool finite(const T* x, int64_t dim) {
+  // 0 * NaN and 0 * Inf are NaN.
+  Vec<T> acc[2] = {};
+  int64_t d = 0;
+  for (; d + 2 * kLanes<T> <= dim; d += 2 * kLanes<T>)
+    for (int v = 0; v < 2; v++) acc[v] += load(x + d + v * kLanes<T>) * T(0);
+  T zero = sum_lanes<T>(acc[0] + acc[1]);
+  for (; d < dim; d++) zero += x[d] * T(0);
+  return zero == 0;
+}
+
 constexpr double kEps = 1e-12;  // reference.EPS
 
 template <typename T>
@@ -305,6 +317,7 @@ template <typename T>
 static constexpr Kernels<T> kTable = {kLanes<T>,
                                       kGroup<T>,
                                       normalize<T>,
+                                      finite<T>,
                                       normalize_backward<T>,
                                       pack<T>,
                                       dots<T>,

@@ -1,25 +1,25 @@
-// What the online softmax does to a tile of scores, column by column; part of simd_kernels.h.
+// What the online softmax does to a tile of dots, column by column; part of simd_kernels.h. A score,
+// magnitude * dot, is not rounded on its own but together with what is subtracted from it.
 // Columns beyond n, up to a whole vector, are computed too and belong to nobody: the tile and the
 // caller's arrays of kTile entries have room for them.
 
 template <typename T>
-static bool online_columns(T* tile, int64_t m, int64_t n, T* maxima, T* sums, T* factors) {
+static bool online_columns(T* tile, int64_t m, int64_t n, T magnitude, T* maxima, T* sums, T* factors) {
   bool rose = false;
   for (int64_t c = 0; c < n; c += kLanes<T>) {
     const Vec<T> before = load(maxima + c);
-    Vec<T> highest = before;
-    for (int64_t r = 0; r < m; r++) {
+    Vec<T> largest = load(tile + c);
+    for (int64_t r = 1; r < m; r++) {
       const Vec<T> x = load(tile + r * kTile + c);
-      highest = x > highest ? x : highest;
+      largest = x > largest ? x : largest;
     }
-    // Where nothing was seen before, both may be -Inf, whose difference is NaN: a sum of 0 and a
-    // weighted sum of 0 take any finite factor.
+    const Vec<T> score = largest * magnitude, highest = score > before ? score : before;
     const IntVec<T> higher = highest > before;
     const Vec<T> factor = higher ? exp2v<T>(before - highest) : splat<T>(1);
     Vec<T> sum = load(sums + c) * factor;
     for (int64_t r = 0; r < m; r++) {
       T* place = tile + r * kTile + c;
-      const Vec<T> e = exp2v<T>(load(place) - highest);
+      const Vec<T> e = exp2v<T>(load(place) * magnitude - highest);
       store<T>(place, e);
       sum += e;
     }
@@ -32,15 +32,15 @@ static bool online_columns(T* tile, int64_t m, int64_t n, T* maxima, T* sums, T*
 }
 
 template <typename T>
-static void softmax_weights(T* tile, int64_t m, int64_t n, const T* log_sums, const T* weights, const T* row_log_sums,
-                            const T* row_weights) {
+static void softmax_weights(T* tile, int64_t m, int64_t n, T magnitude, const T* log_sums, const T* weights,
+                            const T* row_log_sums, const T* row_weights) {
   for (int64_t c = 0; c < n; c += kLanes<T>) {
     const Vec<T> log_sum = load(log_sums + c), weight = load(weights + c);
     for (int64_t r = 0; r < m; r++) {
       T* place = tile + r * kTile + c;
-      const Vec<T> score = load(place);
-      Vec<T> w = exp2v<T>(score - log_sum) * weight;
-      if (row_weights) w += exp2v<T>(score - row_log_sums[r]) * row_weights[r];
+      const Vec<T> dot = load(place);
+      Vec<T> w = exp2v<T>(dot * magnitude - log_sum) * weight;
+      if (row_weights) w += exp2v<T>(dot * magnitude - row_log_sums[r]) * row_weights[r];
       store<T>(place, w);
     }
   }

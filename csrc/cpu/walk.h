@@ -28,13 +28,17 @@ class Keys {
   Block block(int64_t first, int64_t n, T* scratch, T* inverse_norms = nullptr) const {
     // Whole vectors and whole groups of rows are read: in place only where those exist.
     const bool whole = reader_.dim == width && n % kTileSlack == 0;
-    if (!normalize_ && whole && reader_.direct()) return {reader_.pointer(first), reader_.row_stride()};
+    if (!normalize_ && whole && reader_.direct() && all_finite(first, n))
+      return {reader_.pointer(first), reader_.row_stride()};
     for (int64_t i = 0; i < n; i++) {
       T* out = scratch + i * width;
       const T* row = reader_.row(first + i, out);
       if (normalize_) {
         const T inverse = kernels<T>().normalize(row, out, reader_.dim);
         if (inverse_norms) inverse_norms[i] = inverse;
+      } else if (!kernels<T>().finite(row, reader_.dim)) {
+        // As in normalised rows. Left as it is, Inf could make a score of -Inf, and a finite loss.
+        std::fill_n(out, reader_.dim, std::numeric_limits<T>::quiet_NaN());
       } else if (row != out) {
         std::copy_n(row, reader_.dim, out);
       }
@@ -43,6 +47,12 @@ class Keys {
   }
 
  private:
+  bool all_finite(int64_t first, int64_t n) const {
+    for (int64_t i = first; i < first + n; i++)
+      if (!kernels<T>().finite(reader_.pointer(i), reader_.dim)) return false;
+    return true;
+  }
+
   const RowReader<T> reader_;
   const bool normalize_;
 
@@ -58,12 +68,13 @@ inline double softplus2(double x) {
 // The negatives' share of the whole sum, 1 - P(positive), without the subtraction.
 inline double negatives_share(double x) { return 1 / (1 + std::exp2(-x)); }
 
-// The state of up to kTile queries on their walk. Scores are in powers of two.
+// The state of up to kTile queries on their walk. Scores are in powers of two. Maxima start at the
+// lowest finite number: from -Inf, where all so far was left out, a difference would be NaN.
 template <typename T>
 struct Softmax {
   T maxima[kTile], sums[kTile], factors[kTile];
   Softmax() {
-    std::fill_n(maxima, kTile, -std::numeric_limits<T>::infinity());
+    std::fill_n(maxima, kTile, std::numeric_limits<T>::lowest());
     std::fill_n(sums, kTile, T(0));
   }
 };
@@ -80,12 +91,12 @@ template <typename T>
 struct Queries {
   const T* columns;
   int64_t first, n, dim;
-  T scale;
+  T sign, magnitude;  // of log2_scale; tiles hold sign * dot
   LeftOut left_out;
 };
 
 // Walks keys begin .. end. weighted (n, keys.width), unless null, gathers sum of exp2(score - maximum) * key. counts with
-// thresholds, unless null, count the keys whose score is above the positive's.
+// thresholds, unless null, count the keys whose sign * dot is above the positive's.
 template <typename T>
 void walk(const Queries<T>& queries, const Keys<T>& keys, int64_t begin, int64_t end, T* tile, T* scratch,
           Softmax<T>& softmax, T* weighted, const T* thresholds, int64_t* counts) {
@@ -93,11 +104,11 @@ void walk(const Queries<T>& queries, const Keys<T>& keys, int64_t begin, int64_t
   for (int64_t first = begin; first < end; first += kTile) {
     const int64_t n = std::min(kTile, end - first);
     const auto block = keys.block(first, n, scratch);
-    kernel.scores({block.rows, block.stride, queries.columns, n, queries.n, queries.dim, queries.scale}, tile);
+    kernel.scores({block.rows, block.stride, queries.columns, n, queries.n, queries.dim, queries.sign}, tile);
     leave_out(queries.left_out.seen_from(first, queries.first), tile, n, queries.n,
               -std::numeric_limits<T>::infinity());
     if (counts) kernel.count_columns(tile, n, queries.n, thresholds, counts);
-    const bool rose = kernel.online_columns(tile, n, queries.n, softmax.maxima, softmax.sums, softmax.factors);
+    const bool rose = kernel.online_columns(tile, n, queries.n, queries.magnitude, softmax.maxima, softmax.sums, softmax.factors);
     if (!weighted) continue;
     if (rose)
       for (int64_t c = 0; c < queries.n; c++)
