@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint clean
+.PHONY: help setup demo test test-all bench lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -37,6 +37,13 @@ test: setup ## the fast tests
 
 test-all: setup ## all tests that need no GPU
 	$(BIN)/python -m pytest -m "not gpu"
+
+bench: $(VENV)/bench.stamp ## time and memory beside other libraries, saved under runs/bench (BENCH=--quick: under 2 minutes)
+	$(BIN)/python -m bench $(BENCH)
+
+$(VENV)/bench.stamp: $(VENV)/extension.stamp
+	$(BIN)/python -m pip install --no-build-isolation -e ".[bench]"
+	touch $@
 
 lint: setup ## format and style of the Python code
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ def measured(work: Work, limits: dict[str, float], threads: int, seconds: float)
         "quantile80": {name: values[2] for name, values in spread.items()},
         "rounds": len(times["ssl_fast"]),
         "share_of_limit": share,
-        "memory": measure.peak_memory(*work.memory) if work.memory else None,
+        "memory": measure.loss_memory(**work.memory, threads=threads) if work.memory else None,
     }
 
 

@@ -49,20 +49,55 @@ def limits(threads: int) -> dict[str, float]:
     source, target = torch.randn(2, 1 << 26).unbind()
     runs = {"sgemm": lambda: torch.mm(a, b, out=product), "copy": lambda: target.copy_(source)}
     times = interleaved(runs, threads, 2.0)
-    return {"sgemm": 2 * 2048**3 / quantiles(times["sgemm"])[0], "copy": 2 * 4 * (1 << 26) / quantiles(times["copy"])[0]}
+    return {
+        "sgemm": 2 * 2048**3 / quantiles(times["sgemm"])[0],
+        "copy": 2 * 4 * (1 << 26) / quantiles(times["copy"])[0],
+    }
 
 
-def peak_memory(setup: str, work: str) -> float:
-    """Bytes of peak resident memory that `work` adds to what `setup` left, in a process of its own."""
-    program = (
-        "import resource, torch, ssl_fast\n"
-        f"{setup}\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        f"{work}\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+# Peak resident memory in kB, less what was resident before the loss. A small loss first: what is
+# allocated once per process is not the loss's. Writing 5 to clear_refs sets the peak back.
+LOSS_MEMORY = """
+import torch, ssl_fast
+from ssl_fast import NegativeQueue, functional
+
+torch.set_num_threads({threads})
+
+def inputs(rows, queue_size):
+    pair = [torch.randn(rows, {dim}, requires_grad=True) for _ in range(2)]
+    return [*pair, NegativeQueue(queue_size, {dim})] if queue_size else pair
+
+def status(field):
+    return int(open("/proc/self/status").read().split(field)[1].split()[0])
+
+with ssl_fast.backend({backend!r}):
+    functional.{operator}(*inputs(4, {queue_size} and 4)).backward()
+    large = inputs({rows}, {queue_size})
+    open("/proc/self/clear_refs", "w").write("5")
+    before = status("VmRSS:")
+    functional.{operator}(*large).backward()
+print(status("VmHWM:") - before)
+"""
+
+
+def loss_memory(
+    operator: str, rows: int, dim: int = 128, queue_size: int = 0, backend: str = "auto", threads: int = 2
+) -> int | None:
+    """Bytes of resident memory that one forward and backward pass adds to its inputs, in a process of its own.
+
+    The inputs are two (rows, dim) in float32, whose gradients count, and a queue of queue_size rows
+    unless that is 0. None where no process can set its peak back (only Linux lets it).
+    """
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    program = LOSS_MEMORY.format(
+        operator=operator, rows=rows, dim=dim, queue_size=queue_size, backend=backend, threads=threads
     )
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
-    return 1024.0 * int(answer.stdout.split()[-1])
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if answer.returncode:
+        raise RuntimeError(f"the process that measures memory failed:\n{answer.stderr}")
+    return 1024 * int(answer.stdout)
 
 
 def machine(threads: int) -> dict[str, str]:
@@ -71,7 +106,7 @@ def machine(threads: int) -> dict[str, str]:
     about = {
         "processor": _processor(),
         "threads": str(threads),
-        "system": platform.platform(terse=True),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "ssl_fast": ssl_fast.__version__,
@@ -86,4 +121,6 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

@@ -35,8 +35,12 @@ def show(rows: list[dict], about: dict, limits: dict[str, float]) -> None:
 def growth(rows: list[dict]) -> dict[str, tuple[float, float | None]]:
     """Exponents of time and of memory in N, fitted through the larger half of each suite's sizes."""
     fits = {}
-    for suite in dict.fromkeys(row["suite"] for row in rows if row["about"].get("D") == 128 and "K" not in row["about"]):
-        mine = sorted((row for row in rows if row["suite"] == suite and row["about"]["D"] == 128), key=lambda r: r["size"])
+    for suite in dict.fromkeys(
+        row["suite"] for row in rows if row["about"].get("D") == 128 and "K" not in row["about"]
+    ):
+        mine = sorted(
+            (row for row in rows if row["suite"] == suite and row["about"]["D"] == 128), key=lambda r: r["size"]
+        )
         mine = mine[len(mine) // 2 :]
         if len(mine) < 2:
             continue
@@ -80,13 +84,17 @@ def plot(path: Path) -> None:
     left.set(xlabel="rows N", ylabel="forward + backward, ms", title="NT-Xent, D=128, float32")
     left.legend()
     memory = [(row["size"], row["memory"] / 1e6) for row in rows if row.get("memory")]
-    right.loglog([row["size"] for row in rows], [4 * row["size"] ** 2 / 1e6 for row in rows], "--", label="one N x N matrix")
+    right.loglog(
+        [row["size"] for row in rows], [4 * row["size"] ** 2 / 1e6 for row in rows], "--", label="one N x N matrix"
+    )
     if memory:
         right.loglog(*zip(*memory, strict=True), marker="o", label="ssl_fast, peak added")
     right.set(xlabel="rows N", ylabel="MB", title="memory")
     right.legend()
     about = saved["machine"]
-    figure.suptitle(f"{about['processor']}, {about['threads']} threads, torch {about['torch']}, {about['date']}", fontsize=9)
+    figure.suptitle(
+        f"{about['processor']}, {about['threads']} threads, torch {about['torch']}, {about['date']}", fontsize=9
+    )
     figure.tight_layout()
     figure.savefig(path.with_name("nt_xent.png"), dpi=130)
     plt.close(figure)
