@@ -48,7 +48,7 @@ def _register_fake_kernels() -> None:
     @torch.library.register_fake("ssl_fast::nt_xent")
     def _(z1, z2, temperature, temperature_tensor, reduction, return_stats):
         rows = 2 * z1.shape[0]
-        return *loss_and_stats(z1, rows, reduction, return_stats), z1.new_empty(rows, dtype=wide(z1))
+        return *loss_and_stats(z1, rows, reduction, return_stats), z1.new_empty((2, rows), dtype=wide(z1))
 
     @torch.library.register_fake("ssl_fast::nt_xent_backward")
     def _(gradient, z1, z2, temperature, temperature_tensor, reduction, sums):

@@ -1,0 +1,210 @@
+"""The circular queue on every backend: the key by key oracle, checkpoints, refusals that change nothing."""
+
+import copy
+import math
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from backends import device_of, every_backend, every_fused_backend
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import DTYPES, LAYOUTS, dtypes, embeddings, lay_out, layouts, seeds
+
+import ssl_fast
+from ssl_fast import NegativeQueue
+
+on_every_backend = every_backend("enqueue_")
+
+
+def enqueue(backend, queue, keys):
+    with ssl_fast.backend(backend):
+        queue.enqueue_(keys)
+
+
+def rounded(x, dtype) -> np.ndarray:
+    return x.to(dtype).double().cpu().numpy()
+
+
+@on_every_backend
+@given(
+    st.integers(1, 30),
+    st.integers(1, 40),
+    st.lists(st.integers(1, 70), min_size=1, max_size=5),
+    dtypes,
+    dtypes,
+    layouts,
+    seeds,
+)
+def test_any_sequence_of_batches(backend, size, dim, counts, queue_dtype, keys_dtype, layout, seed):
+    queue = NegativeQueue(size, dim, dtype=queue_dtype, seed=1).to(device_of(backend))
+    expected, pointer = queue.queue.double().cpu().numpy(), 0
+    for step, count in enumerate(counts):
+        plain = embeddings(count, dim, keys_dtype, "ordinary", seed + step).to(device_of(backend))
+        keys = lay_out(plain, layout)
+        before = keys.clone()
+        enqueue(backend, queue, keys)
+        expected, pointer = oracle.enqueue(expected, pointer, rounded(keys, queue_dtype))
+        assert torch.equal(keys, before)
+        assert queue.queue_ptr.item() == pointer
+        np.testing.assert_array_equal(queue.queue.double().cpu().numpy(), expected)
+
+
+@on_every_backend
+@pytest.mark.parametrize("count", [1, 9, 10, 11, 20, 25])
+@pytest.mark.parametrize("pointer", [0, 3, 9])
+def test_wrap_by_hand(backend, count, pointer):
+    queue = NegativeQueue(10, 1).to(device_of(backend))
+    queue.queue.zero_()
+    queue.queue_ptr.fill_(pointer)
+    enqueue(backend, queue, torch.arange(1.0, count + 1, device=device_of(backend))[:, None])
+    # Place p holds the last key j with (pointer + j) mod 10 = p, counted from 1, or still 0.
+    expected = [max((j + 1 for j in range(count) if (pointer + j) % 10 == p), default=0) for p in range(10)]
+    assert queue.queue[:, 0].tolist() == expected
+    assert queue.queue_ptr.tolist() == [(pointer + count) % 10]
+
+
+@on_every_backend
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_values_are_cast_as_torch_casts(backend, dtype, layout):
+    queue = NegativeQueue(40, 7, dtype=dtype).to(device_of(backend))
+    keys = lay_out(100 * torch.randn(25, 7, device=device_of(backend)), layout)
+    enqueue(backend, queue, keys)
+    assert torch.equal(queue.queue[:25], keys.to(dtype))
+
+
+@on_every_backend
+def test_nan_and_inf_are_stored(backend):
+    queue = NegativeQueue(4, 2).to(device_of(backend))
+    enqueue(backend, queue, torch.tensor([[math.nan, 1.0], [math.inf, -math.inf]], device=device_of(backend)))
+    assert queue.queue[0].isnan().tolist() == [True, False]
+    assert queue.queue[1].tolist() == [math.inf, -math.inf]
+
+
+@on_every_backend
+def test_neither_storage_nor_version_is_lost(backend):
+    queue = NegativeQueue(6, 3).to(device_of(backend))
+    query = torch.ones(2, 3, requires_grad=True, device=device_of(backend))
+    loss = (query @ queue.queue.T).sum()
+    pointers = queue.queue.data_ptr(), queue.queue_ptr.data_ptr()
+    enqueue(backend, queue, torch.ones(4, 3, requires_grad=True, device=device_of(backend)))
+    assert (queue.queue.data_ptr(), queue.queue_ptr.data_ptr()) == pointers
+    assert not queue.queue.requires_grad
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_rows_start_as_random_unit_vectors():
+    queue = NegativeQueue(500, 64, seed=5)
+    torch.testing.assert_close(queue.queue.norm(dim=1), torch.ones(500))
+    assert queue.queue.is_contiguous()
+    assert queue.queue_ptr.dtype == torch.int64
+    assert queue.queue_ptr.tolist() == [0]
+    assert queue.queue.mean().abs() < 0.01
+    assert torch.equal(queue.queue, NegativeQueue(500, 64, seed=5).queue)
+    assert not torch.equal(queue.queue, NegativeQueue(500, 64, seed=6).queue)
+
+
+def test_a_seed_leaves_the_global_generator_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    NegativeQueue(5, 4, seed=3)
+    assert torch.equal(torch.rand(3), expected)
+    torch.manual_seed(1)
+    first = NegativeQueue(5, 4).queue
+    torch.manual_seed(1)
+    assert torch.equal(NegativeQueue(5, 4).queue, first)
+
+
+@on_every_backend
+def test_a_checkpoint_keeps_rows_and_pointer(backend, tmp_path):
+    device = device_of(backend)
+    queue = NegativeQueue(10, 3, seed=0).to(device)
+    enqueue(backend, queue, torch.randn(7, 3, device=device))
+    assert set(queue.state_dict()) == {"queue", "queue_ptr"}
+    torch.save(queue.state_dict(), tmp_path / "queue.pt")
+    resumed = NegativeQueue(10, 3, seed=1).to(device)
+    resumed.load_state_dict(torch.load(tmp_path / "queue.pt", weights_only=True))
+    more = torch.randn(6, 3, device=device)
+    for one in (queue, resumed):
+        enqueue(backend, one, more)
+    assert torch.equal(queue.queue, resumed.queue)
+    assert torch.equal(queue.queue_ptr, resumed.queue_ptr)
+
+
+@pytest.mark.parametrize(
+    ("keys", "error", "message"),
+    [
+        (torch.ones(4, 5), ValueError, r"keys: expected 3 columns as the queue, got \(4, 5\)"),
+        (torch.ones(3), ValueError, r"keys: expected shape \(rows, dim\), got \(3,\)"),
+        (torch.ones(2, 3, 1), ValueError, r"keys: expected shape"),
+        (torch.ones(0, 3), ValueError, r"keys: expected at least one row"),
+        (torch.ones(4, 3).int(), TypeError, r"keys: expected float32"),
+        (torch.ones(4, 3, device="meta"), ValueError, r"keys: expected device cpu as the queue, got meta"),
+        ([[1.0, 2.0, 3.0]], TypeError, r"keys: expected a Tensor, got list"),
+    ],
+)
+def test_refusals_change_nothing(keys, error, message):
+    queue = NegativeQueue(6, 3)
+    before = copy.deepcopy(queue.state_dict())
+    with pytest.raises(error, match=message):
+        queue.enqueue_(keys)
+    for name, x in queue.state_dict().items():
+        assert torch.equal(x, before[name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"size": 0, "dim": 3}, ValueError, "size: expected at least 1, got 0"),
+        ({"size": 3, "dim": -1}, ValueError, "dim: expected at least 1, got -1"),
+        ({"size": 3.0, "dim": 3}, TypeError, "size: expected an int, got float"),
+        ({"size": True, "dim": 3}, TypeError, "size: expected an int, got bool"),
+        ({"size": 3, "dim": 3, "dtype": torch.int8}, TypeError, "dtype: expected float32"),
+    ],
+)
+def test_queues_that_cannot_be(arguments, error, message):
+    with pytest.raises(error, match=message):
+        NegativeQueue(**arguments)
+
+
+@every_fused_backend("enqueue_")
+def test_opcheck(backend):
+    queue = NegativeQueue(6, 3)
+    torch.library.opcheck(torch.ops.ssl_fast.enqueue_, (queue.queue, queue.queue_ptr, torch.ones(4, 3)))
+
+
+@every_fused_backend("enqueue_")
+def test_the_operator_itself_refuses_shapes_it_would_misread(backend):
+    queue = NegativeQueue(6, 3)
+    before = copy.deepcopy(queue.state_dict())
+    bad = [
+        (queue.queue, queue.queue_ptr, torch.ones(4, 2)),
+        (queue.queue, queue.queue_ptr, torch.ones(3)),
+        (queue.queue, torch.zeros(2, dtype=torch.int64), torch.ones(4, 3)),
+        (queue.queue, torch.zeros(1), torch.ones(4, 3)),
+    ]
+    for arguments in bad:
+        with pytest.raises(ValueError, match="expected"):
+            torch.ops.ssl_fast.enqueue_(*arguments)
+    for name, x in queue.state_dict().items():
+        assert torch.equal(x, before[name])
+
+
+@every_fused_backend("enqueue_")
+def test_compile_without_graph_breaks(backend):
+    queue, expected = NegativeQueue(6, 3, seed=0), NegativeQueue(6, 3, seed=0)
+
+    def step(keys):
+        queue.enqueue_(2 * keys)
+
+    with ssl_fast.backend(backend):
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+        for keys in torch.randn(3, 4, 3):
+            compiled(keys)
+            expected.enqueue_(2 * keys)
+    assert torch.equal(queue.queue, expected.queue)
+    assert torch.equal(queue.queue_ptr, expected.queue_ptr)
