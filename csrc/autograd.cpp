@@ -29,6 +29,10 @@ using InfoNceSignature = Four(const Tensor&, const Tensor&, const OptionalTensor
 using InfoNceBackwardSignature = Four(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, bool, bool,
                                       double, const OptionalTensor&, int64_t, const Tensor&, const Tensor&, bool);
 
+// Whether autograd must see this call: a tangent of forward mode too, which is an error there.
+bool tracked(const Tensor& x) {
+  return x.defined() && ((at::GradMode::is_enabled() && x.requires_grad()) || x._fw_grad(0).defined());
+}
 bool wants_gradient(const OptionalTensor& x) { return x && x->requires_grad(); }
 Tensor or_undefined(const OptionalTensor& x) { return x ? *x : Tensor(); }
 OptionalTensor optional(const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; }
@@ -64,7 +68,7 @@ struct NtXent : torch::autograd::Function<NtXent> {
 
 Three nt_xent(const Tensor& z1, const Tensor& z2, double temperature, const OptionalTensor& temperature_tensor,
               int64_t reduction, bool return_stats) {
-  if (!at::GradMode::is_enabled() || !(z1.requires_grad() || z2.requires_grad() || wants_gradient(temperature_tensor)))
+  if (!tracked(z1) && !tracked(z2) && !tracked(or_undefined(temperature_tensor)))
     return call_nt_xent(z1, z2, temperature, temperature_tensor, reduction, return_stats);
   const variable_list out = NtXent::apply(z1, z2, temperature, temperature_tensor, reduction, return_stats);
   return {out[0], out[1], out[2]};
@@ -117,8 +121,8 @@ struct InfoNce : torch::autograd::Function<InfoNce> {
 Four info_nce(const Tensor& query, const Tensor& positive, const OptionalTensor& negatives, bool normalize_negatives,
               double temperature, const OptionalTensor& temperature_tensor, int64_t reduction, bool return_stats,
               bool query_gradient) {
-  if (!at::GradMode::is_enabled() || !(query.requires_grad() || positive.requires_grad() || wants_gradient(negatives) ||
-                                       wants_gradient(temperature_tensor)))
+  if (!tracked(query) && !tracked(positive) && !tracked(or_undefined(negatives)) &&
+      !tracked(or_undefined(temperature_tensor)))
     return call_info_nce(query, positive, negatives, normalize_negatives, temperature, temperature_tensor, reduction,
                          return_stats, query_gradient);
   const variable_list out = InfoNce::apply(query, positive, negatives, normalize_negatives, temperature,

@@ -49,7 +49,7 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-_requested = _checked(os.environ.get("SSL_FAST_BACKEND", "auto"), "SSL_FAST_BACKEND")
+_requested = os.environ.get("SSL_FAST_BACKEND", "auto")  # checked when an operator runs: an import raises nothing
 _chosen: dict[tuple[str, str, str], str] = {}
 
 
@@ -66,7 +66,7 @@ def choose(operator: str, device_type: str) -> str:
 
 
 def _choose(requested: str, operator: str, device_type: str) -> str:
-    if requested == "auto":
+    if _checked(requested, "SSL_FAST_BACKEND") == "auto":
         able = [name for name in IMPLEMENTATIONS[operator] if not why_not(operator, name, device_type)]
         # The interpreter is for tests, never a faster way on the CPU.
         return next((name for name in able if DEVICE[name] == device_type), "reference")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# Beyond these, logits in float32 are rounding noise or all equal.
+TEMPERATURES = (1e-8, 1e8)
 REDUCTIONS = ("none", "mean", "sum")
 
 
@@ -41,9 +42,14 @@ def pair(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
     same_device(name, x, other_name, other)
 
 
-def temperature(value) -> None:
-    """A finite number other than 0, or a 0-D float tensor (whose value is not read: no sync)."""
+def temperature(value, device: torch.device | None = None) -> None:
+    """A number whose size is in TEMPERATURES, or a 0-D float tensor (whose value is not read: no sync).
+
+    device: of the embeddings, where they are known; a tensor lies there or on the CPU.
+    """
     if isinstance(value, Tensor):
+        if device is not None and value.device != device and value.device.type != "cpu":
+            raise ValueError(f"temperature: expected device {device} or cpu, got {value.device}")
         if value.dim() != 0 or value.dtype not in FLOATS:
             raise ValueError(
                 f"temperature: expected a number or a 0-D float tensor, got shape {tuple(value.shape)}, {value.dtype}"
@@ -51,9 +57,9 @@ def temperature(value) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"temperature: expected a number or a 0-D float tensor, got {type(value).__name__}")
-    # 1 / temperature must be a float32 number. Comparisons only: torch.compile traces through here.
-    if not 1e-38 <= abs(value) < math.inf:
-        raise ValueError(f"temperature: expected a finite number other than 0, got {value}")
+    # Comparisons only: torch.compile traces through here.
+    if not TEMPERATURES[0] <= abs(value) <= TEMPERATURES[1]:
+        raise ValueError(f"temperature: expected a number whose size is from 1e-8 to 1e8, got {value}")
 
 
 def reduction(value) -> None:

@@ -56,6 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     run, _, extra = COMMANDS[asked.command]
     try:
         return run(asked.arguments)
+    except KeyboardInterrupt:
+        return 130
     except ModuleNotFoundError as error:
         if not extra or error.name is None or error.name.startswith("ssl_fast"):
             raise

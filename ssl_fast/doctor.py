@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 
 import torch
 from torch import Tensor
@@ -152,6 +153,10 @@ def main(arguments: list[str]) -> int:
     """Prints the report; returns 1 where a check failed."""
     argparse.ArgumentParser(prog="ssl-fast doctor", description=__doc__).parse_args(arguments)
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    _print_build()
+    try:
+        _print_build()
+    except ValueError as error:  # an unknown SSL_FAST_SIMD, with which nothing compiled can run
+        print(f"ssl-fast doctor: {error}", file=sys.stderr)
+        return 1
     _print_choices(devices)
     return 0 if _print_checks(devices) else 1

@@ -33,7 +33,8 @@ def nt_xent(
 
     z1, z2: (N, D) float32, float64, bfloat16 or float16, row i of both from the same image, any
         strides; normalised inside. NaN or Inf gives NaN.
-    temperature: a finite number other than 0, or a 0-D tensor, which gets its gradient.
+    temperature: a number of size 1e-8 to 1e8, or a 0-D tensor, which gets its gradient (a value
+        outside gives NaN).
     reduction: "mean" or "sum" over the 2N rows, or "none": (2N,), the rows of z1 first.
     return_stats: also return `ContrastiveStats` (top-1, top-5, mean similarities).
 
@@ -41,7 +42,7 @@ def nt_xent(
     Raises ValueError or TypeError for arguments that do not fit.
     """
     checks.pair("z2", z2, "z1", z1)
-    checks.temperature(temperature)
+    checks.temperature(temperature, z1.device)
     checks.reduction(reduction)
     if backends.choose("nt_xent", z1.device.type) == "reference":
         return reference.nt_xent(z1, z2, temperature, reduction, return_stats)
@@ -68,7 +69,8 @@ def info_nce(
     negatives: None (the other rows of `positive`, one-sided), (M, D) shared by all queries,
         (N, M, D) row i's own, or a `NegativeQueue`, whose rows are used as they are. Any float
         dtype. Tensors are normalised and get their gradient; a queue gets none.
-    temperature: a finite number other than 0, or a 0-D tensor, which gets its gradient.
+    temperature: a number of size 1e-8 to 1e8, or a 0-D tensor, which gets its gradient (a value
+        outside gives NaN).
     reduction: "mean" or "sum" over the N queries, or "none": (N,).
     return_stats: also return `ContrastiveStats` (top-1, top-5, mean similarities).
 
@@ -77,7 +79,7 @@ def info_nce(
     """
     checks.pair("positive", positive, "query", query)
     rows = _negative_rows(query, negatives)
-    checks.temperature(temperature)
+    checks.temperature(temperature, query.device)
     checks.reduction(reduction)
     if backends.choose("info_nce", query.device.type) == "reference":
         return reference.info_nce(query, positive, negatives, temperature, reduction, return_stats)

@@ -27,7 +27,7 @@ def ema_update_(
     buffers: of modules: "copy" (default), "ema" (floats averaged, integers copied) or "keep".
 
     Raises ValueError or TypeError before any tensor is touched: another name, shape or device, a
-    float against an integer, an expanded target.
+    float against an integer, complex or 8-bit floats, an expanded target.
     """
     checks.momentum(momentum)
     if buffers not in BUFFERS:
@@ -60,6 +60,11 @@ def _paired(target: dict, source: dict) -> list[tuple[Tensor, Tensor]]:
             raise ValueError(f"source[{name}]: expected shape {tuple(t.shape)} as target, got {tuple(s.shape)}")
         if t.device != s.device:
             raise ValueError(f"source[{name}]: expected device {t.device} as target, got {s.device}")
+        for side, dtype in (("target", t.dtype), ("source", s.dtype)):
+            if dtype not in checks.FLOATS and (dtype.is_floating_point or dtype.is_complex):
+                raise TypeError(
+                    f"{side}[{name}]: expected float32, float64, bfloat16, float16 or integers, got {dtype}"
+                )
         if t.dtype != s.dtype and not (t.dtype in checks.FLOATS and s.dtype in checks.FLOATS):
             raise TypeError(f"source[{name}]: expected {t.dtype} as target (or two floats), got {s.dtype}")
         if any(step == 0 and length > 1 for step, length in zip(t.stride(), t.shape, strict=True)):
@@ -68,6 +73,8 @@ def _paired(target: dict, source: dict) -> list[tuple[Tensor, Tensor]]:
 
 
 def _update(pairs: list[tuple[Tensor, Tensor]], momentum: float) -> None:
+    if momentum == 1:  # 0 * Inf of a source would be NaN
+        pairs = [(t, s) for t, s in pairs if not t.is_floating_point()]
     by_device: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for pair in pairs:
         by_device.setdefault(pair[0].device.type, []).append(pair)

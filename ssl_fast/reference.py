@@ -61,7 +61,16 @@ def normalize(x: Tensor) -> Tensor:
     return x / torch.maximum(norm, EPS / size)
 
 
+def in_range(temperature):
+    """A tensor's value outside the range that numbers are checked for (checks.TEMPERATURES) becomes NaN."""
+    if not isinstance(temperature, Tensor):
+        return temperature
+    size = temperature.abs()
+    return torch.where((size >= 1e-8) & (size <= 1e8), temperature, float("nan"))
+
+
 def reduce(loss_rows: Tensor, reduction: str) -> Tensor:
+    """The mean or the sum of the rows' losses (N,), or the rows themselves."""
     if reduction == "mean":
         return loss_rows.mean()
     return loss_rows.sum() if reduction == "sum" else loss_rows
@@ -82,6 +91,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature=0.1, reduction: str = "mean", re
 
     loss_i = log sum_{k != i} exp(s <u_i, u_k>) - s <u_i, u_p(i)>, p(i) the row of the other view.
     """
+    temperature = in_range(temperature)
     u = normalize(torch.cat([z1, z2]))
     rows = u.shape[0]
     partner = torch.arange(rows, device=u.device).roll(rows // 2)
@@ -114,6 +124,7 @@ def info_nce(
     positives (negatives=None), the rows of a tensor (M, D), row i's own rows of a tensor (N, M, D),
     or the rows of a NegativeQueue, which are taken as they are; all else is normalised here.
     """
+    temperature = in_range(temperature)
     q, k = normalize(query), normalize(positive)
     positive_similarity = (q * k).sum(1)
     if negatives is None:
@@ -169,5 +180,6 @@ def enqueue_(queue: Tensor, queue_ptr: Tensor, keys: Tensor) -> None:
     size, count = queue.shape[0], keys.shape[0]
     first = max(count - size, 0)
     places = (queue_ptr + torch.arange(first, count, device=queue.device)) % size
-    queue.index_copy_(0, places, keys[first:].to(queue.dtype))
+    # A copy: the keys may be rows of the queue itself.
+    queue.index_copy_(0, places, keys[first:].to(queue.dtype, copy=True))
     queue_ptr.copy_((queue_ptr + count) % size)

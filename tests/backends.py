@@ -4,8 +4,9 @@ Where a backend cannot run, its tests are skipped with the reason, which also st
 """
 
 import pytest
+import torch
 
-from ssl_fast import backends
+from ssl_fast import backends, native
 
 BACKENDS = ["reference", "cpu"]
 
@@ -17,7 +18,15 @@ def device_of(backend: str) -> str:
 
 def why_not(operator: str, backend: str) -> str:
     """Why `operator` cannot run on this backend here; empty where it can."""
+    if device_of(backend) == "cuda" and not torch.cuda.is_available():
+        return "there is no GPU that torch can use"
     return backends.why_not(operator, backend, device_of(backend))
+
+
+# For tests of the compiled operators themselves, whatever backend is chosen.
+only_compiled = pytest.mark.skipif(
+    native.extension is None, reason=f"the compiled extension is missing, {native.why_missing}"
+)
 
 
 def every_backend(operator: str, but: tuple[str, ...] = ()):

@@ -3,6 +3,8 @@
 import copy
 from typing import NamedTuple
 
+import oracle
+import pytest
 import torch
 from compare import assert_close
 from torch import Tensor
@@ -110,3 +112,15 @@ def assert_agrees(
             name=f"gradient of {name}",
         )
     return result
+
+
+def assert_stats(stats, expected: oracle.Rows, temperature: float, dtype: torch.dtype) -> None:
+    """ContrastiveStats of inputs in `dtype` against the oracle's rows; near ties may fall either way."""
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+    for got, top in ((stats.top1, 1), (stats.top5, 5)):
+        least, most = oracle.top_share(expected, temperature, top, tie=tolerance)
+        assert least - 1e-6 <= got.item() <= most + 1e-6
+        assert got.dtype == dtype
+    positive, negative = oracle.mean_similarities(expected)
+    assert stats.positive_similarity.item() == pytest.approx(positive, abs=tolerance)
+    assert stats.negative_similarity.item() == pytest.approx(negative, abs=tolerance, nan_ok=True)

@@ -5,7 +5,8 @@ import torch
 from backends import device_of, every_backend, every_fused_backend
 from strategies import embeddings, lay_out
 
-from ssl_fast import NegativeQueue
+import ssl_fast
+from ssl_fast import NegativeQueue, functional
 
 CASES = ["nt_xent", "info_nce in batch", "info_nce shared", "info_nce own", "info_nce queue"]
 
@@ -52,3 +53,15 @@ def gradients_of(case: str) -> list[str]:
 
 def loss_rows(case: str, count: int) -> int:
     return 2 * count if case == "nt_xent" else count
+
+
+def loss_of(case, backend, arguments, *options, **named):
+    with ssl_fast.backend(backend):
+        return getattr(functional, operator_of(case))(*arguments.values(), *options, **named)
+
+
+def leaves(arguments, names):
+    return {
+        name: x.detach().clone().requires_grad_() if name in names else x
+        for name, x in arguments.items()
+    }  # fmt: skip

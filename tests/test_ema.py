@@ -6,7 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from backends import device_of, every_backend, every_fused_backend
+from backends import device_of, every_backend, every_fused_backend, only_compiled
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import DTYPES, LAYOUTS, lay_out, seeds
@@ -116,6 +116,39 @@ def test_momentum_0_and_1_are_exact(backend):
 
 
 @on_every_backend
+def test_momentum_1_keeps_the_target_beside_any_source(backend):
+    target = torch.ones(3, device=device_of(backend))
+    update(backend, [target], [torch.tensor([math.inf, math.nan, 0.0], device=device_of(backend))], 1.0)
+    assert target.tolist() == [1, 1, 1]
+
+
+SHARED = {
+    "the same tensor twice": lambda x: ([x, x], [x.new_full(x.shape, 1.0), x.new_full(x.shape, 2.0)]),
+    "a part of another": lambda x: ([x, x.view(200, -1)[:, :2]], [x + 1, x.view(200, -1)[:, :2] + 2]),
+    "targets that are sources": lambda x: ([x[:30000], x[30000:60000]], [x[30000:60000], x[:30000]]),
+    "shifted by one": lambda x: ([x[1:]], [x[:-1]]),
+    "columns side by side": lambda x: ([*x.view(-1, 2).unbind(1)], [*(x.view(-1, 2) + 1).unbind(1)]),
+    "itself": lambda x: ([x], [x]),
+}  # fmt: skip
+
+
+@every_fused_backend("ema_update_")
+@pytest.mark.parametrize("kind", SHARED)
+def test_shared_memory_is_as_in_the_reference(backend, kind, one_and_two_threads):
+    """As if every pair were updated in turn, from what its source held then."""
+    start = torch.randn(80000, device=device_of(backend))
+
+    def run(name=backend):
+        x = start.clone()
+        update(name, *SHARED[kind](x), 0.5)
+        return x
+
+    expected = run("reference")
+    for got in one_and_two_threads(run):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
+@on_every_backend
 def test_bad_values_reach_the_target(backend):
     device = device_of(backend)
     target, source = torch.zeros(64, device=device), torch.zeros(64, device=device)
@@ -211,6 +244,8 @@ REFUSALS = [
     ([torch.ones(3)], [torch.ones(3).int()], 0.9, TypeError, r"source\[1\]: expected torch.float32"),
     ([torch.ones(3).int()], [torch.ones(3).long()], 0.9, TypeError, r"source\[1\]: expected torch.int32"),
     ([torch.ones(3)], [[1.0, 1.0, 1.0]], 0.9, TypeError, r"source\[1\]: expected Tensors"),
+    ([torch.ones(3).cfloat()], [torch.ones(3).cfloat()], 0.9, TypeError, r"target\[1\]: .* got torch.complex64"),
+    ([torch.ones(3)], [torch.ones(3).to(torch.float8_e5m2)], 0.9, TypeError, r"source\[1\]: .* got torch.float8_e5m2"),
     ([torch.ones(1).expand(3)], [torch.ones(3)], 0.9, ValueError, r"target\[1\]: .* got an expanded tensor"),
     ([torch.ones(3)], nn.Linear(1, 1), 0.9, TypeError, r"source: expected the kind of target, got list and Linear"),
     ([torch.ones(3)], [torch.zeros(3)], 1.5, ValueError, r"momentum: expected a number from 0 to 1, got 1.5"),
@@ -245,14 +280,14 @@ def test_modules_that_differ_are_refused():
     assert torch.equal(target.weight, before)
 
 
-@every_fused_backend("ema_update_")
-def test_opcheck(backend):
+@only_compiled
+def test_opcheck():
     target, source = ([torch.randn(4, 3), torch.randn(5), torch.arange(3)] for _ in range(2))
     torch.library.opcheck(torch.ops.ssl_fast.ema_update_, (target, source, 0.9))
 
 
-@every_fused_backend("ema_update_")
-def test_the_operator_itself_refuses_shapes_it_would_misread(backend):
+@only_compiled
+def test_the_operator_itself_refuses_shapes_it_would_misread():
     for source in ([torch.ones(4)], [torch.ones(3)] * 2):
         target = [torch.zeros(3)]
         with pytest.raises(ValueError, match="source"):

@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from backends import device_of, every_backend, every_fused_backend
+from backends import device_of, every_backend, every_fused_backend, only_compiled
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import DTYPES, LAYOUTS, dtypes, embeddings, lay_out, layouts, seeds
@@ -96,6 +96,24 @@ def test_neither_storage_nor_version_is_lost(backend):
         loss.backward()
 
 
+@on_every_backend
+def test_keys_may_be_rows_of_the_queue(backend):
+    queue = NegativeQueue(6, 3, seed=0).to(device_of(backend))
+    queue.queue_ptr.fill_(2)
+    before = queue.queue.clone()
+    enqueue(backend, queue, queue.queue[1:4])
+    assert torch.equal(queue.queue, torch.cat([before[:2], before[1:4], before[5:]]))
+
+
+@on_every_backend
+def test_a_queue_made_in_inference_mode(backend):
+    with torch.inference_mode():
+        queue = NegativeQueue(6, 3).to(device_of(backend))
+        enqueue(backend, queue, torch.ones(4, 3, device=device_of(backend)))
+    assert queue.queue_ptr.item() == 4
+    assert queue.queue[:4].eq(1).all()
+
+
 def test_rows_start_as_random_unit_vectors():
     queue = NegativeQueue(500, 64, seed=5)
     torch.testing.assert_close(queue.queue.norm(dim=1), torch.ones(500))
@@ -171,14 +189,14 @@ def test_queues_that_cannot_be(arguments, error, message):
         NegativeQueue(**arguments)
 
 
-@every_fused_backend("enqueue_")
-def test_opcheck(backend):
+@only_compiled
+def test_opcheck():
     queue = NegativeQueue(6, 3)
     torch.library.opcheck(torch.ops.ssl_fast.enqueue_, (queue.queue, queue.queue_ptr, torch.ones(4, 3)))
 
 
-@every_fused_backend("enqueue_")
-def test_the_operator_itself_refuses_shapes_it_would_misread(backend):
+@only_compiled
+def test_the_operator_itself_refuses_shapes_it_would_misread():
     queue = NegativeQueue(6, 3)
     before = copy.deepcopy(queue.state_dict())
     bad = [
@@ -196,14 +214,14 @@ def test_the_operator_itself_refuses_shapes_it_would_misread(backend):
 
 @every_fused_backend("enqueue_")
 def test_compile_without_graph_breaks(backend):
-    queue, expected = NegativeQueue(6, 3, seed=0), NegativeQueue(6, 3, seed=0)
+    queue, expected = (NegativeQueue(6, 3, seed=0).to(device_of(backend)) for _ in range(2))
 
     def step(keys):
         queue.enqueue_(2 * keys)
 
     with ssl_fast.backend(backend):
         compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-        for keys in torch.randn(3, 4, 3):
+        for keys in torch.randn(3, 4, 3, device=device_of(backend)):
             compiled(keys)
             expected.enqueue_(2 * keys)
     assert torch.equal(queue.queue, expected.queue)

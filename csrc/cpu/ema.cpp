@@ -2,7 +2,9 @@
 #include "losses.h"
 #include "rows.h"
 
-#include <ATen/ops/empty_like.h>
+#include <algorithm>
+
+#include <ATen/ops/clone.h>
 
 namespace ssl_fast::cpu {
 namespace {
@@ -27,11 +29,45 @@ bool same_dense_layout(const Tensor& t, const Tensor& s) {
   return t.is_non_overlapping_and_dense() && t.strides() == s.strides();
 }
 
+// Whether an entry of the target lies, or may lie, where another tensor of either list does: then the
+// pairs are updated in turn.
+bool memory_is_shared(at::TensorList target, at::TensorList source) {
+  struct Span {
+    const char *begin, *end;
+    bool written;
+  };
+  std::vector<Span> spans;
+  const auto add = [&](const Tensor& x, bool written) {
+    if (x.numel() == 0) return;
+    int64_t last = 0;
+    for (int64_t d = 0; d < x.dim(); d++) last += (x.size(d) - 1) * x.stride(d);
+    const char* begin = static_cast<const char*>(x.const_data_ptr());
+    spans.push_back({begin, begin + (last + 1) * x.element_size(), written});
+  };
+  for (size_t i = 0; i < target.size(); i++) {
+    add(target[i], true);
+    add(source[i], false);
+  }
+  std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
+  // The furthest ends so far, of what is written and of all.
+  const char *written_end = nullptr, *end = nullptr;
+  for (const Span& span : spans) {
+    if (span.begin < written_end || (span.written && span.begin < end)) return true;
+    end = std::max(end, span.end);
+    if (span.written) written_end = std::max(written_end, span.end);
+  }
+  return false;
+}
+
 }  // namespace
 
 void ema_update_(at::TensorList target, at::TensorList source, double momentum) {
   TORCH_CHECK_VALUE(target.size() == source.size(), "source: expected ", target.size(), " tensors as target, got ",
                     source.size());
+  if (target.size() > 1 && memory_is_shared(target, source)) {
+    for (size_t i = 0; i < target.size(); i++) ema_update_(target.slice(i, 1), source.slice(i, 1), momentum);
+    return;
+  }
   std::vector<Tensor> averaged, sources;
   std::vector<std::pair<Tensor, Tensor>> written_back;
   std::vector<Stretch> stretches;
@@ -44,10 +80,11 @@ void ema_update_(at::TensorList target, at::TensorList source, double momentum) 
       continue;
     }
     if (target[i].numel() == 0) continue;
-    target[i].unsafeGetTensorImpl()->bump_version();
+    if (!target[i].is_inference()) target[i].unsafeGetTensorImpl()->bump_version();
     const bool dense = same_dense_layout(target[i], source[i]);
     averaged.push_back(dense ? target[i] : target[i].contiguous());
-    sources.push_back(dense ? source[i] : source[i].contiguous());
+    const Tensor values = dense ? source[i] : source[i].contiguous();
+    sources.push_back(values.is_alias_of(target[i]) ? values.clone(at::MemoryFormat::Preserve) : values);
     if (!dense && !averaged.back().is_same(target[i])) written_back.emplace_back(target[i], averaged.back());
     for (int64_t begin = 0; begin < target[i].numel(); begin += kStretch)
       stretches.push_back({averaged.size() - 1, begin, std::min(begin + kStretch, target[i].numel())});

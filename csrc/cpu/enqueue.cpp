@@ -34,10 +34,11 @@ void enqueue_(const Tensor& queue, const Tensor& queue_ptr, const Tensor& keys) 
                     "queue_ptr: expected one int64, got ", queue_ptr.sizes(), " ", queue_ptr.scalar_type());
   int64_t* pointer = queue_ptr.data_ptr<int64_t>();
   const int64_t size = queue.size(0), first = (*pointer % size + size) % size;
-  with_type(queue, [&](auto* data) { write_keys<std::remove_pointer_t<decltype(data)>>(queue, first, keys); });
+  const Tensor source = keys.is_alias_of(queue) ? keys.clone() : keys;
+  with_type(queue, [&](auto* data) { write_keys<std::remove_pointer_t<decltype(data)>>(queue, first, source); });
   *pointer = (first + keys.size(0)) % size;
-  queue.unsafeGetTensorImpl()->bump_version();
-  queue_ptr.unsafeGetTensorImpl()->bump_version();
+  for (const Tensor* written : {&queue, &queue_ptr})
+    if (!written->is_inference()) written->unsafeGetTensorImpl()->bump_version();
 }
 
 }  // namespace ssl_fast::cpu

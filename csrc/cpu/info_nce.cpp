@@ -89,7 +89,8 @@ template <typename T>
 struct Walked {
   const int64_t n, width, pieces;
   Tensor weighted;  // (pieces, n, width), the sums of keys; empty unless asked for
-  std::vector<T> maxima, sums;
+  std::vector<T> maxima;
+  std::vector<double> sums;
   std::vector<int64_t> counts;
 
   Walked(const Problem<T>& problem, bool with_weighted, bool with_counts)
@@ -261,6 +262,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem<T>& problem, c
                                                     const OptionalTensor& temperature_tensor, const Tensor& sums,
                                                     const Tensor& key_means, bool negatives_gradient) {
   const int64_t n = problem.n(), dim = problem.dim();
+  check_upstream(gradient, reduction, n);
+  check_saved<T>("sums", sums, {2, n});
+  check_saved<T>("key_means", key_means, {key_means.size(0) ? n : 0, dim});
   const std::vector<T> g = row_gradients<T>(gradient, reduction, n);
   const T *log_sums = sums.template data_ptr<T>(), *rest = log_sums + n, *means = key_means.template data_ptr<T>();
   const bool with_query = key_means.size(0) > 0;
@@ -293,12 +297,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem<T>& problem, c
   return {dq, dk, dn, temperature_gradient<T>(s_dL_ds, problem.scale, temperature_tensor)};
 }
 
-}  // namespace
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce(const Tensor& query, const Tensor& positive,
-                                                    const OptionalTensor& negatives, bool normalize_negatives,
-                                                    double temperature, const OptionalTensor& temperature_tensor,
-                                                    int64_t reduction, bool return_stats, bool query_gradient) {
+void check_rows(const Tensor& query, const Tensor& positive, const OptionalTensor& negatives) {
   TORCH_CHECK_VALUE(query.dim() == 2 && query.sizes() == positive.sizes() && query.numel() > 0,
                     "positive: expected the shape (N, D) of query, not empty, got ", query.sizes(), " and ",
                     positive.sizes());
@@ -306,6 +305,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce(const Tensor& query, const T
                                    (negatives->dim() == 2 ||
                                     (negatives->dim() == 3 && negatives->size(0) == query.size(0)))),
                     "negatives: expected (M, D) or (N, M, D) for query ", query.sizes());
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce(const Tensor& query, const Tensor& positive,
+                                                    const OptionalTensor& negatives, bool normalize_negatives,
+                                                    double temperature, const OptionalTensor& temperature_tensor,
+                                                    int64_t reduction, bool return_stats, bool query_gradient) {
+  check_rows(query, positive, negatives);
+  check_reduction(reduction);
   const Scale scale(temperature, temperature_tensor);
   const auto run = [&]<typename T>() {
     return forward<T>({query, positive, negatives, !negatives, normalize_negatives, scale}, reduction, return_stats, query_gradient);
@@ -317,6 +326,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
     const Tensor& gradient, const Tensor& query, const Tensor& positive, const OptionalTensor& negatives,
     bool in_batch, bool normalize_negatives, double temperature, const OptionalTensor& temperature_tensor,
     int64_t reduction, const Tensor& sums, const Tensor& key_means, bool negatives_gradient) {
+  check_rows(query, positive, negatives);
+  TORCH_CHECK_VALUE(in_batch ? !negatives : negatives || !negatives_gradient,
+                    "negatives: expected none in batch, and a tensor where their gradient is asked for");
   const Scale scale(temperature, temperature_tensor);
   const auto run = [&]<typename T>() {
     return backward<T>({query, positive, negatives, in_batch, normalize_negatives, scale}, gradient, query, positive, negatives,

@@ -76,8 +76,7 @@ void fixed_log_sums(const UnitRows<T>& unit, const Scale& scale, const std::vect
   std::vector<T> positives, sums(unit.n);
   if (counts) {
     positives.resize(unit.n);
-    kernels<T>().exp_dots(similarities.data(), unit.n / 2, blocks.scale, blocks.shift, positives.data());
-    std::copy_n(positives.begin(), unit.n / 2, positives.begin() + unit.n / 2);
+    for (int64_t i = 0; i < unit.n; i++) positives[i] = T(scale.sign()) * similarities[i % (unit.n / 2)];
   }
   tournament(blocks.count, blocks.grain(), [&](int64_t i, int64_t j) {
     const int64_t r = blocks.first(i), c = blocks.first(j);
@@ -138,12 +137,16 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& z1, const Tensor& z2, c
   return {reduce<T>(loss_rows, reduction), stats, sums};
 }
 
-// Sum over row i's negatives of E_ik (a_i + a_k) u_k, a row for each row.
+// Sum over row i's negatives of E_ik (a_i + a_k) u_k, a row for each row, in units of what is returned:
+// a power of two near the largest g. Times 1 / Z, up to exp(80), g itself could overflow.
 template <typename T>
-void fixed_attractions(const UnitRows<T>& unit, const Scale& scale, const std::vector<T>& g, const T* log_sums, T* du) {
+T fixed_attractions(const UnitRows<T>& unit, const Scale& scale, const std::vector<T>& g, const T* log_sums, T* du) {
   const Blocks<T> blocks(unit, scale);
+  T largest = 0;
+  for (const T x : g) largest = std::max(largest, std::abs(x));
+  const T g_unit = largest > 0 && std::isfinite(largest) ? T(std::exp2(std::ilogb(largest))) : T(1);
   std::vector<T> a(unit.n);
-  for (int64_t i = 0; i < unit.n; i++) a[i] = g[i] * T(std::exp2(double(blocks.shift) - log_sums[i]));
+  for (int64_t i = 0; i < unit.n; i++) a[i] = g[i] / g_unit * T(std::exp2(double(blocks.shift) - log_sums[i]));
   const Tensor tiles = new_empty<T>({at::get_num_threads(), kTile + kTileSlack, kTile});
   tournament(blocks.count, blocks.grain(), [&](int64_t i, int64_t j) {
     const auto& kernel = kernels<T>();
@@ -153,20 +156,24 @@ void fixed_attractions(const UnitRows<T>& unit, const Scale& scale, const std::v
     kernel.add_rows(tile, blocks.size(i), blocks.size(j), unit.row(c), width, width, du + r * width);
     if (i != j) kernel.add_columns(tile, blocks.size(j), blocks.size(i), unit.row(r), width, width, du + c * width);
   });
+  return g_unit;
 }
 
 template <typename T>
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor& z1, const Tensor& z2,
                                             const Scale& scale, const OptionalTensor& temperature_tensor,
                                             int64_t reduction, const Tensor& sums) {
+  check_upstream(gradient, reduction, 2 * z1.size(0));
+  check_saved<T>("sums", sums, {2, 2 * z1.size(0)});
   const UnitRows<T> unit = both_views<T>(z1, z2);
   const int64_t n = unit.n;
   const std::vector<T> g = row_gradients<T>(gradient, reduction, n);
   const T* sum = sums.template data_ptr<T>();
   Tensor du = new_zeros<T>({n, unit.width});
   T* du_rows = du.template data_ptr<T>();
+  T du_unit = 1;
   if (scale.fixed_shift())
-    fixed_attractions(unit, scale, g, sum, du_rows);
+    du_unit = fixed_attractions(unit, scale, g, sum, du_rows);
   else
     online_attractions(unit, scale, not_negatives(n), g, sum, du_rows);
   const std::array<Tensor, 2> dz = {at::empty(z1.sizes(), z1.options()), at::empty(z2.sizes(), z2.options())};
@@ -178,7 +185,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor
       const int64_t p = partner(i, n);
       const T s = T(scale.s), pull = g[i] * sum[n + i] + g[p] * sum[n + p];
       const T* u = unit.row(p);
-      for (int64_t k = 0; k < unit.dim; k++) d[k] = s * (d[k] - pull * u[k]);
+      for (int64_t k = 0; k < unit.dim; k++) d[k] = s * (d[k] * du_unit - pull * u[k]);
       along[i] = kernels<T>().normalize_backward(unit.row(i), d, unit.dim, unit.inverse_norm(i));
       writers[i >= n / 2].write(i % (n / 2), d);
     }
@@ -188,13 +195,18 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor
   return {dz[0], dz[1], temperature_gradient<T>(s_dL_ds, scale, temperature_tensor)};
 }
 
+void check_views(const Tensor& z1, const Tensor& z2) {
+  TORCH_CHECK_VALUE(z1.dim() == 2 && z1.sizes() == z2.sizes() && z1.numel() > 0,
+                    "z2: expected the shape (N, D) of z1, not empty, got ", z1.sizes(), " and ", z2.sizes());
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& z1, const Tensor& z2, double temperature,
                                            const OptionalTensor& temperature_tensor, int64_t reduction,
                                            bool return_stats) {
-  TORCH_CHECK_VALUE(z1.dim() == 2 && z1.sizes() == z2.sizes() && z1.numel() > 0,
-                    "z2: expected the shape (N, D) of z1, not empty, got ", z1.sizes(), " and ", z2.sizes());
+  check_views(z1, z2);
+  check_reduction(reduction);
   const Scale scale(temperature, temperature_tensor);
   return z1.scalar_type() == at::kDouble ? forward<double>(z1, z2, scale, reduction, return_stats)
                                          : forward<float>(z1, z2, scale, reduction, return_stats);
@@ -203,6 +215,7 @@ std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& z1, const Tensor& z2, d
 std::tuple<Tensor, Tensor, Tensor> nt_xent_backward(const Tensor& gradient, const Tensor& z1, const Tensor& z2,
                                                     double temperature, const OptionalTensor& temperature_tensor,
                                                     int64_t reduction, const Tensor& sums) {
+  check_views(z1, z2);
   const Scale scale(temperature, temperature_tensor);
   return z1.scalar_type() == at::kDouble
              ? backward<double>(gradient, z1, z2, scale, temperature_tensor, reduction, sums)

@@ -24,7 +24,7 @@ void online_log_sums(const UnitRows<T>& unit, const Scale& scale, const LeftOut&
       walk<T>({packed.template data_ptr<T>() + first * unit.dim, first, n, unit.dim, sign, magnitude, left_out}, keys,
               0, unit.n, tile.template data_ptr<T>(), scratch.template data_ptr<T>(), softmax, nullptr, thresholds,
               counts ? counts->data() + first : nullptr);
-      for (int64_t c = 0; c < n; c++) log_sums[first + c] = softmax.maxima[c] + std::log2(double(softmax.sums[c]));
+      for (int64_t c = 0; c < n; c++) log_sums[first + c] = softmax.maxima[c] + std::log2(softmax.sums[c]);
     }
   });
 }

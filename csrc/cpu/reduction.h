@@ -10,6 +10,23 @@ namespace ssl_fast {
 // As in checks.REDUCTIONS.
 enum Reduction { kNone, kMean, kSum };
 
+// What a backward pass is given besides the inputs: the upstream gradient (n) or (), and tensors that
+// the forward pass of these inputs has made.
+template <typename T>
+void check_saved(const char* name, const at::Tensor& x, at::IntArrayRef sizes) {
+  TORCH_CHECK_VALUE(x.sizes() == sizes && x.is_contiguous() && x.scalar_type() == c10::CppTypeToScalarType<T>::value,
+                    name, ": expected what the forward pass returned, of shape ", sizes, ", got ", x.scalar_type(), " ",
+                    x.sizes());
+}
+inline void check_reduction(int64_t reduction) {
+  TORCH_CHECK_VALUE(reduction >= kNone && reduction <= kSum, "reduction: expected 0, 1 or 2, got ", reduction);
+}
+inline void check_upstream(const at::Tensor& gradient, int64_t reduction, int64_t n) {
+  check_reduction(reduction);
+  TORCH_CHECK_VALUE(reduction == kNone ? gradient.dim() == 1 && gradient.size(0) == n : gradient.dim() == 0,
+                    "gradient: expected the shape of the loss of ", n, " rows, got ", gradient.sizes());
+}
+
 // Summed in float64 in the order of the rows: the same bits at any thread count.
 template <typename T>
 at::Tensor reduce(const std::vector<double>& loss_rows, int64_t reduction) {

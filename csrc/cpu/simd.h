@@ -37,7 +37,7 @@ struct TileInput {
   LeftOut left_out{};
 };
 
-// For each row and, unless null, column: exp2 of its positive's score, and the candidates above it.
+// For each row and, unless null, column: sign(scale) * its positive's dot, and the count of those above.
 template <typename T>
 struct Ranks {
   const T *row_positives, *column_positives;
@@ -63,10 +63,8 @@ struct Kernels {
 
   // tile[r][c] = scale * dot, whatever is left out.
   void (*scores)(const TileInput<T>& in, T* tile);
-  // out = exp2(scale * dot - shift), bit for bit as in a tile.
-  void (*exp_dots)(const T* dots, int64_t n, T scale, T shift, T* out);
   // E = exp2(score - shift), zero where left out: adds E to row_sums (m) and, unless null, to
-  // column_sums (n). With ranks it also counts the E that are not <= the positive's.
+  // column_sums (n). With ranks it also counts the sign(scale) * dot that are not <= the positive's.
   void (*exp_sums)(const TileInput<T>& in, T shift, T* row_sums, T* column_sums, const Ranks<T>* ranks);
   // tile[r][c] = E * (row_weights[r] + column_weights[c]), zero where left out.
   void (*exp_weights)(const TileInput<T>& in, T shift, const T* row_weights, const T* column_weights, T* tile);
@@ -77,9 +75,9 @@ struct Kernels {
   void (*add_columns)(const T* tile, int64_t n, int64_t k, const T* b, int64_t b_stride, int64_t width, T* out);
 
   // Online softmax down the columns of a tile of dots (m, n), score = magnitude * dot: raises maxima
-  // (n) of scores, makes each dot exp2(score - maximum), adds to sums (n). factors (n) gets
-  // exp2(old - new maximum); returns whether any maximum rose (then sums are already rescaled and
-  // what belongs to them must be).
+  // (n) of scores, makes each dot exp2(score - maximum); sums (n) gets the tile's own sums and
+  // factors (n) exp2(old - new maximum), by which what was summed before must be multiplied.
+  // Returns whether any maximum rose, and with it a factor other than 1.
   bool (*online_columns)(T* tile, int64_t m, int64_t n, T magnitude, T* maxima, T* sums, T* factors);
   // dot -> exp2(score - log_sums[c]) * weights[c], and, unless row_weights is null,
   // + exp2(score - row_log_sums[r]) * row_weights[r].

@@ -83,8 +83,12 @@ static T normalize(const T* x, T* u, int64_t dim) {
     multiply_row(x, inverse, u, dim);
     return inverse;
   }
-  // The squares overflow, or the row holds Inf or NaN: divide by the largest entry first. Inf
-  // becomes Inf / Inf = NaN, and NaN stays.
+  // The squares overflow, or the row holds Inf or NaN. Such a row becomes NaN, and always the same one:
+  // exp2v needs its low bits to be zero.
+  if (!finite(x, dim)) {
+    for (int64_t d = 0; d < dim; d++) u[d] = T(__builtin_nanf(""));
+    return T(__builtin_nanf(""));
+  }
   const T largest = max_abs(x, dim);
   for (int64_t d = 0; d < dim; d++) u[d] = x[d] / largest;
   const T inverse = T(1) / root(sum_products(u, u, dim));
@@ -126,15 +130,22 @@ static inline float multiply_add(float a, float b, float c) { return a * b + c; 
 static inline double multiply_add(double a, double b, double c) { return a * b + c; }
 #endif
 
+// Longer dots are sums of parts of this length: one chain of 4096 terms would lose three digits.
+constexpr int64_t kChain = 256;
+
 template <typename T>
 static void dots(const T* a, const T* b, int64_t row_stride, int64_t n, int64_t dim, T* out) {
   for (int64_t i = 0; i < n; i += ROWS) {
     T acc[ROWS] = {};
     int64_t place[ROWS];
     for (int r = 0; r < ROWS; r++) place[r] = least(i + r, n - 1) * row_stride;
-    for (int64_t d = 0; d < dim; d++)
+    for (int64_t first = 0; first < dim; first += kChain) {
+      T part[ROWS] = {};
+      for (int64_t d = first; d < least(first + kChain, dim); d++)
 #pragma GCC unroll 8
-      for (int r = 0; r < ROWS; r++) acc[r] = multiply_add(a[place[r] + d], b[place[r] + d], acc[r]);
+        for (int r = 0; r < ROWS; r++) part[r] = multiply_add(a[place[r] + d], b[place[r] + d], part[r]);
+      for (int r = 0; r < ROWS; r++) acc[r] += part[r];
+    }
     for (int r = 0; r < ROWS && i + r < n; r++) out[i + r] = acc[r];
   }
 }
@@ -145,7 +156,16 @@ static inline __attribute__((always_inline)) void score_group(const TileInput<T>
   const T* group = in.columns + column / kGroup<T> * kGroup<T> * in.dim + column % kGroup<T>;
   for (int64_t row = 0; row < in.m; row += ROWS) {
     Vec<T> acc[ROWS][V] = {};
-    multiply<T, V, false>(in.rows + row * in.row_stride, in.row_stride, group, kGroup<T>, in.dim, acc);
+    const T* rows = in.rows + row * in.row_stride;
+    multiply<T, V, false>(rows, in.row_stride, group, kGroup<T>, least(kChain, in.dim), acc);
+    for (int64_t d = kChain; d < in.dim; d += kChain) {
+      Vec<T> part[ROWS][V] = {};
+      multiply<T, V, false>(rows + d, in.row_stride, group + d * kGroup<T>, kGroup<T>, least(kChain, in.dim - d), part);
+#pragma GCC unroll 8
+      for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) acc[r][v] += part[r][v];
+    }
     use(row, column, acc);
   }
 }
@@ -172,6 +192,27 @@ static void scores(const TileInput<T>& in, T* tile) {
   });
 }
 
+// Whether a block lies inside the tile and meets no left out entry: then nothing in it is masked.
+template <typename T, int V>
+static inline bool is_whole(const TileInput<T>& in, int64_t row, int64_t column) {
+  bool whole = row + ROWS <= in.m && column + V * kLanes<T> <= in.n;
+  for (const int64_t offset : in.left_out.offsets)
+    whole &= row + offset + ROWS <= column || row + offset >= column + V * kLanes<T>;
+  return whole;
+}
+
+// The lanes of a row from this column on that are inside the tile and not left out.
+template <typename T>
+static inline IntVec<T> kept_lanes(const TileInput<T>& in, int64_t row, int64_t column) {
+  const int64_t end = row < in.m ? in.n - column : 0;
+  IntVec<T> kept = iota<T>() < Int<T>(end);
+  for (const int64_t offset : in.left_out.offsets) {
+    const int64_t out = row + offset - column;
+    if (out >= 0 && out < kLanes<T>) kept &= iota<T>() != Int<T>(out);
+  }
+  return kept;
+}
+
 // Turns acc into E = exp2(score - shift), zero beyond the edges and where left out.
 template <typename T, int V>
 static inline __attribute__((always_inline)) void exponentials(const TileInput<T>& in, T shift, int64_t row,
@@ -180,47 +221,32 @@ static inline __attribute__((always_inline)) void exponentials(const TileInput<T
   for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) acc[r][v] = exp2v<T>(acc[r][v] * in.scale - shift);
-  bool whole = row + ROWS <= in.m && column + V * kLanes<T> <= in.n;
-  for (const int64_t offset : in.left_out.offsets)
-    whole &= row + offset + ROWS <= column || row + offset >= column + V * kLanes<T>;
-  if (whole) return;
-  for (int r = 0; r < ROWS; r++) {
-    const int64_t end = row + r < in.m ? in.n - column : 0;
-    for (int v = 0; v < V; v++) {
-      const IntVec<T> place = iota<T>() + Int<T>(v * kLanes<T>);
-      IntVec<T> kept = place < Int<T>(end);
-      for (const int64_t offset : in.left_out.offsets) {
-        const int64_t out = row + r + offset - column;
-        if (out >= 0 && out < V * kLanes<T>) kept &= place != Int<T>(out);
-      }
-      acc[r][v] = keep<T>(kept, acc[r][v]);
-    }
-  }
-}
-
-template <typename T>
-static void exp_dots(const T* dots, int64_t n, T scale, T shift, T* out) {
-  for (int64_t i = 0; i < n; i += kLanes<T>) {
-    T part[kLanes<T>] = {};
-    const int64_t count = least(kLanes<T>, n - i);
-    for (int64_t k = 0; k < count; k++) part[k] = dots[i + k];
-    store<T>(part, exp2v<T>(load(part) * scale - shift));
-    for (int64_t k = 0; k < count; k++) out[i + k] = part[k];
-  }
-}
-
-// Ranks of one block: entries above (or not comparable to) the positive's, by rows and by columns.
-template <typename T, int V>
-static inline void count_above(const Ranks<T>& ranks, int64_t rows, int64_t columns, int64_t row, int64_t column,
-                               const Vec<T> (&e)[ROWS][V]) {
-  for (int r = 0; r < ROWS && row + r < rows; r++)
+  if (is_whole<T, V>(in, row, column)) return;
+  for (int r = 0; r < ROWS; r++)
     for (int v = 0; v < V; v++)
-      for (int i = 0; i < kLanes<T>; i++) {
-        const int64_t c = column + v * kLanes<T> + i;
-        if (c >= columns) break;
-        ranks.row_counts[row + r] += !(e[r][v][i] <= ranks.row_positives[row + r]);
-        if (ranks.column_counts) ranks.column_counts[c] += !(e[r][v][i] <= ranks.column_positives[c]);
-      }
+      acc[r][v] = keep<T>(kept_lanes(in, row + r, column + v * kLanes<T>), acc[r][v]);
+}
+
+// Ranks of one block of dots: those above (or not comparable to) the positive's, by rows and by columns.
+template <typename T, int V>
+static inline void count_above(const TileInput<T>& in, const Ranks<T>& ranks, int64_t row, int64_t column,
+                               const Vec<T> (&dots)[ROWS][V]) {
+  const T sign = in.scale < 0 ? T(-1) : T(1);
+  for (int v = 0; v < V; v++) {
+    const int64_t first = column + v * kLanes<T>;
+    T thresholds[kLanes<T>] = {};
+    for (int i = 0; i < kLanes<T> && first + i < in.n; i++) thresholds[i] = ranks.column_positives[first + i];
+    IntVec<T> down{};
+    for (int r = 0; r < ROWS && row + r < in.m; r++) {
+      const IntVec<T> kept = kept_lanes(in, row + r, first);
+      const Vec<T> dot = dots[r][v] * sign;
+      const IntVec<T> above = kept & ~(dot <= splat<T>(ranks.row_positives[row + r]));
+      for (int i = 0; i < kLanes<T>; i++) ranks.row_counts[row + r] -= above[i];  // true is -1
+      down += kept & ~(dot <= load(thresholds));
+    }
+    if (!ranks.column_counts) continue;
+    for (int i = 0; i < kLanes<T> && first + i < in.n; i++) ranks.column_counts[first + i] -= down[i];
+  }
 }
 
 template <typename T>
@@ -229,6 +255,7 @@ static void exp_sums(const TileInput<T>& in, T shift, T* row_sums, T* column_sum
   T columns[kTile + VECTORS * kLanes<T>] = {};
   each_block<T>(in, [&](int64_t row, int64_t column, auto& acc) {
     constexpr int V = sizeof(acc[0]) / sizeof(acc[0][0]);
+    if (ranks) count_above<T, V>(in, *ranks, row, column, acc);
     exponentials<T, V>(in, shift, row, column, acc);
     Vec<T> down[V] = {};
 #pragma GCC unroll 8
@@ -245,7 +272,6 @@ static void exp_sums(const TileInput<T>& in, T shift, T* row_sums, T* column_sum
       T* place = columns + column + v * kLanes<T>;
       store<T>(place, load(place) + down[v]);
     }
-    if (ranks) count_above<T, V>(*ranks, in.m, in.n, row, column, acc);
   });
   for (int64_t r = 0; r < in.m; r++) row_sums[r] += sum_lanes<T>(rows[r]);
   if (column_sums)
@@ -322,7 +348,6 @@ static constexpr Kernels<T> kTable = {kLanes<T>,
                                       pack<T>,
                                       dots<T>,
                                       scores<T>,
-                                      exp_dots<T>,
                                       exp_sums<T>,
                                       exp_weights<T>,
                                       add_rows<T>,

@@ -16,7 +16,7 @@ static bool online_columns(T* tile, int64_t m, int64_t n, T magnitude, T* maxima
     const Vec<T> score = largest * magnitude, highest = score > before ? score : before;
     const IntVec<T> higher = highest > before;
     const Vec<T> factor = higher ? exp2v<T>(before - highest) : splat<T>(1);
-    Vec<T> sum = load(sums + c) * factor;
+    Vec<T> sum{};
     for (int64_t r = 0; r < m; r++) {
       T* place = tile + r * kTile + c;
       const Vec<T> e = exp2v<T>(load(place) * magnitude - highest);

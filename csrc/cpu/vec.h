@@ -10,6 +10,7 @@ struct VecOf<float> {
   typedef float V __attribute__((vector_size(BYTES)));
   typedef float Loose __attribute__((vector_size(BYTES), aligned(4), may_alias));
   typedef int32_t I __attribute__((vector_size(BYTES)));
+  typedef uint32_t Bits __attribute__((vector_size(BYTES)));
   typedef int32_t Int;
 };
 template <>
@@ -17,12 +18,15 @@ struct VecOf<double> {
   typedef double V __attribute__((vector_size(BYTES)));
   typedef double Loose __attribute__((vector_size(BYTES), aligned(8), may_alias));
   typedef int64_t I __attribute__((vector_size(BYTES)));
+  typedef uint64_t Bits __attribute__((vector_size(BYTES)));
   typedef int64_t Int;
 };
 template <typename T>
 using Vec = typename VecOf<T>::V;
 template <typename T>
 using IntVec = typename VecOf<T>::I;
+template <typename T>
+using BitVec = typename VecOf<T>::Bits;
 template <typename T>
 using Int = typename VecOf<T>::Int;
 template <typename T>
@@ -86,7 +90,8 @@ struct Exp2<double> {
 
 // exp2 of t = n + f, |f| <= 1/2: the polynomial in f, with n added to the exponent. Below the
 // smallest normal power the result is that power, not 0: at most 1e-38 of any sum that holds
-// exp2(0). NaN stays NaN: its bits get nothing added. For t up to 127 (1023).
+// exp2(0). NaN whose low bits are zero, as every row's and every operation's are, stays
+// NaN: its bits get nothing added. For t up to 127 (1023).
 template <typename T>
 static inline Vec<T> exp2v(Vec<T> t) {
   typedef Exp2<T> E;
@@ -98,5 +103,5 @@ static inline Vec<T> exp2v(Vec<T> t) {
 #pragma GCC unroll 16
   for (int i = 1; i < E::degree; i++) p = p * f + E::polynomial[i];
   p = p * f + T(1);
-  return (Vec<T>)((IntVec<T>)p + ((IntVec<T>)shifted << E::mantissa_bits));
+  return (Vec<T>)((BitVec<T>)p + ((BitVec<T>)shifted << E::mantissa_bits));
 }

@@ -69,14 +69,13 @@ inline double softplus2(double x) {
 inline double negatives_share(double x) { return 1 / (1 + std::exp2(-x)); }
 
 // The state of up to kTile queries on their walk. Scores are in powers of two. Maxima start at the
-// lowest finite number: from -Inf, where all so far was left out, a difference would be NaN.
+// lowest finite number: from -Inf, where all so far was left out, a difference would be NaN. Sums are
+// float64: beside one large term, thousands of tiles of small ones would be rounded away.
 template <typename T>
 struct Softmax {
-  T maxima[kTile], sums[kTile], factors[kTile];
-  Softmax() {
-    std::fill_n(maxima, kTile, std::numeric_limits<T>::lowest());
-    std::fill_n(sums, kTile, T(0));
-  }
+  T maxima[kTile], tile_sums[kTile], factors[kTile];
+  double sums[kTile] = {};
+  Softmax() { std::fill_n(maxima, kTile, std::numeric_limits<T>::lowest()); }
 };
 
 // Puts `value` where a tile's row and column leave each other out.
@@ -95,8 +94,9 @@ struct Queries {
   LeftOut left_out;
 };
 
-// Walks keys begin .. end. weighted (n, keys.width), unless null, gathers sum of exp2(score - maximum) * key. counts with
-// thresholds, unless null, count the keys whose sign * dot is above the positive's.
+// Walks keys begin .. end. weighted (n, keys.width), unless null, gathers the sum of
+// exp2(score - maximum) * key. counts with thresholds, unless null, count the keys whose sign * dot is
+// above the positive's.
 template <typename T>
 void walk(const Queries<T>& queries, const Keys<T>& keys, int64_t begin, int64_t end, T* tile, T* scratch,
           Softmax<T>& softmax, T* weighted, const T* thresholds, int64_t* counts) {
@@ -108,7 +108,10 @@ void walk(const Queries<T>& queries, const Keys<T>& keys, int64_t begin, int64_t
     leave_out(queries.left_out.seen_from(first, queries.first), tile, n, queries.n,
               -std::numeric_limits<T>::infinity());
     if (counts) kernel.count_columns(tile, n, queries.n, thresholds, counts);
-    const bool rose = kernel.online_columns(tile, n, queries.n, queries.magnitude, softmax.maxima, softmax.sums, softmax.factors);
+    const bool rose = kernel.online_columns(tile, n, queries.n, queries.magnitude, softmax.maxima, softmax.tile_sums,
+                                            softmax.factors);
+    for (int64_t c = 0; c < queries.n; c++)
+      softmax.sums[c] = softmax.sums[c] * softmax.factors[c] + softmax.tile_sums[c];
     if (!weighted) continue;
     if (rose)
       for (int64_t c = 0; c < queries.n; c++)

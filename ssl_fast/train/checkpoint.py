@@ -43,6 +43,6 @@ def load(path: str | Path) -> dict:
         raise ValueError(f"{path}: expected a checkpoint of `ssl-fast train` ({FORMAT}), got another file")
     recipe_class = RECIPES.get(contents["method"])
     fields = {field.name for field in dataclasses.fields(recipe_class)} if recipe_class else set()
-    if contents["recipe"].keys() != fields:
+    if not isinstance(contents["recipe"], dict) or contents["recipe"].keys() != fields:
         raise ValueError(f"{path}: written by another version of ssl_fast: {contents['method']} has other fields")
     return {**contents, "recipe": recipe_class(**contents["recipe"])}

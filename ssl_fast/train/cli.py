@@ -64,7 +64,10 @@ def _evaluate(
     contents = checkpoint.load(path)
     dataset = data.load(data_spec or contents["data"])
     method = METHODS[contents["method"]](contents["recipe"], channels=dataset.train_images.shape[1])
-    method.load_state_dict(contents["model"])
+    try:
+        method.load_state_dict(contents["model"])
+    except RuntimeError as error:  # torch lists every weight that does not fit
+        raise ValueError(f"{path}: expected the weights of {contents['method']} on such data, got others") from error
     title = f"{contents['method']} on {dataset.name}, epoch {contents['epoch']}"
     Console().print(report.table({contents["method"]: report.accuracies(method.encoder, dataset)}, title))
 

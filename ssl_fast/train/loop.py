@@ -55,7 +55,10 @@ def train(
     Raises FileNotFoundError (nothing to resume, no data), FileExistsError (a checkpoint that would be lost)
     and ValueError (recipe, data or checkpoint that do not fit, a loss that is not finite).
     """
+    recipe.check()
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"folder: expected a folder or a new name, {folder} is a file")
     path = folder / checkpoint.NAME
     contents = checkpoint.load(path) if resume else None
     if contents is None and path.exists():
@@ -69,9 +72,9 @@ def train(
         )
     else:
         run.load_state_dict(contents)
-    # purge_step: TensorBoard forgets what an interrupted run logged after its checkpoint.
+    # purge_step: TensorBoard forgets what an interrupted run logged after its checkpoint, the epochs to come.
     with (
-        SummaryWriter(folder, purge_step=run.epoch) as writer,
+        SummaryWriter(folder, purge_step=run.epoch + 1) as writer,
         _progress(run) as progress,
         _interrupts() as interrupted,
     ):
@@ -110,8 +113,6 @@ class Run:
         images = len(dataset.train_images)
         if not 1 <= recipe.batch_size <= images:
             raise ValueError(f"batch_size: expected 1 to the {images} training images, got {recipe.batch_size}")
-        if recipe.epochs < 1:
-            raise ValueError(f"epochs: expected at least 1, got {recipe.epochs}")
         tensors = {name: value for name, value in vars(dataset).items() if isinstance(value, torch.Tensor)}
         self.dataset = dataclasses.replace(
             dataset, **{name: tensor.to(fabric.device) for name, tensor in tensors.items()}

@@ -29,13 +29,17 @@ class SimCLR(nn.Module):
         self.head = ProjectionHead(self.encoder.feature_dim, recipe.projection_dim)
 
     def loss(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, ContrastiveStats]:
+        """The mean loss of the 2N views, each against all others."""
         # Both views in one batch: BatchNorm sees them together, as in the paper's code.
         z1, z2 = self.head(self.encoder(torch.cat([view1, view2]))).chunk(2)
         return functional.nt_xent(z1, z2, self.temperature, return_stats=True)
 
 
 class MoCo(nn.Module):
-    """MoCo v2 (He et al. 2020, algorithm 1, with the MLP head of v2): a queue of past keys is the negatives."""
+    """MoCo v2 (He et al. 2020, algorithm 1, with the MLP head of v2): a queue of past keys is the negatives.
+
+    Without the paper's shuffled BatchNorm, which exchanges keys between devices: this runs on one.
+    """
 
     def __init__(self, recipe: recipes.MoCoV2, channels: int):
         super().__init__()
@@ -47,6 +51,7 @@ class MoCo(nn.Module):
         self.queue = NegativeQueue(recipe.queue_size, recipe.projection_dim, seed=recipe.seed)
 
     def loss(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, ContrastiveStats]:
+        """The mean loss of N queries against the queue as it was; moves the key encoder, then enqueues."""
         query = self.head(self.encoder(view1))
         with torch.no_grad():
             # The key encoder's BatchNorm statistics are its own.

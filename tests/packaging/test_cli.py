@@ -126,3 +126,12 @@ def test_doctor_shows_a_backend_that_cannot_run(monkeypatch, capsys):
     monkeypatch.setattr(backends, "_requested", "cuda")
     assert doctor.main([]) == 0
     assert "nt_xent      on cpu   none (backend 'cuda' cannot run nt_xent: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("variable", ["SSL_FAST_BACKEND", "SSL_FAST_SIMD"])
+def test_doctor_with_an_unknown_choice_says_so_without_a_traceback(variable):
+    command = [sys.executable, "-m", "ssl_fast", "doctor"]
+    answer = subprocess.run(command, capture_output=True, text=True, env={**os.environ, variable: "foo"})
+    printed = answer.stdout + answer.stderr
+    assert f"{variable}: expected one of" in printed
+    assert "Traceback" not in printed

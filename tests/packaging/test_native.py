@@ -96,7 +96,8 @@ def test_broken_binary_is_a_reason(bare):
 
 
 def test_unknown_backend_in_the_environment_is_an_error(bare):
-    answer = python(bare, "import ssl_fast", SSL_FAST_BACKEND="banana")
+    program = "import torch, ssl_fast; ssl_fast.functional.nt_xent(*torch.randn(2, 4, 3))"
+    answer = python(bare, program, SSL_FAST_BACKEND="banana")
     assert answer.returncode != 0
     assert (
         "ValueError: SSL_FAST_BACKEND: expected one of reference, cpu, triton, cuda, auto; got 'banana'"

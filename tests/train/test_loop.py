@@ -64,6 +64,11 @@ def flat(value, name="") -> dict:
     return {path: leaf for key, child in children for path, leaf in flat(child, f"{name}/{key}").items()}
 
 
+def scalars(folder, name) -> list[tuple[int, float]]:
+    """What TensorBoard shows."""
+    return [(event.step, event.value) for event in EventAccumulator(str(folder)).Reload().Scalars(name)]
+
+
 def assert_same_bits(folder, expected_folder):
     got, expected = (flat(torch.load(path / checkpoint.NAME)) for path in (folder, expected_folder))
     assert got.keys() == expected.keys()
@@ -73,6 +78,8 @@ def assert_same_bits(folder, expected_folder):
         elif not name.endswith("images_per_second"):
             assert got[name] == value, name
     assert log(folder) == log(expected_folder)
+    for name in ("loss", "knn_clean"):
+        assert scalars(folder, name) == scalars(expected_folder, name)
 
 
 INTERRUPTIONS = {

@@ -1,12 +1,14 @@
 """SimCLR and MoCo: the order of a step, against the same step written out in plain PyTorch."""
 
 import copy
+import math
 
 import pytest
 import torch
 from conftest import small_recipe
 from torch.nn.functional import cross_entropy, normalize
 
+from ssl_fast.train import loop
 from ssl_fast.train.methods import METHODS
 
 
@@ -72,7 +74,26 @@ def test_moco_begins_with_equal_encoders():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_optimizer_gets_no_key_parameter(name):
+def test_the_optimizer_gets_no_key_parameter_and_decays_no_bias(name):
     method, *_ = method_and_views(name)
-    trained = {name for name, parameter in method.named_parameters() if parameter.requires_grad}
-    assert trained == {name for name, _ in method.named_parameters() if not name.startswith("key_")}
+    names = {parameter: name for name, parameter in method.named_parameters()}
+    decayed, others = loop._optimizer(method, small_recipe(name, weight_decay=0.3)).param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0)
+    trained = {names[x] for group in (decayed, others) for x in group["params"]}
+    assert trained == {name for name in names.values() if not name.startswith("key_")}
+    assert all(x.dim() <= 1 for x in others["params"])
+    assert all(x.dim() > 1 for x in decayed["params"])
+
+
+def test_the_schedule_warms_up_then_falls_to_zero():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = loop._schedule(optimizer, 100)
+    rates = []
+    for _ in range(101):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])  # 5 % of the steps
+    assert rates[5] == pytest.approx(2.0)
+    assert rates[52] == pytest.approx(1 + math.cos(math.pi * 47 / 95))
+    assert rates[100] == pytest.approx(0, abs=1e-12)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import SMALL
 
 from ssl_fast import cli
@@ -107,3 +108,46 @@ def test_importing_the_package_leaves_the_trainer_alone():
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout == "[]\n"
+
+
+BAD_NUMBERS = [
+    ("epochs", 0, "epochs: expected at least 1, got 0"),
+    ("batch-size", 0, "batch_size: expected at least 1, got 0"),
+    ("width", 0, "width: expected at least 4, got 0"),
+    ("width", 6, "width: expected a multiple of 4, got 6"),
+    ("projection-dim", 0, "projection_dim: expected at least 1, got 0"),
+    ("queue-size", 0, "queue_size: expected at least 1, got 0"),
+    ("temperature", 0, "temperature: expected"),
+    ("momentum", 1.5, "momentum: expected a number from 0 to 1, got 1.5"),
+    ("learning-rate", "nan", "learning_rate: expected a finite number from 0, got nan"),
+    ("weight-decay", -1, "weight_decay: expected a finite number from 0, got -1.0"),
+    ("seed", -1, "seed: expected at least 0, got -1"),
+    ("seed", 2**63, "seed: expected less than"),
+]
+
+
+@pytest.mark.parametrize(("option", "value", "message"), BAD_NUMBERS)
+def test_a_bad_number_is_named_and_nothing_is_written(option, value, message, tmp_path, capsys):
+    folder = tmp_path / "run"
+    arguments = ["train", "moco-v2", "--data", "digits", "--folder", str(folder), f"--{option}", str(value)]
+    assert_user_error(arguments, message, capsys)
+    assert not folder.exists()
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path, capsys):
+    (tmp_path / "run").write_text("mine")
+    arguments = ["train", "simclr", "--data", "digits", "--folder", str(tmp_path / "run")]
+    assert_user_error(arguments, "folder: expected a folder or a new name", capsys)
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_eval_of_other_weights(tmp_path, capsys, few_digits):
+    loop.train("simclr", RECIPES["simclr"](**{**SMALL, "epochs": 1}), "digits", tmp_path)
+    path = tmp_path / checkpoint.NAME
+    contents = torch.load(path)
+    good = contents["model"]
+    contents["model"] = dict(list(good.items())[1:])
+    torch.save(contents, path)
+    assert_user_error(["eval", str(path)], "expected the weights of simclr", capsys)
+    torch.save({**contents, "model": good, "recipe": None}, path)
+    assert_user_error(["eval", str(path)], "written by another version", capsys)
