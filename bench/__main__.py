@@ -14,6 +14,7 @@ from .suites import SUITES, Work
 
 def measured(work: Work, limits: dict[str, float], threads: int, seconds: float) -> dict:
     """One row of the report."""
+    threads = work.threads or threads
     times = measure.interleaved(work.runs, threads, seconds)
     spread = {name: measure.quantiles(values) for name, values in times.items()}
     ours = spread["ssl_fast"][0]
@@ -22,11 +23,12 @@ def measured(work: Work, limits: dict[str, float], threads: int, seconds: float)
         "suite": work.suite,
         "name": work.name,
         "size": work.size,
-        "about": work.about,
+        "about": work.about | {"threads": threads},
         "median": {name: values[0] for name, values in spread.items()},
         "quantile20": {name: values[1] for name, values in spread.items()},
         "quantile80": {name: values[2] for name, values in spread.items()},
         "rounds": len(times["ssl_fast"]),
+        "flops": work.flops,
         "share_of_limit": share,
         "memory": measure.loss_memory(**work.memory, threads=threads) if work.memory else None,
     }
@@ -37,8 +39,10 @@ def main() -> None:
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; default all")
     parser.add_argument("--quick", action="store_true", help="few sizes, under two minutes")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", type=Path, default=Path("runs/bench"), help="folder of results.json and the plot")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench"), help="folder of results.json and plot")
     options = parser.parse_args()
+    if options.threads < 1:
+        parser.error(f"--threads: expected at least 1, got {options.threads}")
     for name in options.suites:
         if name not in SUITES:
             parser.error(f"SUITE: expected one of {', '.join(SUITES)}, got {name!r}")

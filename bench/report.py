@@ -1,4 +1,4 @@
-"""Rows to a table on the screen, JSON, Markdown and plots. Plots are drawn from the saved rows only."""
+"""Rows to a table on the screen, JSON and a plot. Plots are drawn from the saved rows only."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ from rich.table import Table
 
 def show(rows: list[dict], about: dict, limits: dict[str, float]) -> None:
     console = Console()
+    if not console.is_terminal:  # a file has no width: no name is cut
+        console.width = 160
     console.print("  ".join(f"{key} {value}" for key, value in about.items()))
     console.print(f"sgemm {limits['sgemm'] / 1e9:.0f} GFLOP/s  copy {limits['copy'] / 1e9:.0f} GB/s")
     for suite in dict.fromkeys(row["suite"] for row in rows):
         mine = [row for row in rows if row["suite"] == suite]
         names = list(dict.fromkeys(name for row in mine for name in row["median"] if name != "ssl_fast"))
-        table = Table(title=f"{suite}: ssl_fast, and how many times as long the others take")
-        for column in ("work", "ms", *names, "% of limit", "memory MB"):
+        others_are = "shares of it" if suite == "step" else "how many times as long the others take"
+        table = Table(title=f"{suite}: ssl_fast, and {others_are}")
+        for column in ("work", "ms", *names, "GFLOP/s", "% of limit", "memory MB"):
             table.add_column(column, justify="left" if column == "work" else "right")
         for row in mine:
             ours = row["median"]["ssl_fast"]
             others = [f"{row['median'][name] / ours:.2f}" if name in row["median"] else "" for name in names]
             share = f"{100 * row['share_of_limit']:.0f}" if row["share_of_limit"] else ""
+            gflops = f"{row['flops'] / ours / 1e9:.0f}" if row["flops"] else ""
             memory = f"{row['memory'] / 1e6:.0f}" if row.get("memory") is not None else ""
-            table.add_row(row["name"], f"{ours * 1e3:.3f}", *others, share, memory)
+            table.add_row(row["name"], f"{ours * 1e3:.3f}", *others, gflops, share, memory)
         console.print(table)
     for suite, (time_exponent, memory_exponent) in growth(rows).items():
         memory = "" if memory_exponent is None else f", memory as N^{memory_exponent:.2f}"
@@ -67,7 +71,7 @@ def save(rows: list[dict], about: dict, limits: dict[str, float], folder: Path) 
 
 
 def plot(path: Path) -> None:
-    """Time against N for each suite of a saved results.json, beside it."""
+    """NT-Xent's time, memory and share of the machine's limit against N, from a saved results.json, beside it."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -77,24 +81,30 @@ def plot(path: Path) -> None:
     rows = [row for row in saved["rows"] if row["suite"] == "nt_xent" and row["about"]["D"] == 128]
     if not rows:
         return
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4))
     for name in dict.fromkeys(name for row in rows for name in row["median"]):
-        points = [(row["size"], row["median"][name] * 1e3) for row in rows if name in row["median"]]
-        left.loglog(*zip(*points, strict=True), marker="o", label=name, linewidth=2.5 if name == "ssl_fast" else 1.2)
-    left.set(xlabel="rows N", ylabel="forward + backward, ms", title="NT-Xent, D=128, float32")
-    left.legend()
+        mine = [row for row in rows if name in row["median"]]
+        sizes, seconds = [row["size"] for row in mine], [row["median"][name] for row in mine]
+        style = {"marker": "o", "label": name, "linewidth": 2.5 if name == "ssl_fast" else 1.2}
+        left.loglog(sizes, [1e3 * x for x in seconds], **style)
+        right.loglog(sizes, [row["flops"] / x / 1e9 for row, x in zip(mine, seconds, strict=True)], **style)
+    left.set(ylabel="forward + backward, ms", title="time")
+    sizes = [row["size"] for row in rows]
+    middle.loglog(sizes, [4 * size**2 / 1e6 for size in sizes], "--", label="one N x N matrix")
     memory = [(row["size"], row["memory"] / 1e6) for row in rows if row.get("memory")]
-    right.loglog(
-        [row["size"] for row in rows], [4 * row["size"] ** 2 / 1e6 for row in rows], "--", label="one N x N matrix"
-    )
     if memory:
-        right.loglog(*zip(*memory, strict=True), marker="o", label="ssl_fast, peak added")
-    right.set(xlabel="rows N", ylabel="MB", title="memory")
-    right.legend()
+        middle.loglog(*zip(*memory, strict=True), marker="o", label="ssl_fast, peak added")
+    middle.set(ylabel="MB", title="memory")
+    right.axhline(saved["limits"]["sgemm"] / 1e9, color="grey", linestyle="--", label="sgemm peak")
+    right.set(ylabel="GFLOP/s, counted as 4 N² D", title="share of the machine's limit")
+    for axes in (left, middle, right):
+        axes.set_xlabel("rows N")
+        axes.legend(fontsize=8)
     about = saved["machine"]
+    versions = f"torch {about['torch']}, ssl_fast {about['commit']}, {about['date']}"
     figure.suptitle(
-        f"{about['processor']}, {about['threads']} threads, torch {about['torch']}, {about['date']}", fontsize=9
+        f"NT-Xent, D=128, float32, {about['processor']}, {about['threads']} threads, {versions}", fontsize=9
     )
     figure.tight_layout()
-    figure.savefig(path.with_name("nt_xent.png"), dpi=130)
+    figure.savefig(path.with_name("nt_xent.png"), dpi=110)
     plt.close(figure)

@@ -14,6 +14,9 @@ from ssl_fast import functional, reference
 from . import peers
 
 TEMPERATURE = 0.1
+# The reference stores the matrix: above this its float64 no longer fits, and ours, which the tests
+# hold to it, stands in.
+LARGEST_REFERENCE = 16384
 
 
 @dataclass
@@ -28,10 +31,11 @@ class Work:
     bytes: float = 0.0
     memory: dict[str, object] | None = None  # arguments of measure.loss_memory
     about: dict[str, object] = field(default_factory=dict)
+    threads: int | None = None  # of the whole run unless given
 
 
 def _verified(losses: dict[str, Callable], truth: Tensor, inputs: tuple[Tensor, ...]) -> dict[str, Callable]:
-    """The losses, after each has given the float64 reference's value: no wrong answer is timed."""
+    """The losses, after each has given the float64 truth: no wrong answer is timed."""
     for name, loss in losses.items():
         value = loss(*inputs).item()
         if not abs(value - truth.item()) <= 1e-4 * abs(truth.item()):
@@ -58,47 +62,61 @@ def _forwards(losses: dict[str, Callable], inputs: tuple[Tensor, ...]) -> dict[s
     return {name: lambda loss=loss: forward(loss) for name, loss in losses.items()}
 
 
+def _variants(
+    suite: str, name: str, size: int, losses: dict, inputs: tuple, flops: float, about: dict, memory: dict | None = None
+) -> Iterator[Work]:
+    """Forward and backward, and at D=128 also forward alone and on one thread."""
+    steps = _steps(losses, inputs)
+    yield Work(suite, name, size, steps, flops, memory=memory, about=about)
+    if about["D"] == 128 and len(losses) > 1:
+        yield Work(f"{suite} forward", name, size, _forwards(losses, inputs), about=about)
+        yield Work(f"{suite} 1 thread", name, size, steps, about=about, threads=1)
+
+
 def nt_xent(quick: bool) -> Iterator[Work]:
-    sizes = (64, 256, 1024, 2048) if quick else (64, 256, 512, 1024, 2048, 4096, 8192)
-    cases = [(rows, 128) for rows in sizes]
+    cases = [(rows, 128) for rows in ((64, 256, 1024, 2048) if quick else (64, 256, 512, 1024, 2048, 4096, 8192))]
     if not quick:
-        cases += [(rows, dim) for rows in (256, 2000) for dim in (64, 256, 512, 2048)]
+        cases += [(rows, dim) for rows in (64, 250, 2002) for dim in (64, 256, 512, 2048)]
+        cases.append((65536, 128))
     for rows, dim in cases:
         z1, z2 = (torch.randn(rows // 2, dim, requires_grad=True) for _ in range(2))
         losses = {"ssl_fast": lambda a, b: functional.nt_xent(a, b, TEMPERATURE)}
-        losses |= peers.nt_xent_peers(rows, TEMPERATURE)
+        if rows <= LARGEST_REFERENCE:
+            losses |= peers.nt_xent_peers(rows, TEMPERATURE)
+        with torch.no_grad(), ssl_fast.backend("reference" if rows <= LARGEST_REFERENCE else "auto"):
+            truth = functional.nt_xent(z1.double(), z2.double(), TEMPERATURE)
         with torch.no_grad():
-            truth = reference.nt_xent(z1.double(), z2.double(), TEMPERATURE)
             _verified(losses, truth, (z1, z2))
-        about = {"N": rows, "D": dim}
         flops = 4.0 * rows * rows * dim  # forward N²D, backward 3 N²D: similarities again, two products
         memory = {"operator": "nt_xent", "rows": rows // 2, "dim": dim}
-        yield Work("nt_xent", f"N={rows} D={dim}", rows, _steps(losses, (z1, z2)), flops, 0, memory, about)
-        if dim == 128:
-            runs = _forwards(losses, (z1, z2))
-            yield Work("nt_xent forward", f"N={rows} D={dim}", rows, runs, flops / 4, about=about)
+        about = {"N": rows, "D": dim}
+        yield from _variants("nt_xent", f"N={rows} D={dim}", rows, losses, (z1, z2), flops, about, memory)
 
 
 def info_nce(quick: bool) -> Iterator[Work]:
     if quick:
         cases = [(32, 4096, 128), (256, 16384, 128)]
     else:
-        cases = [(n, k, 128) for n in (32, 256, 1024) for k in (4096, 16384, 65536)]
-        cases += [(256, 16384, dim) for dim in (64, 256, 512)]
+        cases = [(n, k, dim) for dim in (128, 64, 256, 512) for n in (32, 256, 1024) for k in (4096, 16384, 65536)]
     for rows, size, dim in cases:
         query, positive = torch.randn(rows, dim, requires_grad=True), torch.randn(rows, dim)
         queue = ssl_fast.NegativeQueue(size, dim, seed=0)
         losses = {"ssl_fast": lambda q, k, queue=queue: functional.info_nce(q, k, queue, TEMPERATURE)}
         losses |= peers.info_nce_peers(queue.queue.clone(), TEMPERATURE)
+        if dim != 128:
+            losses = {name: losses[name] for name in ("ssl_fast", "eager", "compile")}
         with torch.no_grad():
-            negatives = queue.queue.double()
-            truth = reference.info_nce(query.double(), positive.double(), negatives, TEMPERATURE)
+            truth = reference.info_nce(query.double(), positive.double(), queue.queue.double(), TEMPERATURE)
             _verified(losses, truth, (query, positive))
         about = {"N": rows, "K": size, "D": dim}
-        yield Work(
-            "info_nce", f"N={rows} K={size} D={dim}", size, _steps(losses, (query, positive)),
-            4.0 * rows * size * dim, about=about,
-        )  # fmt: skip
+        memory = {"operator": "info_nce", "rows": rows, "dim": dim, "queue_size": size} if dim == 128 else None
+        name, flops = f"N={rows} K={size} D={dim}", 4.0 * rows * size * dim
+        yield from _variants("info_nce", name, size, losses, (query, positive), flops, about, memory)
+
+
+def losses(quick: bool) -> Iterator[Work]:
+    yield from nt_xent(quick)
+    yield from info_nce(quick)
 
 
 def ema(quick: bool) -> Iterator[Work]:
@@ -110,6 +128,7 @@ def ema(quick: bool) -> Iterator[Work]:
         count = sum(p.numel() for p in target)
         runs = peers.ema_peers(target, source, 0.999)
         yield Work("ema", name, count, runs, bytes=12.0 * count, about={"parameters": count})
+        yield Work("ema 1 thread", name, count, runs, about={"parameters": count}, threads=1)
 
 
 def queue(quick: bool) -> Iterator[Work]:
@@ -125,4 +144,43 @@ def queue(quick: bool) -> Iterator[Work]:
         yield Work("queue", f"enqueue 256 x 128, K={size}", size, runs, bytes=2.0 * keys.nbytes, about={"K": size})
 
 
-SUITES = {"nt_xent": nt_xent, "info_nce": info_nce, "ema": ema, "queue": queue}
+def step(quick: bool) -> Iterator[Work]:
+    """A whole training step on digits, and what its parts take: their ratios are shares of the step."""
+    from ssl_fast.train import data, methods, recipes
+    from ssl_fast.train.augment import Augment
+
+    dataset = data.load("digits")
+    augment, generator = Augment(dataset), torch.Generator().manual_seed(0)
+    images = dataset.train_images[:256]
+    for name in recipes.RECIPES:
+        recipe = recipes.RECIPES[name]()
+        method = methods.METHODS[name](recipe, channels=1)
+        optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-3)
+        embeddings = torch.randn(2, 256, recipe.projection_dim, requires_grad=True)
+
+        def augmented():
+            return [augment(images, generator) for _ in range(2)]
+
+        def whole(method=method, optimizer=optimizer):
+            loss, _ = method.loss(*augmented())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        def loss(method=method, recipe=recipe, embeddings=embeddings):
+            pair = embeddings.unbind()
+            if isinstance(method, methods.MoCo):
+                value = functional.info_nce(*pair, method.queue, recipe.temperature, return_stats=True)[0]
+            else:
+                value = functional.nt_xent(*pair, recipe.temperature, return_stats=True)[0]
+            value.backward()
+
+        runs = {"ssl_fast": whole, "augmentation": augmented, "loss": loss}
+        if name == "moco-v2":
+            runs["ema"] = lambda method=method: ssl_fast.ema_update_(method.key_encoder, method.encoder, 0.99)
+            keys = embeddings[0].detach()
+            runs["queue"] = lambda method=method, keys=keys: method.queue.enqueue_(keys)
+        yield Work("step", f"{name}, batch 256 of digits", 256, runs, about={"batch": 256})
+
+
+SUITES = {"losses": losses, "ema": ema, "queue": queue, "step": step}
