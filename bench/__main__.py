@@ -53,7 +53,7 @@ def main() -> None:
     for name in options.suites or SUITES:
         for work in SUITES[name](options.quick):
             print(f"{work.suite} {work.name} ...", flush=True)
-            rows.append(measured(work, limits, options.threads, 1.0 if options.quick else 4.0))
+            rows.append(measured(work, limits, options.threads, 1.0 if options.quick else 1.5))
     report.show(rows, about, limits)
     report.save(rows, about, limits, options.output)
     print(f"saved {options.output}/results.json")

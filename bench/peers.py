@@ -34,9 +34,15 @@ def _installed(module: str):
         return None
 
 
+def _compiled(function: Callable) -> Callable:
+    """Compiled for one case: with many, torch.compile would pass its limit and silently run eager code."""
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
 def nt_xent_peers(rows: int, temperature: float) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """Losses of two views by name of the library; each equals NT-Xent over 2N rows."""
-    compiled = torch.compile(eager_nt_xent)
+    compiled = _compiled(eager_nt_xent)
     peers = {
         "eager": lambda z1, z2: eager_nt_xent(z1, z2, temperature),
         "compile": lambda z1, z2: compiled(z1, z2, temperature),
@@ -51,7 +57,7 @@ def nt_xent_peers(rows: int, temperature: float) -> dict[str, Callable[[Tensor, 
 
 def info_nce_peers(queue: Tensor, temperature: float) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """Losses of queries and positives against a queue (K, D) of unit rows."""
-    compiled = torch.compile(eager_info_nce)
+    compiled = _compiled(eager_info_nce)
     peers = {
         "eager": lambda query, positive: eager_info_nce(query, positive, queue, temperature),
         "compile": lambda query, positive: compiled(query, positive, queue, temperature),

@@ -47,6 +47,19 @@ def ema_update_(
         torch._foreach_copy_(*map(list, zip(*buffer_pairs, strict=True)))
 
 
+def _plain(t, s) -> bool:
+    """Whether a pair needs no further check: two tensors alike in all that matters."""
+    return (
+        isinstance(t, Tensor)
+        and isinstance(s, Tensor)
+        and t.dtype is s.dtype
+        and t.dtype in checks.FLOATS
+        and t.shape == s.shape
+        and t.device == s.device
+        and t.is_contiguous()
+    )
+
+
 def _paired(target: dict, source: dict) -> list[tuple[Tensor, Tensor]]:
     """Tensors of the same name, after every check."""
     if target.keys() != source.keys():
@@ -54,6 +67,9 @@ def _paired(target: dict, source: dict) -> list[tuple[Tensor, Tensor]]:
         raise ValueError(f"source: expected the tensors of target, got other names: {', '.join(differing[:5])}")
     for name, t in target.items():
         s = source[name]
+        # Hundreds of tensors a step: the common case takes one line.
+        if _plain(t, s):
+            continue
         if not isinstance(t, Tensor) or not isinstance(s, Tensor):
             raise TypeError(f"source[{name}]: expected Tensors, got {type(t).__name__} and {type(s).__name__}")
         if t.shape != s.shape:
@@ -75,12 +91,12 @@ def _paired(target: dict, source: dict) -> list[tuple[Tensor, Tensor]]:
 def _update(pairs: list[tuple[Tensor, Tensor]], momentum: float) -> None:
     if momentum == 1:  # 0 * Inf of a source would be NaN
         pairs = [(t, s) for t, s in pairs if not t.is_floating_point()]
-    by_device: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    by_device: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
     for pair in pairs:
-        by_device.setdefault(pair[0].device.type, []).append(pair)
-    for device_type, here in by_device.items():
+        by_device.setdefault(pair[0].device, []).append(pair)
+    for device, here in by_device.items():
         target, source = map(list, zip(*here, strict=True))
-        if backends.choose("ema_update_", device_type) == "reference":
+        if backends.choose("ema_update_", device.type) == "reference":
             reference.ema_update_(target, source, momentum)
         else:
             torch.ops.ssl_fast.ema_update_(target, source, float(momentum))

@@ -41,19 +41,20 @@ class NegativeQueue(nn.Module):
         loss compares. With B > K the last K keys stay. No device sync.
         Raises ValueError or TypeError, before anything is written, for keys that do not fit.
         """
+        queue, queue_ptr = self.queue, self.queue_ptr  # found once: a module looks its buffers up
         checks.embeddings("keys", keys)
-        if keys.shape[1] != self.queue.shape[1]:
-            raise ValueError(f"keys: expected {self.queue.shape[1]} columns as the queue, got {tuple(keys.shape)}")
-        checks.same_device("keys", keys, "the queue", self.queue)
+        if keys.shape[1] != queue.shape[1]:
+            raise ValueError(f"keys: expected {queue.shape[1]} columns as the queue, got {tuple(keys.shape)}")
+        checks.same_device("keys", keys, "the queue", queue)
         chosen = backends.choose("enqueue_", keys.device.type)
         if chosen == "reference":
-            reference.enqueue_(self.queue, self.queue_ptr, keys)
+            reference.enqueue_(queue, queue_ptr, keys)
         elif chosen == "triton":
             from .kernels.enqueue import enqueue_
 
-            enqueue_(self.queue, self.queue_ptr, keys)
+            enqueue_(queue, queue_ptr, keys)
         else:
-            torch.ops.ssl_fast.enqueue_(self.queue, self.queue_ptr, keys)
+            torch.ops.ssl_fast.enqueue_(queue, queue_ptr, keys)
 
     def extra_repr(self) -> str:
         return f"size={self.queue.shape[0]}, dim={self.queue.shape[1]}, dtype={self.queue.dtype}"

@@ -21,6 +21,10 @@ void average(T* __restrict__ t, const S* __restrict__ s, int64_t n, double momen
   // float64 arithmetic only where a float64 is involved.
   using Wide = std::conditional_t<std::is_same_v<T, double> || std::is_same_v<S, double>, double, float>;
   const Wide m = Wide(momentum), rest = Wide(1 - momentum);
+  if constexpr (std::is_same_v<T, S> && std::is_same_v<T, Wide>) {
+    kernels<T>().average(t, s, n, m, rest);
+    return;
+  }
   for (int64_t i = 0; i < n; i++) t[i] = static_cast<T>(static_cast<Wide>(t[i]) * m + static_cast<Wide>(s[i]) * rest);
 }
 

@@ -2,6 +2,8 @@
 #include "losses.h"
 #include "rows.h"
 
+#include <cstring>
+
 namespace ssl_fast::cpu {
 namespace {
 
@@ -12,6 +14,13 @@ void write_keys(const Tensor& queue, int64_t pointer, const Tensor& keys) {
   const int64_t row_stride = queue.stride(0), stride = queue.stride(1);
   const int64_t key_row_stride = keys.stride(0), key_stride = keys.stride(1);
   const auto copy = [&](const auto* data) {
+    if (std::is_same_v<decltype(data), const Q*> && queue.is_contiguous() && keys.is_contiguous() && count <= size) {
+      // At most two whole stretches: large copies need not read what they overwrite.
+      const int64_t before_wrap = std::min(count, size - pointer);
+      std::memcpy(rows + pointer * dim, data, before_wrap * dim * sizeof(Q));
+      std::memcpy(rows, data + before_wrap * dim, (count - before_wrap) * dim * sizeof(Q));
+      return;
+    }
     // The last `size` keys stay, where writing all in turn would leave them.
     for (int64_t j = std::max<int64_t>(count - size, 0); j < count; j++) {
       Q* out = rows + (pointer + j) % size * row_stride;

@@ -248,7 +248,8 @@ void keys_backward(const Problem<T>& problem, const std::vector<T>& g, const T* 
         const T pull = problem.in_batch ? g[first + j] * rest[first + j] : T(0);
         const T* q = problem.query.row(problem.in_batch ? first + j : 0);
         for (int64_t d = 0; d < dim; d++) row[d] = T(problem.scale.s) * (row[d] - pull * q[d]);
-        if (problem.normalize_keys) kernel.normalize_backward(block.rows + j * block.stride, row, dim, inverse_norms[j]);
+        if (problem.normalize_keys)
+          kernel.normalize_backward(block.rows + j * block.stride, row, dim, inverse_norms[j]);
         writer.write(first + j, row);
       }
     }
@@ -317,7 +318,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce(const Tensor& query, const T
   check_reduction(reduction);
   const Scale scale(temperature, temperature_tensor);
   const auto run = [&]<typename T>() {
-    return forward<T>({query, positive, negatives, !negatives, normalize_negatives, scale}, reduction, return_stats, query_gradient);
+    return forward<T>({query, positive, negatives, !negatives, normalize_negatives, scale}, reduction, return_stats,
+                      query_gradient);
   };
   return query.scalar_type() == at::kDouble ? run.template operator()<double>() : run.template operator()<float>();
 }
@@ -331,8 +333,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
                     "negatives: expected none in batch, and a tensor where their gradient is asked for");
   const Scale scale(temperature, temperature_tensor);
   const auto run = [&]<typename T>() {
-    return backward<T>({query, positive, negatives, in_batch, normalize_negatives, scale}, gradient, query, positive, negatives,
-                       reduction, temperature_tensor, sums, key_means, negatives_gradient);
+    return backward<T>({query, positive, negatives, in_batch, normalize_negatives, scale}, gradient, query, positive,
+                       negatives, reduction, temperature_tensor, sums, key_means, negatives_gradient);
   };
   return query.scalar_type() == at::kDouble ? run.template operator()<double>() : run.template operator()<float>();
 }

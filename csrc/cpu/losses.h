@@ -23,8 +23,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce(const Tensor& query, const T
                                                     int64_t reduction, bool return_stats, bool query_gradient);
 std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
     const Tensor& gradient, const Tensor& query, const Tensor& positive, const OptionalTensor& negatives,
-    bool in_batch, bool normalize_negatives, double temperature, const OptionalTensor& temperature_tensor, int64_t reduction,
-    const Tensor& sums, const Tensor& key_means, bool negatives_gradient);
+    bool in_batch, bool normalize_negatives, double temperature, const OptionalTensor& temperature_tensor,
+    int64_t reduction, const Tensor& sums, const Tensor& key_means, bool negatives_gradient);
 
 void ema_update_(at::TensorList target, at::TensorList source, double momentum);
 void enqueue_(const Tensor& queue, const Tensor& queue_ptr, const Tensor& keys);

@@ -28,13 +28,15 @@ struct Blocks {
         packed(unit.packed()),
         scale(T(s.log2_scale)),
         shift(std::abs(scale)),
-        block(block_size(unit.n)),
+        block(block_size(unit.n, unit.dim)),
         count((unit.n + block - 1) / block) {}
 
   // By the shapes alone, never by the threads: it fixes the order of sums.
-  static int64_t block_size(int64_t n) {
+  static int64_t block_size(int64_t n, int64_t dim) {
     const int64_t group = kernels<T>().column_group;
-    const int64_t wanted = n <= 128 ? n : n <= 1536 ? 96 : kTile;
+    // Few short rows are one block, for one thread; few long ones are worth two threads.
+    const int64_t few = n * n * dim < 1 << 21 ? n : 48;
+    const int64_t wanted = n <= 128 ? few : n <= 1536 ? 96 : kTile;
     return std::min(kTile, round_up(wanted, group));
   }
 

@@ -56,6 +56,8 @@ struct Kernels {
   // dx = (du - u <u, du>) * inverse_norm, without the projection where the norm was clamped;
   // du is overwritten with dx. Returns <u, du>, which the temperature's gradient needs.
   T (*normalize_backward)(const T* u, T* du, int64_t dim, T inverse_norm);
+  // t = momentum * t + rest * s, n entries.
+  void (*average)(T* t, const T* s, int64_t n, T momentum, T rest);
   // Rows (n, dim) into column groups; the rest of the last group is zero.
   void (*pack)(const T* rows, int64_t row_stride, int64_t n, int64_t dim, T* columns);
   // out[i] = <a_i, b_i> for n rows, bit for bit as in a tile, so that equal rows tie.

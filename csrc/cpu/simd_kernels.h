@@ -104,22 +104,6 @@ static T normalize_backward(const T* u, T* du, int64_t dim, T inverse_norm) {
   return along;
 }
 
-template <typename T>
-static void pack(const T* rows, int64_t row_stride, int64_t n, int64_t dim, T* columns) {
-  for (int64_t first = 0; first < n; first += kGroup<T>) {
-    const int64_t count = least(kGroup<T>, n - first);
-    T* group = columns + first * dim;
-    // Some rows at a time, so that what is read of each stays in the cache until it is used up.
-    for (int64_t d = 0; d < dim; d++) {
-      T* out = group + d * kGroup<T>;
-      const T* in = rows + first * row_stride + d;
-      int64_t c = 0;
-      for (; c < count; c++) out[c] = in[c * row_stride];
-      for (; c < kGroup<T>; c++) out[c] = 0;
-    }
-  }
-}
-
 // a * b + c in one rounding exactly where the compiler contracts the tiles' sums to that. FUSED is
 // set by hand: g++ 12 does not define __FMA__ for a target that a pragma sets.
 #if FUSED
@@ -129,6 +113,43 @@ static inline double multiply_add(double a, double b, double c) { return __built
 static inline float multiply_add(float a, float b, float c) { return a * b + c; }
 static inline double multiply_add(double a, double b, double c) { return a * b + c; }
 #endif
+
+template <typename T>
+static void average(T* t, const T* s, int64_t n, T momentum, T rest) {
+  constexpr int64_t step = 4 * kLanes<T>;
+  int64_t i = 0;
+  for (; i + step <= n; i += step) {
+    // Ahead of the hardware's prefetcher, which starts anew in each stretch.
+    __builtin_prefetch(t + i + 16 * step, 1);
+    __builtin_prefetch(s + i + 16 * step);
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; v++) {
+      T* place = t + i + v * kLanes<T>;
+      store<T>(place, load(place) * momentum + load(s + i + v * kLanes<T>) * rest);
+    }
+  }
+  for (; i < n; i++) t[i] = multiply_add(t[i], momentum, s[i] * rest);
+}
+
+template <typename T>
+static void pack(const T* rows, int64_t row_stride, int64_t n, int64_t dim, T* columns) {
+  for (int64_t first = 0; first < n; first += kGroup<T>) {
+    const int64_t count = least(kGroup<T>, n - first);
+    T* group = columns + first * dim;
+    // A cache line of each row at a time: rows a power of two apart share few cache sets, which cannot
+    // hold a line of each row until it is used up.
+    constexpr int64_t line = 64 / sizeof(T);
+    for (int64_t begin = 0; begin < dim; begin += line) {
+      const int64_t end = least(begin + line, dim);
+      for (int64_t c = 0; c < count; c++) {
+        const T* in = rows + (first + c) * row_stride;
+        for (int64_t d = begin; d < end; d++) group[d * kGroup<T> + c] = in[d];
+      }
+      for (int64_t d = begin; d < end; d++)
+        for (int64_t c = count; c < kGroup<T>; c++) group[d * kGroup<T> + c] = 0;
+    }
+  }
+}
 
 // Longer dots are sums of parts of this length: one chain of 4096 terms would lose three digits.
 constexpr int64_t kChain = 256;
@@ -298,7 +319,8 @@ static void exp_weights(const TileInput<T>& in, T shift, const T* row_weights, c
 
 // out (count, width) += A (count, steps) * b (steps, width), A a tile or a tile transposed.
 template <typename T, int V, bool ByColumn>
-static void add_block(const T* tile, int64_t count, int64_t steps, const T* b, int64_t b_stride, int64_t width, T* out) {
+static void add_block(const T* tile, int64_t count, int64_t steps, const T* b, int64_t b_stride, int64_t width,
+                      T* out) {
   for (int64_t row = 0; row < count; row += ROWS) {
     Vec<T> acc[ROWS][V] = {};
     multiply<T, V, ByColumn>(ByColumn ? tile + row : tile + row * kTile, kTile, b, b_stride, steps, acc);
@@ -313,7 +335,8 @@ static void add_block(const T* tile, int64_t count, int64_t steps, const T* b, i
 }
 
 template <typename T, bool ByColumn>
-static void add_product(const T* tile, int64_t count, int64_t steps, const T* b, int64_t b_stride, int64_t width, T* out) {
+static void add_product(const T* tile, int64_t count, int64_t steps, const T* b, int64_t b_stride, int64_t width,
+                        T* out) {
   int64_t left = width / kLanes<T>;
   int64_t d = 0;
   while (left > 0) {
@@ -345,6 +368,7 @@ static constexpr Kernels<T> kTable = {kLanes<T>,
                                       normalize<T>,
                                       finite<T>,
                                       normalize_backward<T>,
+                                      average<T>,
                                       pack<T>,
                                       dots<T>,
                                       scores<T>,
