@@ -152,7 +152,7 @@ def test_swapping_the_views_swaps_everything(backend):
 def test_upstream_gradients_of_any_size(backend, temperature, size):
     """1 / Z reaches exp(80): its product with the upstream gradient must not overflow."""
     v = torch.eye(1, 4)
-    noise = 1e-3 * torch.randn(2, 3, 4)
+    noise = 0.05 * torch.randn(2, 3, 4)  # with less, the normalisation's gradient cancels to rounding
     arguments = {"z1": torch.cat([v, -v, -v]) + noise[0], "z2": -v.repeat(3, 1) + noise[1]}
     arguments = {name: x.to(device_of(backend)) for name, x in arguments.items()}
     gradient = size * upstream(6, 0, "random")
