@@ -7,9 +7,9 @@ import numbers
 import torch
 from torch import Tensor
 
+from .reference import TEMPERATURES
+
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# Beyond these, logits in float32 are rounding noise or all equal.
-TEMPERATURES = (1e-8, 1e8)
 REDUCTIONS = ("none", "mean", "sum")
 
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 EPS = 1e-12
+# Sizes of a temperature. Beyond these, logits in float32 are rounding noise or all equal.
+TEMPERATURES = (1e-8, 1e8)
 
 
 class ContrastiveStats(NamedTuple):
@@ -62,11 +64,11 @@ def normalize(x: Tensor) -> Tensor:
 
 
 def in_range(temperature):
-    """A tensor's value outside the range that numbers are checked for (checks.TEMPERATURES) becomes NaN."""
+    """A tensor's value outside TEMPERATURES becomes NaN; numbers are checked by the public functions."""
     if not isinstance(temperature, Tensor):
         return temperature
     size = temperature.abs()
-    return torch.where((size >= 1e-8) & (size <= 1e8), temperature, float("nan"))
+    return torch.where((size >= TEMPERATURES[0]) & (size <= TEMPERATURES[1]), temperature, float("nan"))
 
 
 def reduce(loss_rows: Tensor, reduction: str) -> Tensor:

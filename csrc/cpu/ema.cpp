@@ -68,16 +68,16 @@ bool memory_is_shared(at::TensorList target, at::TensorList source) {
 void ema_update_(at::TensorList target, at::TensorList source, double momentum) {
   TORCH_CHECK_VALUE(target.size() == source.size(), "source: expected ", target.size(), " tensors as target, got ",
                     source.size());
-  if (target.size() > 1 && memory_is_shared(target, source)) {
-    for (size_t i = 0; i < target.size(); i++) ema_update_(target.slice(i, 1), source.slice(i, 1), momentum);
-    return;
-  }
   std::vector<Tensor> averaged, sources;
   std::vector<std::pair<Tensor, Tensor>> written_back;
   std::vector<Stretch> stretches;
   for (size_t i = 0; i < target.size(); i++)
     TORCH_CHECK_VALUE(target[i].sizes() == source[i].sizes(), "source[", i, "]: expected shape ", target[i].sizes(),
                       " as target, got ", source[i].sizes());
+  if (target.size() > 1 && memory_is_shared(target, source)) {
+    for (size_t i = 0; i < target.size(); i++) ema_update_(target.slice(i, 1), source.slice(i, 1), momentum);
+    return;
+  }
   for (size_t i = 0; i < target.size(); i++) {
     if (!at::isFloatingType(target[i].scalar_type())) {
       target[i].copy_(source[i]);
