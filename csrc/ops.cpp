@@ -1,5 +1,5 @@
-// Every operator of the package: its schema, and the CPU kernels. Fake kernels (shapes without data)
-// are in ssl_fast/native.py, autograd in autograd.cpp.
+// Every operator of the package: its schema, and the CPU kernels. Those for GPUs are in kernels/ (Triton),
+// fake kernels (shapes without data) in ssl_fast/native.py, autograd in autograd.cpp.
 //
 // temperature: used unless temperature_tensor (0-D) is given. reduction: 0 none, 1 mean, 2 sum.
 // stats (4) = top1, top5, mean positive and mean negative similarity; empty unless asked for.
@@ -33,8 +33,8 @@ TORCH_LIBRARY(ssl_fast, m) {
 
   // target = momentum * target + (1 - momentum) * source; integers are copied.
   m.def("ema_update_(Tensor(a!)[] target, Tensor[] source, float momentum) -> ()");
-  // Row j of keys to row (queue_ptr + j) mod K.
-  m.def("enqueue_(Tensor(a!) queue, Tensor(b!) queue_ptr, Tensor keys) -> ()");
+  // Row j of keys, normalised where asked, to row (queue_ptr + j) mod K.
+  m.def("enqueue_(Tensor(a!) queue, Tensor(b!) queue_ptr, Tensor keys, bool normalize=False) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(ssl_fast, CPU, m) {

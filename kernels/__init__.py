@@ -1,1 +1,41 @@
 """The Triton kernels, one module an operator. Importing this package does not need Triton; its modules do."""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+
+# The module of each operator (csrc/ops.cpp); its function has the operator's name.
+MODULES = {
+    "nt_xent": "nt_xent",
+    "nt_xent_backward": "nt_xent",
+    "info_nce": "info_nce",
+    "info_nce_backward": "info_nce",
+    "ema_update_": "ema",
+    "enqueue_": "enqueue",
+}
+registered: dict[str, torch.library.Library] = {}
+
+
+def _first_call_imports(operator: str):
+    """The operator's function, imported when it is first called: Triton is slow to import."""
+    found = []
+
+    def run(*arguments):
+        if not found:
+            found.append(getattr(importlib.import_module(f".{MODULES[operator]}", __name__), operator))
+        return found[0](*arguments)
+
+    return run
+
+
+def register(dispatch_key: str) -> None:
+    """Makes the kernels the operators' implementation for a dispatch key: "CUDA" (ROCm's too).
+
+    "CPU", in place of the C++ ones, is for the tests, which run the kernels in Triton's interpreter.
+    """
+    library = torch.library.Library("ssl_fast", "IMPL")
+    for operator in MODULES:
+        library.impl(operator, _first_call_imports(operator), dispatch_key, allow_override=True)
+    registered[dispatch_key] = library

@@ -5,8 +5,34 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import configs
+from .rows import EPS, largest_power
+from .tiles import rounded
+
 # Elements a program moves: eight a thread with four warps, two 128-bit accesses in float32.
 TILE = 1024
+
+
+@triton.jit
+def _inverse_norms(row, inside, dim, dim_stride, BLOCK_ROWS: tl.constexpr, BLOCK_DIMS: tl.constexpr):
+    """A power of two and what is left of 1 / max(|x|, EPS), in float32 or wider: no square overflows."""
+    accumulator: tl.constexpr = tl.float64 if row.dtype.element_ty == tl.float64 else tl.float32
+    largest = tl.zeros((BLOCK_ROWS,), accumulator)
+    for depth in range(0, dim, BLOCK_DIMS):
+        column = depth + tl.arange(0, BLOCK_DIMS).to(tl.int64)
+        mask = inside[:, None] & (column < dim)[None, :]
+        x = tl.load(row + column[None, :] * dim_stride, mask=mask, other=0.0).to(accumulator)
+        largest = tl.maximum(largest, tl.max(tl.abs(x), 1))
+    power = largest_power(largest)
+    squares = tl.zeros((BLOCK_ROWS,), tl.float64)
+    for depth in range(0, dim, BLOCK_DIMS):
+        column = depth + tl.arange(0, BLOCK_DIMS).to(tl.int64)
+        mask = inside[:, None] & (column < dim)[None, :]
+        x = tl.load(row + column[None, :] * dim_stride, mask=mask, other=0.0).to(accumulator) * power[:, None]
+        squares += tl.sum(x * x, 1).to(tl.float64)
+    norm, least = tl.sqrt(squares), EPS * power.to(tl.float64)
+    inverse = 1.0 / tl.where(norm <= least, least, norm)  # a NaN norm stays
+    return power, tl.where(norm < float("inf"), inverse, float("nan")).to(accumulator)
 
 
 @triton.jit(do_not_specialize=["size", "count"])  # a batch of another size is no reason to compile
@@ -21,6 +47,7 @@ def _enqueue_kernel(
     queue_dim_stride,
     keys_row_stride,
     keys_dim_stride,
+    NORMALIZE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_DIMS: tl.constexpr,
     POINTER_BITS: tl.constexpr = 36,  # 2^35 rows, and 2^27 programs in the other bits: no device holds as many
@@ -49,23 +76,33 @@ def _enqueue_kernel(
     source = keys + (skipped + row)[:, None] * keys_row_stride + column[None, :] * keys_dim_stride
     target = queue + place[:, None] * queue_row_stride + column[None, :] * queue_dim_stride
     x = tl.load(source, mask=inside)
-    if x.dtype == tl.float64 and queue.dtype.element_ty.primitive_bitwidth == 16:
-        x = x.to(tl.float32)  # as PyTorch rounds a double to a half type
-    tl.store(target, x.to(queue.dtype.element_ty), mask=inside)
+    if NORMALIZE:
+        power, inverse = _inverse_norms(
+            keys + (skipped + row)[:, None] * keys_row_stride, row < rows, dim, keys_dim_stride, BLOCK_ROWS, BLOCK_DIMS
+        )  # fmt: skip
+        x = x.to(power.dtype) * power[:, None] * inverse[:, None]
+    tl.store(target, rounded(x, queue.dtype.element_ty), mask=inside)
 
     if readers == tl.num_programs(0) * tl.num_programs(1) - 1:
         end = start + rows
         tl.atomic_xchg(queue_ptr, tl.where(end >= size, end - size, end), sem="relaxed")
 
 
-def enqueue_(queue: Tensor, queue_ptr: Tensor, keys: Tensor) -> None:
-    """Row j of keys goes to row (ptr + j) mod K of queue; `ssl_fast.reference.enqueue_` is the same.
+def enqueue_(queue: Tensor, queue_ptr: Tensor, keys: Tensor, normalize: bool = False) -> None:
+    """The operator ssl_fast::enqueue_ (csrc/ops.cpp): row j of keys goes to row (ptr + j) mod K of queue.
 
     queue: (K, D) and keys: (B, D), B and D at least 1, any float dtypes and strides; keys are cast
-    to the queue's dtype. queue_ptr: (1,) int64. All on one device. With B > K the last K keys stay.
+    to the queue's dtype, normalised first where asked. queue_ptr: (1,) int64. All on one device. With
+    B > K the last K keys stay.
     queue and queue_ptr change in place, in one launch on the current stream that can be captured
-    in a CUDA graph. Arguments are checked by NegativeQueue.enqueue_, not here.
+    in a CUDA graph. Raises ValueError for shapes that it would misread.
     """
+    if queue.dim() != 2 or keys.dim() != 2 or queue.shape[1] != keys.shape[1] or not queue.numel():
+        raise ValueError(f"keys: expected (B, D) as the queue's (K, D), got {tuple(keys.shape)}, {tuple(queue.shape)}")
+    if queue_ptr.numel() != 1 or queue_ptr.dtype != torch.int64:
+        raise ValueError(f"queue_ptr: expected one int64, got {tuple(queue_ptr.shape)} {queue_ptr.dtype}")
+    if keys.untyped_storage().data_ptr() == queue.untyped_storage().data_ptr():
+        keys = keys.clone()  # rows of the queue itself
     size, dim = queue.shape
     count = keys.shape[0]
     block_dims = min(triton.next_power_of_2(dim), TILE)
@@ -81,10 +118,10 @@ def enqueue_(queue: Tensor, queue_ptr: Tensor, keys: Tensor) -> None:
             dim,
             *queue.stride(),
             *keys.stride(),
+            NORMALIZE=normalize,
             BLOCK_ROWS=block_rows,
             BLOCK_DIMS=block_dims,
-            num_warps=4,
-            enable_fp_fusion=True,  # no sums here, but Triton 3.9 warns where it is not set
+            **configs.LAUNCH,
         )
     # Autograd cannot see the write, and must refuse a backward that saved the old rows.
-    torch.autograd.graph.increment_version((queue, queue_ptr))
+    torch.autograd.graph.increment_version([x for x in (queue, queue_ptr) if not x.is_inference()])

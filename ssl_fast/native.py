@@ -1,13 +1,19 @@
-"""Loads the compiled extension and keeps the reason where it cannot be loaded. Never builds."""
+"""Loads the compiled extension, with the schemas of all operators, and adds the Triton kernels. Never builds.
+
+Why there is no extension is kept, for errors and for `ssl-fast doctor`.
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import warnings
 from pathlib import Path
 
 import torch
+
+from . import kernels
 
 BUILD_RECORD = Path(__file__).with_name("_C.json")
 
@@ -79,12 +85,14 @@ def _register_fake_kernels() -> None:
         pass
 
     @torch.library.register_fake("ssl_fast::enqueue_")
-    def _(queue, queue_ptr, keys):
+    def _(queue, queue_ptr, keys, normalize=False):
         pass
 
 
 if extension is not None:
     _register_fake_kernels()
+    if importlib.util.find_spec("triton") is not None:
+        kernels.register("CUDA")
 
 
 def warn_if_missing() -> None:

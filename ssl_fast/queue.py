@@ -29,16 +29,17 @@ class NegativeQueue(nn.Module):
         if dtype not in checks.FLOATS:
             raise TypeError(f"dtype: expected float32, float64, bfloat16 or float16, got {dtype}")
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        rows = reference.normalize(torch.randn(size, dim, generator=generator))
+        rows = reference.unit_rows(torch.randn(size, dim, generator=generator))
         self.register_buffer("queue", rows.to(dtype))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
 
     @torch.no_grad()
-    def enqueue_(self, keys: Tensor) -> None:
+    def enqueue_(self, keys: Tensor, normalize: bool = False) -> None:
         """Writes key j to row (queue_ptr + j) mod K and advances the pointer, in place.
 
-        keys: (B, D) of any float dtype, any B, stored as they are: give the unit rows that the
-        loss compares. With B > K the last K keys stay. No device sync.
+        keys: (B, D) of any float dtype, any B. The loss takes the queue's rows as they are: give unit
+            rows, or normalize=True, which writes keys / max(|key|, 1e-12).
+        With B > K the last K keys stay. No device sync.
         Raises ValueError or TypeError, before anything is written, for keys that do not fit.
         """
         queue, queue_ptr = self.queue, self.queue_ptr  # found once: a module looks its buffers up
@@ -46,15 +47,10 @@ class NegativeQueue(nn.Module):
         if keys.shape[1] != queue.shape[1]:
             raise ValueError(f"keys: expected {queue.shape[1]} columns as the queue, got {tuple(keys.shape)}")
         checks.same_device("keys", keys, "the queue", queue)
-        chosen = backends.choose("enqueue_", keys.device.type)
-        if chosen == "reference":
-            reference.enqueue_(queue, queue_ptr, keys)
-        elif chosen == "triton":
-            from .kernels.enqueue import enqueue_
-
-            enqueue_(queue, queue_ptr, keys)
+        if backends.choose("enqueue_", keys.device.type) == "reference":
+            reference.enqueue_(queue, queue_ptr, keys, normalize)
         else:
-            torch.ops.ssl_fast.enqueue_(queue, queue_ptr, keys)
+            torch.ops.ssl_fast.enqueue_(queue, queue_ptr, keys, normalize)
 
     def extra_repr(self) -> str:
         return f"size={self.queue.shape[0]}, dim={self.queue.shape[1]}, dtype={self.queue.dtype}"

@@ -47,7 +47,7 @@ def upcast(x: Tensor) -> Tensor:
     return x32
 
 
-def normalize(x: Tensor) -> Tensor:
+def unit_rows(x: Tensor) -> Tensor:
     """u = x / max(|x|, EPS) along the last dimension, in float32 or wider.
 
     The row is first divided by its largest entry, so that no finite row overflows its norm. A row
@@ -94,7 +94,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature=0.1, reduction: str = "mean", re
     loss_i = log sum_{k != i} exp(s <u_i, u_k>) - s <u_i, u_p(i)>, p(i) the row of the other view.
     """
     temperature = in_range(temperature)
-    u = normalize(torch.cat([z1, z2]))
+    u = unit_rows(torch.cat([z1, z2]))
     rows = u.shape[0]
     partner = torch.arange(rows, device=u.device).roll(rows // 2)
     itself = torch.eye(rows, dtype=torch.bool, device=u.device)
@@ -127,7 +127,7 @@ def info_nce(
     or the rows of a NegativeQueue, which are taken as they are; all else is normalised here.
     """
     temperature = in_range(temperature)
-    q, k = normalize(query), normalize(positive)
+    q, k = unit_rows(query), unit_rows(positive)
     positive_similarity = (q * k).sum(1)
     if negatives is None:
         similarity = q @ k.T
@@ -155,10 +155,10 @@ def info_nce(
 def normalized_negatives(negatives) -> Tensor:
     """A queue's rows as they are, a tensor's rows normalised."""
     if isinstance(negatives, Tensor):
-        return normalize(negatives)
+        return unit_rows(negatives)
     # Cloned because MoCo enqueues between the loss and its backward, and autograd keeps this.
     rows = upcast(negatives.queue.clone())
-    # As in `normalize`. Left as it is, Inf could make a logit of -Inf, and a finite loss.
+    # As in `unit_rows`. Left as it is, Inf could make a logit of -Inf, and a finite loss.
     return rows.masked_fill(~rows.isfinite().all(-1, keepdim=True), float("nan"))
 
 
@@ -174,11 +174,14 @@ def ema_update_(target: list[Tensor], source: list[Tensor], momentum: float) -> 
 
 
 @torch.no_grad()
-def enqueue_(queue: Tensor, queue_ptr: Tensor, keys: Tensor) -> None:
+def enqueue_(queue: Tensor, queue_ptr: Tensor, keys: Tensor, normalize: bool = False) -> None:
     """Row j of keys goes to row (ptr + j) mod K of queue (MoCo, He et al. 2020, algorithm 1).
 
     With more keys than rows the last K keys stay, where writing all in turn would leave them.
+    normalize: their unit rows.
     """
+    if normalize:
+        keys = unit_rows(keys)
     size, count = queue.shape[0], keys.shape[0]
     first = max(count - size, 0)
     places = (queue_ptr + torch.arange(first, count, device=queue.device)) % size

@@ -1,19 +1,27 @@
 """The one list of backends under test: a name added here gets the whole suite.
 
 Where a backend cannot run, its tests are skipped with the reason, which also stands in pytest's header.
+Tests on GPU tensors have the marker gpu. With TRITON_INTERPRET=1 (kernels/conftest.py) the process tests
+nothing but the Triton kernels, on CPU tensors.
 """
+
+import os
 
 import pytest
 import torch
 
-from ssl_fast import backends, native
+from ssl_fast import backends, kernels, native
 
-BACKENDS = ["reference", "cpu"]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+BACKENDS = ["triton"] if INTERPRETED else ["reference", "cpu", "triton"]
+
+if INTERPRETED and native.extension is not None:
+    kernels.register("CPU")
 
 
 def device_of(backend: str) -> str:
     """The device type of the tensors that this backend takes."""
-    return backends.DEVICE.get(backend, "cpu")
+    return "cpu" if INTERPRETED else backends.DEVICE.get(backend, "cpu")
 
 
 def why_not(operator: str, backend: str) -> str:
@@ -36,7 +44,10 @@ def every_backend(operator: str, but: tuple[str, ...] = ()):
         if name in but:
             continue
         reason = why_not(operator, name)
-        params.append(pytest.param(name, marks=pytest.mark.skipif(bool(reason), reason=f"{name}: {reason}")))
+        marks = [pytest.mark.skipif(bool(reason), reason=f"{name}: {reason}")]
+        if device_of(name) == "cuda":
+            marks.append(pytest.mark.gpu)
+        params.append(pytest.param(name, marks=marks))
     return pytest.mark.parametrize("backend", params)
 
 

@@ -1,6 +1,7 @@
 """Runs a loss forward and backward and holds it to the float64 truth."""
 
 import copy
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import oracle
@@ -10,7 +11,7 @@ from compare import assert_close
 from torch import Tensor
 
 import ssl_fast
-from ssl_fast import NegativeQueue, functional
+from ssl_fast import NegativeQueue, functional, reference
 
 
 class Result(NamedTuple):
@@ -36,6 +37,21 @@ def evaluate(operator, backend, arguments, temperature, wants=(), reduction="mea
         gradient = None if upstream is None else upstream.to(loss)
         gradients = torch.autograd.grad(loss, wanted, gradient)
     return Result(loss.detach(), dict(zip(wants, gradients, strict=True)))
+
+
+@contextmanager
+def eager_code_of(backend: str):
+    """What the eager code is, whose error half types may have: the reference, which computes in float32.
+
+    For backends with matrix units it is the code that users have, every step of it in the half type.
+    """
+    upcast = reference.upcast
+    if backend in ("triton", "cuda"):
+        reference.upcast = lambda x: x
+    try:
+        yield
+    finally:
+        reference.upcast = upcast
 
 
 def widened(x):
@@ -77,7 +93,8 @@ def assert_agrees(
     result = evaluate(operator, backend, arguments, temperature, **settings)
     wide = {name: widened(x) for name, x in arguments.items()}
     truth = evaluate(operator, "reference", wide, widened(temperature), **settings)
-    eager = evaluate(operator, "reference", arguments, temperature, **settings)
+    with eager_code_of(backend):
+        eager = evaluate(operator, "reference", arguments, temperature, **settings)
     dtypes = _dtypes(arguments)
     first = next(iter(arguments.values())).dtype
     assert result.loss.dtype == (torch.float64 if first == torch.float64 else torch.float32)

@@ -5,7 +5,7 @@ import math
 import oracle
 import pytest
 import torch
-from backends import device_of, every_backend, every_fused_backend
+from backends import INTERPRETED, device_of, every_backend, every_fused_backend
 from evaluate import assert_agrees, assert_stats
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,7 +55,8 @@ def test_any_input(backend, count, dim, dtype, kind, layout, temperature, seed, 
 
 
 # The last of these spans several blocks in rows and columns, with ragged edges.
-SIZES = [(1, 1), (1, 7), (2, 1), (3, 5), (16, 16), (33, 65), (64, 128), (70, 140), (150, 33), (350, 128), (550, 260)]
+SIZES = [(1, 1), (1, 7), (2, 1), (3, 5), (16, 16), (33, 65), (64, 128), (70, 140), (150, 33)]
+SIZES += [(145, 260)] if INTERPRETED else [(350, 128), (550, 260)]
 
 
 @every_fused_backend("nt_xent")
@@ -69,7 +70,7 @@ def test_sizes_within_the_contract(backend, count, dim, dtype, temperature):
 
 
 @on_every_backend
-@pytest.mark.parametrize(("count", "dim"), [(3, 5), (70, 140), (350, 128), (130, 600)])
+@pytest.mark.parametrize(("count", "dim"), [(3, 5), (70, 140), (110 if INTERPRETED else 350, 128), (130, 600)])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("temperature", [0.1, 0.02])
 def test_dtypes_and_small_temperature(backend, count, dim, dtype, temperature):

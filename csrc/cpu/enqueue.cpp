@@ -34,16 +34,26 @@ void write_keys(const Tensor& queue, int64_t pointer, const Tensor& keys) {
   with_type(keys, copy);
 }
 
+// In float32, of float64 in float64.
+Tensor unit_rows(const Tensor& x) {
+  const auto unit = [&]<typename T>() {
+    UnitRows<T> rows(x.size(0), x.size(1));
+    rows.fill(x, 0);
+    return rows.rows.slice(0, 0, rows.n).slice(1, 0, rows.dim);
+  };
+  return x.scalar_type() == at::kDouble ? unit.template operator()<double>() : unit.template operator()<float>();
+}
+
 }  // namespace
 
-void enqueue_(const Tensor& queue, const Tensor& queue_ptr, const Tensor& keys) {
+void enqueue_(const Tensor& queue, const Tensor& queue_ptr, const Tensor& keys, bool normalize) {
   TORCH_CHECK_VALUE(queue.dim() == 2 && keys.dim() == 2 && queue.size(1) == keys.size(1) && queue.numel() > 0,
                     "keys: expected (B, D) as the queue's (K, D), got ", keys.sizes(), " and ", queue.sizes());
   TORCH_CHECK_VALUE(queue_ptr.numel() == 1 && queue_ptr.scalar_type() == at::kLong,
                     "queue_ptr: expected one int64, got ", queue_ptr.sizes(), " ", queue_ptr.scalar_type());
   int64_t* pointer = queue_ptr.data_ptr<int64_t>();
   const int64_t size = queue.size(0), first = (*pointer % size + size) % size;
-  const Tensor source = keys.is_alias_of(queue) ? keys.clone() : keys;
+  const Tensor source = normalize ? unit_rows(keys) : keys.is_alias_of(queue) ? keys.clone() : keys;
   with_type(queue, [&](auto* data) { write_keys<std::remove_pointer_t<decltype(data)>>(queue, first, source); });
   *pointer = (first + keys.size(0)) % size;
   for (const Tensor* written : {&queue, &queue_ptr})

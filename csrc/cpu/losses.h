@@ -27,6 +27,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
     int64_t reduction, const Tensor& sums, const Tensor& key_means, bool negatives_gradient);
 
 void ema_update_(at::TensorList target, at::TensorList source, double momentum);
-void enqueue_(const Tensor& queue, const Tensor& queue_ptr, const Tensor& keys);
+void enqueue_(const Tensor& queue, const Tensor& queue_ptr, const Tensor& keys, bool normalize);
 
 }  // namespace ssl_fast::cpu

@@ -10,8 +10,22 @@ import importlib.util
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
+
+def _run(config, path) -> subprocess.CompletedProcess:
+    # No cache: two processes would write the common one.
+    options = ["-q", "-p", "no:cacheprovider", "-m", config.option.markexpr, "--durations=5"]
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *options, str(path)],
+        cwd=config.rootpath,
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 class InterpretedRun(pytest.Item):
@@ -20,16 +34,7 @@ class InterpretedRun(pytest.Item):
     def runtest(self):
         if importlib.util.find_spec("triton") is None:
             pytest.skip("triton is not installed")
-        # No cache: two processes would write the common one.
-        options = ["-q", "-p", "no:cacheprovider", "-m", self.config.option.markexpr]
-        answer = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, str(self.path)],
-            cwd=self.config.rootpath,
-            env={**os.environ, "TRITON_INTERPRET": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        answer = self.started.result()
         if answer.returncode != 0:
             # A wrong address ends the process: then the status is the signal, negative.
             pytest.fail(f"exit status {answer.returncode}\n{answer.stdout}", pytrace=False)
@@ -39,9 +44,22 @@ class InterpretedRun(pytest.Item):
         return self.path, 0, f"{self.path.stem} with TRITON_INTERPRET=1"
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session):
+    """All runs are started at once, one a core, beside the tests of this process."""
+    runs = [item for item in session.items if isinstance(item, InterpretedRun)]
+    if runs and importlib.util.find_spec("triton") is not None and not session.config.option.collectonly:
+        pool = ThreadPoolExecutor(os.cpu_count())
+        for run in runs:
+            run.started = pool.submit(_run, session.config, run.path)
+        pool.shutdown(wait=False)
+
+
 class InterpretedFile(pytest.File):
     def collect(self):
-        yield InterpretedRun.from_parent(self, name="TRITON_INTERPRET=1")
+        run = InterpretedRun.from_parent(self, name="TRITON_INTERPRET=1")
+        run.add_marker(pytest.mark.timeout(1500))
+        yield run
 
 
 def pytest_pycollect_makemodule(module_path, parent):

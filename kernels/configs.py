@@ -1,0 +1,121 @@
+"""Tile shapes by architecture, dtype and width, and how work is cut: fixed tables, no search when a kernel runs.
+
+`tiles.json` holds the table: `python -m bench.tune` writes the entries of the GPU that it runs on,
+tests/kernels/test_aot.py holds every entry to its device's registers and shared memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+# Widest rows whose sums stay in a program's registers.
+FUSED_WIDTH = 256
+# Elements of products that are stored at a time where rows are wider: 64 MB in float32.
+CHUNK_ELEMENTS = 1 << 24
+# Set so that no release of Triton warns of its default: a * b + c in one rounding.
+COMMON = {"enable_fp_fusion": True}
+LAUNCH = {"num_warps": 4, **COMMON}
+TABLE = Path(__file__).with_name("tiles.json")
+
+
+class Tile(NamedTuple):
+    """rows x columns of similarities, summed along the width in steps of depth."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict:
+        return {"num_warps": self.warps, "num_stages": self.stages, **COMMON}
+
+
+WEIGHTS_TILE = Tile(32, 128, 0, 4, 1)
+
+
+def padded_width(dim: int) -> int:
+    """Powers of two where programs hold whole rows, else whole steps of depth."""
+    return max(16, triton.next_power_of_2(dim)) if dim <= FUSED_WIDTH else (dim + 63) // 64 * 64
+
+
+def precision(dtype: torch.dtype) -> str:
+    """tl.dot's input_precision: float32 follows torch.set_float32_matmul_precision."""
+    # Not torch.get_float32_matmul_precision(), which raises after the newer fp32_precision was set.
+    setting = torch.backends.cuda.matmul.fp32_precision
+    tf32 = (torch.backends.fp32_precision if setting == "none" else setting) == "tf32"
+    tf32 = tf32 and dtype == torch.float32
+    return "tf32" if tf32 else "ieee"
+
+
+def kind(dtype: torch.dtype) -> str:
+    """The table's name for what products cost."""
+    if dtype == torch.float32:
+        return precision(dtype)
+    return "float64" if dtype == torch.float64 else "half"
+
+
+@functools.cache
+def architecture(device: torch.device) -> str:
+    """The table's name for a device; "interpreter" for CPU tensors."""
+    if device.type == "cpu":
+        return "interpreter"
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "gcnArchName", "").partition(":")[0] or f"sm_{properties.major}{properties.minor}"
+
+
+@functools.cache
+def table() -> dict:
+    return json.loads(TABLE.read_text())
+
+
+@functools.cache
+def _tile(kernel: str, name: str, of_kind: str, width: int) -> Tile:
+    entries = table()
+    # An architecture without entries gets those of the oldest, which need the least shared memory.
+    widths = entries.get(name, entries["sm_80"])[of_kind][kernel]
+    # The entry of the next larger width; the largest serves all beyond.
+    fitting = [key for key in sorted(map(int, widths)) if key >= width] or [max(map(int, widths))]
+    tile = Tile(*widths[str(fitting[0])])
+    return tile._replace(depth=min(tile.depth, width & -width))
+
+
+def tile(kernel: str, values: Tensor, width: int) -> Tile:
+    """The tile of `kernel` for these rows: "exp_sums", "walk" or "attractions"."""
+    return _tile(kernel, architecture(values.device), kind(values.dtype), width)
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    return 4 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def elements(device: torch.device) -> int:
+    """That a program of the O(N D) kernels holds. In the interpreter every operation takes microseconds."""
+    return 1 << 15 if device.type == "cpu" else 2048
+
+
+def slots(device: torch.device) -> int:
+    """Most sums of nt_xent's blocks that are kept for a row: more would be more than O(N D)."""
+    return 4 if device.type == "cpu" else 64
+
+
+def pieces(device: torch.device, blocks: int, columns: int, tile_columns: int) -> tuple[int, int]:
+    """Into how many pieces of how many columns a walk is cut, where blocks of rows are too few for the device.
+
+    By the shapes and the device alone: the order of sums is the same in every run.
+    """
+    wanted = max(1, 2 * processors(device) // blocks)
+    # At least four tiles each: a piece is stored and read once more.
+    tiles = triton.cdiv(columns, tile_columns)
+    count = max(1, min(wanted, tiles // 4))
+    length = triton.cdiv(tiles, count) * tile_columns
+    return triton.cdiv(columns, length), length

@@ -1,0 +1,203 @@
+"""The momentum update of a list of tensors (ssl_fast.reference.ema_update_): one launch for all of them.
+
+A table on the device holds the addresses; it is made once for a list and kept, so that a step in a
+CUDA graph copies nothing. Target and source are read once and the target is written once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import reference
+from . import configs
+from .tiles import rounded
+
+# Elements (of copies, bytes) of a program: four 128-bit accesses a thread in float32.
+BLOCK = 2048
+# The table's codes of float types; everything else is copied, byte by byte.
+CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+COPY = 4
+KEPT_PLANS = 16
+
+
+@triton.jit
+def _load(address, offset, inside, code, TYPE: tl.constexpr, CODE: tl.constexpr, CODES: tl.constexpr, x):
+    """x, or the elements at the address where they are of this TYPE."""
+    if CODES & (1 << CODE):
+        if code == CODE:
+            x = tl.load(address.to(tl.pointer_type(TYPE)) + offset, mask=inside, other=0.0).to(x.dtype)
+    return x
+
+
+@triton.jit
+def _load_any(address, offset, inside, code, CODES: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+    x = tl.zeros((BLOCK,), WIDE)
+    x = _load(address, offset, inside, code, tl.float32, 0, CODES, x)
+    x = _load(address, offset, inside, code, tl.bfloat16, 1, CODES, x)
+    x = _load(address, offset, inside, code, tl.float16, 2, CODES, x)
+    return _load(address, offset, inside, code, tl.float64, 3, CODES, x)
+
+
+@triton.jit
+def _store(address, offset, inside, code, TYPE: tl.constexpr, CODE: tl.constexpr, CODES: tl.constexpr, x):
+    if CODES & (1 << CODE):
+        if code == CODE:
+            tl.store(address.to(tl.pointer_type(TYPE)) + offset, rounded(x, TYPE), mask=inside)
+
+
+@triton.jit
+def _ema_kernel(
+    table,  # (tensors, 5) int64: target, source, count, code of the target, code of the source
+    places,  # (programs, 2) int32: tensor, block
+    momentum,  # numbers, or a pointer to both in float64
+    rest,
+    CODES: tl.constexpr,  # the codes that occur: the others are not compiled
+    WIDE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    entry = table + tl.load(places + 2 * tl.program_id(0)) * 5
+    target, source, count = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
+    target_code, source_code = tl.load(entry + 3), tl.load(entry + 4)
+    if ALIGNED:
+        target, source = tl.multiple_of(target, 16), tl.multiple_of(source, 16)
+    offset = tl.load(places + 2 * tl.program_id(0) + 1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = offset < count
+    if CODES & 16:
+        if target_code == 4:
+            x = tl.load(source.to(tl.pointer_type(tl.uint8)) + offset, mask=inside, other=0)
+            tl.store(target.to(tl.pointer_type(tl.uint8)) + offset, x, mask=inside)
+    if CODES & 15:
+        if target_code != 4:
+            if rest is None:
+                kept, added = tl.load(momentum), tl.load(momentum + 1)
+            else:
+                kept, added = momentum, rest
+            t = _load_any(target, offset, inside, target_code, CODES, WIDE, BLOCK)
+            s = _load_any(source, offset, inside, source_code, CODES, WIDE, BLOCK)
+            x = t * kept + s * added
+            _store(target, offset, inside, target_code, tl.float32, 0, CODES, x)
+            _store(target, offset, inside, target_code, tl.bfloat16, 1, CODES, x)
+            _store(target, offset, inside, target_code, tl.float16, 2, CODES, x)
+            _store(target, offset, inside, target_code, tl.float64, 3, CODES, x)
+
+
+class Launch(NamedTuple):
+    table: Tensor
+    places: Tensor
+    on_host: tuple[Tensor, Tensor]  # a captured copy reads them again
+    options: dict
+
+
+class Plan(NamedTuple):
+    """What a list of pairs comes to: launches (one, or more where alignment or float64 differ), and the other pairs."""
+
+    launches: list[Launch]
+    others: list[int]  # indices of pairs whose elements lie in different orders
+
+
+_plans: dict[tuple, Plan | None] = {}
+
+
+def _same_layout(t: Tensor, s: Tensor) -> bool:
+    """Elements in memory order are pairs only where both have the same dense layout."""
+    return t.stride() == s.stride() and torch.ops.aten.is_non_overlapping_and_dense(t)
+
+
+def _memory_is_shared(target: list[Tensor], source: list[Tensor]) -> bool:
+    """Whether an entry of the target lies, or may lie, where another tensor of either list does."""
+
+    def span(x: Tensor, written: bool) -> tuple[int, int, bool]:
+        last = sum((length - 1) * step for length, step in zip(x.shape, x.stride(), strict=True))
+        return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size(), written
+
+    spans = [span(t, True) for t in target if t.numel()] + [span(s, False) for s in source if s.numel()]
+    written_end = end = 0
+    for begin, this_end, written in sorted(spans):
+        if begin < written_end or (written and begin < end):
+            return True
+        end = max(end, this_end)
+        if written:
+            written_end = max(written_end, this_end)
+    return False
+
+
+def _launch(pairs: list[tuple[Tensor, Tensor]], device: torch.device, double: bool, aligned: bool) -> Launch:
+    entries, places, codes = [], [], 0
+    for t, s in pairs:
+        of_both = [CODES[t.dtype], CODES[s.dtype]] if t.is_floating_point() else [COPY, COPY]
+        count = t.numel() if t.is_floating_point() else t.numel() * t.element_size()
+        places += [(len(entries), block) for block in range(triton.cdiv(count, BLOCK))]
+        entries.append((t.data_ptr(), s.data_ptr(), count, *of_both))
+        codes |= 1 << of_both[0] | 1 << of_both[1]
+    on_host = torch.tensor(entries, dtype=torch.int64), torch.tensor(places, dtype=torch.int32)
+    if device.type != "cpu":
+        on_host = tuple(x.pin_memory() for x in on_host)
+    wide = tl.float64 if double else tl.float32
+    options = {"CODES": codes, "WIDE": wide, "ALIGNED": aligned, "BLOCK": BLOCK, **configs.LAUNCH}
+    return Launch(*(x.to(device, non_blocking=True) for x in on_host), on_host, options)
+
+
+def _plan(target: list[Tensor], source: list[Tensor]) -> Plan | None:
+    """None where pairs share memory."""
+    if _memory_is_shared(target, source):
+        return None
+    groups: dict[tuple[bool, bool], list[tuple[Tensor, Tensor]]] = {}
+    others = []
+    for i, (t, s) in enumerate(zip(target, source, strict=True)):
+        if t.numel() == 0:
+            continue
+        if not _same_layout(t, s):
+            others.append(i)
+            continue
+        double = torch.float64 in (t.dtype, s.dtype)
+        aligned = t.data_ptr() % 16 == 0 and s.data_ptr() % 16 == 0
+        groups.setdefault((double, aligned), []).append((t, s))
+    return Plan([_launch(pairs, target[0].device, *key) for key, pairs in groups.items()], others)
+
+
+def ema_update_(target: list[Tensor], source: list[Tensor], momentum: float) -> None:
+    """The operator ssl_fast::ema_update_ (csrc/ops.cpp): t = momentum * t + (1 - momentum) * s; integers are copied.
+
+    All on one device, pairs of the same shape: momentum.ema_update_ checks the rest.
+    """
+    if len(target) != len(source):
+        raise ValueError(f"source: expected {len(target)} tensors as target, got {len(source)}")
+    for i, (t, s) in enumerate(zip(target, source, strict=True)):
+        if t.shape != s.shape:
+            raise ValueError(f"source[{i}]: expected shape {tuple(t.shape)} as target, got {tuple(s.shape)}")
+    if not target:
+        return
+    # All that a plan depends on: another tensor may come to lie at an old address.
+    key = tuple(
+        (t.data_ptr(), s.data_ptr(), t.dtype, s.dtype, t.shape, t.stride(), s.stride())
+        for t, s in zip(target, source, strict=True)
+    )
+    if key not in _plans:
+        plan = _plan(target, source)
+        if len(_plans) >= KEPT_PLANS:
+            del _plans[next(iter(_plans))]
+        _plans[key] = plan
+    plan = _plans[key]
+    if plan is None:
+        # As if every pair were updated in turn, from what its source held then.
+        reference.ema_update_(target, source, momentum)
+        return
+    with torch.cuda.device_of(target[0]):
+        for table, places, _, options in plan.launches:
+            numbers = (float(momentum), 1 - float(momentum))
+            if options["WIDE"] == tl.float64:
+                # A number would reach the kernel in float32.
+                both = torch.empty(2, dtype=torch.float64, device=target[0].device)
+                for place, number in zip(both, numbers, strict=True):
+                    place.fill_(number)
+                numbers = (both, None)
+            _ema_kernel[(places.shape[0],)](table, places, *numbers, **options)
+    reference.ema_update_([target[i] for i in plan.others], [source[i] for i in plan.others], momentum)
+    # Autograd cannot see the write, and must refuse a backward that saved the old values.
+    torch.autograd.graph.increment_version([t for t in target if not t.is_inference()])

@@ -1,0 +1,157 @@
+"""InfoNCE (ssl_fast.reference.info_nce) on the GPU: one walk of the queries over the keys.
+
+With P_ij the softmax of query i over its positive k_i and its negatives n_j, and V_i = sum_j P_ij n_j
+kept from the walk:
+    dq_i = s g_i (V_i - r_i k_i),  dk_i = -s g_i r_i q_i,  dn_j = s sum_i g_i P_ij q_i,
+where r_i = 1 - P_i+ is summed from the negatives, not subtracted. In batch the negatives are the other
+positives, and dk gets dn besides. Paired negatives, each query's own, are in `info_nce_paired.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import configs, info_nce_paired, reduction
+from .attractions import Softmax, attractions
+from .rows import Rows, as_they_are, pair_dots, prepare, wide
+from .scale import Scale, scale_of
+from .similarity_lse import cut, new_partial, walk
+from .tiles import ALL, NOT_SELF, ONLINE
+
+
+def _check_rows(query: Tensor, positive: Tensor, negatives: Tensor | None) -> None:
+    if query.dim() != 2 or query.shape != positive.shape or not query.numel():
+        raise ValueError(
+            "positive: expected the shape (N, D) of query, not empty, "
+            f"got {tuple(query.shape)} and {tuple(positive.shape)}"
+        )
+    if negatives is None:
+        return
+    fits = negatives.dim() == 2 or (negatives.dim() == 3 and negatives.shape[0] == query.shape[0])
+    if not fits or negatives.shape[-1] != query.shape[1] or not negatives.numel():
+        raise ValueError(f"negatives: expected (M, D) or (N, M, D) for query {tuple(query.shape)}")
+
+
+def _keys(positive: Rows, negatives: Tensor | None, normalize: bool, dtype: torch.dtype) -> tuple[Rows, bool]:
+    """The negatives' rows, and whether they are read as they lie and may hold Inf."""
+    if negatives is None:
+        return positive, False
+    if normalize:
+        return prepare([negatives], dtype), False
+    keys = as_they_are(negatives, dtype)
+    return keys, keys.factors is None and keys.values.data_ptr() == negatives.data_ptr()
+
+
+def _key_means(query: Rows, keys: Rows, scale: Scale, log_sums: Tensor, mask: int) -> Tensor:
+    """V_i of rows too wide to be summed during the walk: a second walk, with the sums known."""
+    return attractions(query, keys, scale, Softmax(log_sums), None, mask)[0, :, : query.dim].contiguous()
+
+
+def info_nce(
+    query: Tensor,
+    positive: Tensor,
+    negatives: Tensor | None,
+    normalize_negatives: bool,
+    temperature: float,
+    temperature_tensor: Tensor | None,
+    reduction_: int,
+    return_stats: bool,
+    query_gradient: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operator ssl_fast::info_nce (csrc/ops.cpp). sums: log2 of the sum over positive and negatives, then r_i."""
+    _check_rows(query, positive, negatives)
+    reduction.check_reduction(reduction_)
+    count, dim = query.shape
+    with torch.cuda.device_of(query):
+        scale = scale_of(temperature, temperature_tensor, query)
+        q, k = prepare([query], query.dtype), prepare([positive], query.dtype)
+        key_means = torch.empty((count if query_gradient else 0, dim), dtype=wide(query.dtype), device=query.device)
+        paired, in_batch = negatives is not None and negatives.dim() == 3, negatives is None
+        mask = NOT_SELF.value if in_batch else ALL.value
+        fused = paired or q.width <= configs.FUSED_WIDTH
+        weighted = query_gradient and fused
+        if paired:
+            similarities = torch.empty(count, dtype=wide(query.dtype), device=query.device)
+            partial = info_nce_paired.walk(
+                q, positive, negatives, normalize_negatives, scale, similarities, return_stats, weighted
+            )  # fmt: skip
+        else:
+            tile = configs.tile("walk", q.values, q.width)
+            if weighted:
+                tile = tile._replace(depth=q.width)
+            similarities = pair_dots(q, k, tile)
+            keys, poison = _keys(k, negatives, normalize_negatives, query.dtype)
+            share = cut(q, keys, tile)
+            partial = new_partial(share.pieces, share.blocks * share.pieces, q, return_stats, weighted)
+            walk(q, keys, scale, similarities, partial, tile, mask, poison=poison)
+        slots = 0, partial.sums.shape[0]
+        candidates = count - 1 if in_batch else negatives.shape[-2]
+        loss, stats, sums = reduction.losses(
+            partial, similarities, q.factors, scale, slots, ONLINE.value, reduction_, candidates,
+            key_means if weighted else None,
+        )  # fmt: skip
+        if query_gradient and not fused:
+            key_means = _key_means(q, keys, scale, sums[0], mask)
+        return loss, stats, sums, key_means
+
+
+def info_nce_backward(
+    gradient: Tensor,
+    query: Tensor,
+    positive: Tensor,
+    negatives: Tensor | None,
+    in_batch: bool,
+    normalize_negatives: bool,
+    temperature: float,
+    temperature_tensor: Tensor | None,
+    reduction_: int,
+    sums: Tensor,
+    key_means: Tensor,
+    negatives_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operator ssl_fast::info_nce_backward (csrc/ops.cpp)."""
+    _check_rows(query, positive, negatives)
+    if negatives is not None if in_batch else negatives is None and negatives_gradient:
+        raise ValueError("negatives: expected none in batch, and a tensor where their gradient is asked for")
+    count, dim = query.shape
+    with_query = key_means.shape[0] > 0
+    reduction.check_saved("sums", sums, (2, count), query)
+    reduction.check_saved("key_means", key_means, (count if with_query else 0, dim), query)
+    gradient, divisor, unit = reduction.upstream(gradient, reduction_, count)
+    with torch.cuda.device_of(query):
+        scale = scale_of(temperature, temperature_tensor, query)
+        q, k = prepare([query], query.dtype), prepare([positive], query.dtype)
+        softmax = Softmax(sums[0], None if unit is None else gradient, unit)
+
+        def rows_of(x: Tensor, of: Rows, total: Tensor | None, **options) -> Tensor:
+            out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+            reduction.row_gradients(out, of, scale, total, gradient, divisor, **options)
+            return out
+
+        wants_temperature = temperature_tensor is not None
+        along = torch.zeros(count, dtype=torch.float64, device=query.device) if wants_temperature else None
+        dq = rows_of(query, q, key_means, partners=k, shares=sums[1], along=along) if with_query else query.new_zeros(
+            query.shape
+        )  # fmt: skip
+        dn = query.new_empty(0)
+        if in_batch and not negatives_gradient:
+            dk = positive.new_zeros(positive.shape)
+        elif in_batch:
+            attracted = attractions(k, q, scale, None, softmax, NOT_SELF.value)
+            dk = rows_of(positive, k, attracted, unit=unit, partners=q, shares=sums[1])
+        else:
+            dk = rows_of(positive, k, None, partners=q, shares=sums[1])
+        if not in_batch and negatives_gradient:
+            if negatives.dim() == 3:
+                dn = info_nce_paired.gradient_of_negatives(
+                    q, negatives, normalize_negatives, scale, softmax, gradient, divisor
+                )  # fmt: skip
+            else:
+                n = prepare([negatives], query.dtype, normalize_negatives)
+                dn = rows_of(negatives, n, attractions(n, q, scale, None, softmax, ALL.value), unit=unit)
+        if wants_temperature:
+            dt = reduction.temperature_gradient(along, scale, 1.0, temperature_tensor)
+        else:
+            dt = torch.empty((), dtype=wide(query.dtype), device=query.device)
+        return dq, dk, dn, dt

@@ -1,0 +1,217 @@
+"""InfoNCE with negatives of each query's own, (N, M, D): each is read once by one program, so memory is the limit.
+
+Formulas are those of `info_nce.py`. Products are sums along rows in float32 (float64), no matrix products.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import configs
+from .attractions import Softmax, gradient_unit
+from .rows import EPS, Rows, largest_power
+from .scale import Scale
+from .similarity_lse import Partial, new_partial
+from .tiles import LN2, exp2_of, log2_scale, narrowed
+
+
+@triton.jit
+def _load_query(values, i, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+    column = tl.arange(0, BLOCK_D)
+    x = tl.load(values + i.to(tl.int64) * WIDTH + column, mask=column < WIDTH, other=0.0)
+    return x.to(tl.float64 if x.dtype == tl.float64 else tl.float32)
+
+
+@triton.jit
+def _load_keys(
+    x, row, count, dim, row_stride, dim_stride, accumulator: tl.constexpr, NORMALIZE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Keys times a power of two, the factors that make them unit rows (or what they were), the powers."""
+    column = tl.arange(0, BLOCK_D)
+    place = x + row.to(tl.int64)[:, None] * row_stride + column.to(tl.int64)[None, :] * dim_stride
+    v = tl.load(place, mask=(row < count)[:, None] & (column < dim)[None, :], other=0.0)
+    v = v.to(tl.float64 if v.dtype == tl.float64 else accumulator)
+    power = largest_power(tl.max(tl.abs(v), 1))
+    v = (v * power[:, None]).to(accumulator)
+    power = power.to(tl.float64)
+    norm = tl.sqrt(tl.sum(v * v, 1).to(tl.float64))
+    if NORMALIZE:
+        least = EPS * power
+        factor = 1.0 / tl.where(norm <= least, least, norm)
+    else:
+        factor = 1.0 / power
+    factor = tl.where(norm < float("inf"), factor, float("nan"))
+    return v, factor.to(accumulator), power
+
+
+@triton.jit
+def _paired_walk_kernel(
+    query, query_factors, positive, positive_row_stride, positive_dim_stride, key, group_stride, row_stride, dim_stride,
+    similarities, sums, maxima, ranks, totals, weighted, scale, temperature, queries, keys, dim, length,
+    NORMALIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    s = log2_scale(scale, temperature)
+    accumulator: tl.constexpr = maxima.dtype.element_ty
+    i, piece = tl.program_id(0), tl.program_id(1)
+    sign = tl.where(s < 0, -1.0, 1.0).to(accumulator)
+    x = _load_query(query, i, WIDTH, BLOCK_D)
+    magnitude = tl.abs(s).to(accumulator)
+    own = tl.full((), 1.0, accumulator)
+    if query_factors is not None:
+        own = tl.load(query_factors + i)
+    magnitude *= own
+    member = tl.arange(0, BLOCK)
+    # In a tile of its own, summed in the order of the negatives': equal rows tie exactly.
+    v, factor, _ = _load_keys(
+        positive + i.to(tl.int64) * positive_row_stride, member, 1, dim, positive_row_stride, positive_dim_stride,
+        accumulator, True, BLOCK_D,
+    )  # fmt: skip
+    similarity = tl.sum(tl.where(member == 0, tl.sum(v * x[None, :], 1) * factor, 0.0), 0)
+    tl.store(similarities + i, similarity)
+    threshold = similarity * sign
+    highest = tl.full((), -3.0e38, accumulator)
+    sum_of_exp = tl.zeros((), tl.float64)
+    above = tl.zeros((), tl.int32)
+    total = tl.zeros((), tl.float64)
+    weighted_sum = tl.zeros((BLOCK_D,), accumulator)
+    group = key + i.to(tl.int64) * group_stride
+    end = tl.minimum((piece + 1) * length, keys)
+    for first in range(piece * length, end, BLOCK):
+        row = first + member
+        v, factor, _ = _load_keys(
+            group, row, keys, dim, row_stride, dim_stride, accumulator, NORMALIZE, BLOCK_D
+        )  # fmt: skip
+        dots = tl.sum(v * x[None, :], 1) * factor * sign
+        dots = tl.where(row < keys, dots, float("-inf"))
+        if ranks is not None:
+            above += tl.sum((dots > threshold).to(tl.int32), 0)
+            total += tl.sum(tl.where(row < keys, dots, 0.0).to(tl.float64), 0)
+        before = highest
+        highest = tl.maximum(highest, tl.max(dots, 0) * magnitude)
+        rescale = tl.exp2(before - highest)
+        e = exp2_of(dots, magnitude, highest)
+        sum_of_exp = sum_of_exp * rescale.to(tl.float64) + tl.sum(e.to(tl.float64), 0)
+        if weighted is not None:
+            weighted_sum = weighted_sum * rescale + tl.sum(v * (e * factor)[:, None], 0)
+    place = piece.to(tl.int64) * queries + i
+    tl.store(sums + place, sum_of_exp)
+    tl.store(maxima + place, highest)
+    if ranks is not None:
+        tl.store(ranks + place, above)
+        tl.store(totals + place, total * sign.to(tl.float64) * own.to(tl.float64))
+    if weighted is not None:
+        column = tl.arange(0, BLOCK_D)
+        tl.store(weighted + place * WIDTH + column, weighted_sum, mask=column < WIDTH)
+
+
+def _block(dim: int, device: torch.device) -> tuple[int, int]:
+    """(rows, columns) that a program holds: whole rows."""
+    columns = triton.next_power_of_2(max(dim, 16))
+    return max(1, min(64, configs.elements(device) // columns)), columns
+
+
+def walk(
+    query: Rows,
+    positive: Tensor,
+    negatives: Tensor,
+    normalize: bool,
+    scale: Scale,
+    similarities: Tensor,
+    with_ranks: bool,
+    with_weighted: bool,
+) -> Partial:
+    """The sums of every query over its own negatives (N, M, D). similarities (N): gets those of the positives."""
+    count, keys, dim = negatives.shape
+    block, block_d = _block(max(dim, query.width), query.values.device)
+    pieces, length = configs.pieces(query.values.device, count, keys, block)
+    partial = new_partial(pieces, pieces * count, query, with_ranks, with_weighted)
+    _paired_walk_kernel[(count, pieces)](
+        query.values,
+        query.factors,
+        positive,
+        *positive.stride(),
+        negatives,
+        *negatives.stride(),
+        similarities,
+        *partial,
+        *scale.arguments,
+        count,
+        keys,
+        dim,
+        length,
+        NORMALIZE=normalize,
+        WIDTH=query.width,
+        BLOCK=block,
+        BLOCK_D=block_d,
+        **configs.LAUNCH,
+    )
+    return partial
+
+
+@triton.jit
+def _paired_gradient_kernel(
+    query, query_factors, key, group_stride, row_stride, dim_stride, log_sums, gradient, unit, out, scale, temperature,
+    keys, dim, divisor, gradient_stride,
+    NORMALIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    s = log2_scale(scale, temperature)
+    i = tl.program_id(0)
+    x = _load_query(query, i, WIDTH, BLOCK_D)
+    accumulator: tl.constexpr = x.dtype
+    own = tl.full((), 1.0, accumulator)
+    if query_factors is not None:
+        own = tl.load(query_factors + i)
+    g = tl.load(gradient + i * gradient_stride).to(tl.float64) / divisor
+    # Times P first: their product is in range, g * s need not be.
+    pull = (g / gradient_unit(unit)).to(accumulator)
+    slope = s * LN2 * gradient_unit(unit)
+    row = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    v, factor, power = _load_keys(
+        key + i.to(tl.int64) * group_stride, row, keys, dim, row_stride, dim_stride, accumulator, NORMALIZE, BLOCK_D
+    )  # fmt: skip
+    dots = tl.sum(v * x[None, :], 1) * factor
+    p = exp2_of(dots, s.to(accumulator) * own, tl.load(log_sums + i)) * pull
+    d = (p * slope.to(accumulator))[:, None] * (x * own)[None, :]
+    if NORMALIZE:
+        n = v * factor[:, None]
+        inverse = factor.to(tl.float64) * power
+        # Where the norm was clamped, the row is x / EPS and its direction counts too.
+        projection = tl.where(inverse < 0.9999999e12, tl.sum(n * d, 1), 0.0)
+        d = (d - n * projection[:, None]) * inverse.to(accumulator)[:, None]
+    column = tl.arange(0, BLOCK_D)
+    place = out + (i.to(tl.int64) * keys + row)[:, None] * dim + column[None, :]
+    tl.store(place, narrowed(d, out.dtype.element_ty), mask=(row < keys)[:, None] & (column < dim)[None, :])
+
+
+def gradient_of_negatives(
+    query: Rows, negatives: Tensor, normalize: bool, scale: Scale, softmax: Softmax, gradient: Tensor, divisor: int
+) -> Tensor:
+    """dn (N, M, D) of loss rows with these gradients."""
+    count, keys, dim = negatives.shape
+    block, block_d = _block(max(dim, query.width), query.values.device)
+    out = torch.empty(negatives.shape, dtype=negatives.dtype, device=negatives.device)
+    _paired_gradient_kernel[(count, triton.cdiv(keys, block))](
+        query.values,
+        query.factors,
+        negatives,
+        *negatives.stride(),
+        softmax.log_sums,
+        gradient,
+        softmax.unit,
+        out,
+        *scale.arguments,
+        keys,
+        dim,
+        divisor,
+        0 if gradient.dim() == 0 else 1,
+        NORMALIZE=normalize,
+        WIDTH=query.width,
+        BLOCK=block,
+        BLOCK_D=block_d,
+        **configs.LAUNCH,
+    )
+    return out

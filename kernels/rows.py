@@ -1,0 +1,201 @@
+"""Rows of any float dtype and strides -> rows that the tile kernels read, and the dots of rows that belong together."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import configs
+from .tiles import dot, load_rows, narrowed
+
+EPS = tl.constexpr(1e-12)  # reference.EPS
+
+
+class Rows(NamedTuple):
+    """(n, width) contiguous rows, columns beyond the embeddings' dimension zero.
+
+    float32 and float64: unit rows. bfloat16 and float16: the rows themselves times a power of two, for
+    unit rows would be rounded again; `factors` (n) makes their dots those of unit rows.
+    inverse_norms (n): 1 / max(|x|, EPS) of the rows as given; empty for rows taken as they are.
+    """
+
+    values: Tensor
+    factors: Tensor | None
+    inverse_norms: Tensor
+    dim: int
+
+    @property
+    def count(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.values.shape[1]
+
+    def first(self, count: int) -> Rows:
+        factors = None if self.factors is None else self.factors[:count]
+        return Rows(self.values[:count], factors, self.inverse_norms[:count], self.dim)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What sums and losses are kept in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@triton.jit
+def _load(x, row, count, depth, dim, row_stride, dim_stride, BLOCK_D: tl.constexpr):
+    column = depth + tl.arange(0, BLOCK_D)
+    place = x + row.to(tl.int64)[:, None] * row_stride + column.to(tl.int64)[None, :] * dim_stride
+    return tl.load(place, mask=(row < count)[:, None] & (column < dim)[None, :], other=0.0)
+
+
+@triton.jit
+def largest_power(largest):
+    """2^-e with 2^e <= largest < 2^(e + 1): exact to multiply by. For all numbers, NaN and Inf too, it is finite."""
+    if largest.dtype == tl.float64:
+        exponent = (largest.to(tl.int64, bitcast=True) >> 52) & 0x7FF
+        exponent = tl.minimum(tl.maximum(exponent, 1), 0x7FD)
+        return ((0x7FE - exponent) << 52).to(tl.float64, bitcast=True)
+    else:
+        exponent = (largest.to(tl.int32, bitcast=True) >> 23) & 0xFF
+        exponent = tl.minimum(tl.maximum(exponent, 1), 0xFD)
+        return ((0xFE - exponent) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _prepare_kernel(
+    x, values, factors, inverse_norms, count, dim, row_stride, dim_stride,
+    NORMALIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    # The arithmetic's dtype: at least that of x, whose largest numbers float32 may not hold.
+    double: tl.constexpr = x.dtype.element_ty == tl.float64 or values.dtype.element_ty == tl.float64
+    accumulator: tl.constexpr = tl.float64 if double else tl.float32
+    largest = tl.zeros((BLOCK,), accumulator)
+    for depth in range(0, dim, BLOCK_D):
+        v = _load(x, row, count, depth, dim, row_stride, dim_stride, BLOCK_D).to(accumulator)
+        largest = tl.maximum(largest, tl.max(tl.abs(v), 1))
+    power = largest_power(largest)
+    # Squares in float64: the norm is then exact to the last digit, for n D products in all.
+    squares = tl.zeros((BLOCK,), tl.float64)
+    for depth in range(0, dim, BLOCK_D):
+        v = _load(x, row, count, depth, dim, row_stride, dim_stride, BLOCK_D).to(accumulator)
+        v = (v * power[:, None]).to(tl.float64)
+        squares += tl.sum(v * v, 1)
+    norm = tl.sqrt(squares)
+    if NORMALIZE:
+        least = EPS * power.to(tl.float64)
+        inverse = 1.0 / tl.where(norm <= least, least, norm)  # a NaN norm stays
+        inverse = tl.where(norm < float("inf"), inverse, float("nan"))
+        tl.store(inverse_norms + row, inverse * power.to(tl.float64), mask=row < count)
+        if factors is None:
+            scaled = inverse
+        else:
+            tl.store(factors + row, inverse, mask=row < count)
+            scaled = tl.full((BLOCK,), 1.0, tl.float64)
+    else:
+        # As they are. Ordinary rows keep their values; others are scaled so that any dtype holds them.
+        ordinary = (power > 1e-3) & (power < 1e3)
+        scaled = tl.where(ordinary, 1.0 / power, 1.0).to(tl.float64)
+        factor = tl.where(ordinary, 1.0, 1.0 / power).to(tl.float64)
+        # Left as it is, Inf could make a score of -Inf, and a finite loss.
+        factor = tl.where(norm < float("inf"), factor, float("nan"))
+        if factors is None:
+            scaled = scaled * factor
+        else:
+            tl.store(factors + row, factor, mask=row < count)
+    for depth in range(0, WIDTH, BLOCK_D):
+        v = _load(x, row, count, depth, dim, row_stride, dim_stride, BLOCK_D).to(accumulator) * power[:, None]
+        v = v.to(tl.float64) * scaled[:, None] if double else v * scaled.to(tl.float32)[:, None]
+        place = values + row.to(tl.int64)[:, None] * WIDTH + depth + tl.arange(0, BLOCK_D)[None, :]
+        tl.store(place, narrowed(v, values.dtype.element_ty), mask=(row < count)[:, None])
+
+
+def prepare(sources: list[Tensor], dtype: torch.dtype, normalize: bool = True) -> Rows:
+    """The rows of all sources (n, D), one below the other, for products in `dtype`: a launch each."""
+    count, dim = sum(x.shape[0] for x in sources), sources[0].shape[1]
+    width = configs.padded_width(dim)
+    device = sources[0].device
+    values = torch.empty((count, width), dtype=dtype, device=device)
+    half = dtype in (torch.float16, torch.bfloat16)
+    factors = torch.empty(count, dtype=torch.float32, device=device) if half else None
+    inverse_norms = torch.empty(count if normalize else 0, dtype=wide(dtype), device=device)
+    block_d = min(width & -width, 256)
+    block = configs.elements(device) // block_d
+    first = 0
+    for x in sources:
+        end = first + x.shape[0]
+        _prepare_kernel[(triton.cdiv(x.shape[0], block),)](
+            x,
+            values[first:end],
+            None if factors is None else factors[first:end],
+            inverse_norms[first:end],
+            x.shape[0],
+            dim,
+            *x.stride(),
+            NORMALIZE=normalize,
+            WIDTH=width,
+            BLOCK=block,
+            BLOCK_D=block_d,
+            **configs.LAUNCH,
+        )
+        first = end
+    return Rows(values, factors, inverse_norms, dim)
+
+
+def as_they_are(x: Tensor, dtype: torch.dtype) -> Rows:
+    """The rows of a queue: in place where the tile kernels can read them so, else a copy in `dtype`."""
+    width = x.shape[1]
+    if x.dtype == dtype and x.is_contiguous() and width == configs.padded_width(width) and x.data_ptr() % 16 == 0:
+        return Rows(x, None, x.new_empty(0), width)
+    return prepare([x], dtype, normalize=False)
+
+
+@triton.jit
+def _pair_dots_kernel(
+    a, b, b_factors, out, count, offset,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    # As one tile of products, of which the diagonal is wanted: with the rounding of the other tiles,
+    # so that equal rows tie exactly and what should cancel does.
+    first = tl.program_id(0) * BLOCK
+    row = first + tl.arange(0, BLOCK)
+    partner = row + offset
+    partner = tl.where(partner >= count, partner - count, partner)
+    dots = tl.zeros((BLOCK, BLOCK), out.dtype.element_ty)
+    for depth in range(0, WIDTH, BLOCK_D):
+        x = load_rows(a, first, count, depth, WIDTH, BLOCK, BLOCK_D)
+        place = b + partner.to(tl.int64)[:, None] * WIDTH + depth + tl.arange(0, BLOCK_D)[None, :]
+        y = tl.load(place, mask=(row < count)[:, None], other=0.0)
+        dots += dot(x, tl.trans(y), PRECISION)
+    diagonal = tl.arange(0, BLOCK)[:, None] == tl.arange(0, BLOCK)[None, :]
+    own = tl.sum(tl.where(diagonal, dots, 0.0), 1)
+    if b_factors is not None:
+        own *= tl.load(b_factors + partner, mask=row < count, other=0.0)
+    tl.store(out + row, own, mask=row < count)
+
+
+def pair_dots(a: Rows, b: Rows, tile: configs.Tile, offset: int = 0) -> Tensor:
+    """<a_i, u_p> for all i, u_p the unit row p = (i + offset) mod n of b; times a's factor: the cosine similarity.
+
+    tile: of the kernel whose dots these are compared with.
+    """
+    out = torch.empty(a.count, dtype=wide(a.values.dtype), device=a.values.device)
+    _pair_dots_kernel[(triton.cdiv(a.count, tile.rows),)](
+        a.values,
+        b.values,
+        b.factors,
+        out,
+        a.count,
+        offset,
+        WIDTH=a.width,
+        BLOCK=tile.rows,
+        BLOCK_D=tile.depth,
+        PRECISION=configs.precision(a.values.dtype),
+        **tile.options,
+    )
+    return out

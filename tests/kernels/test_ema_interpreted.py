@@ -1,0 +1,3 @@
+"""The shared tests of the momentum update on the Triton kernels, in Triton's interpreter (conftest.py)."""
+
+from test_ema import *  # noqa: F403
