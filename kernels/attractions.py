@@ -35,7 +35,7 @@ from .tiles import (
 
 
 class Softmax(NamedTuple):
-    """log_sums (n): log2 of the sums of exp2(score). gradients (n): of the rows' losses; None where all are 1.
+    """log_sums (3, n): the sums that a forward pass returned. gradients (n): of the rows' losses; None where all are 1.
 
     unit: 0-D, what the gradients are counted in, so that their products stay in range; None for 1.
     """
@@ -69,9 +69,11 @@ def _load_softmax(
     else:
         gradient = load_vector(gradients, first, count, BLOCK)
         gradient = (gradient.to(tl.float64) / gradient_unit(unit)).to(log_sum.dtype)
+    # What rounding took from the log of the sum.
+    rest = load_vector(log_sums + 2 * count, first, count, BLOCK)
     if TWO and FORM == FIXED:
-        gradient *= tl.exp2(shift - log_sum)
-    return log_sum, gradient
+        rest += (log_sum.to(tl.float64) - shift.to(tl.float64)).to(rest.dtype)
+    return log_sum, gradient * tl.exp2(-rest)
 
 
 @triton.jit
@@ -215,7 +217,7 @@ def attractions(
 
 
 def _fused(x, y, scale, of_x, of_y, unit, options, half, forms) -> Tensor:
-    tile = configs.tile("attractions", x.values, x.width)
+    tile = x.tile("attractions", y)
     blocks = triton.cdiv(x.count, tile.rows)
     pieces, length = configs.pieces(x.values.device, blocks, y.count, tile.columns)
     out = torch.empty((pieces, x.count, x.width), dtype=wide(x.values.dtype), device=x.values.device)
@@ -237,7 +239,7 @@ def _fused(x, y, scale, of_x, of_y, unit, options, half, forms) -> Tensor:
             WIDTH=x.width,
             BLOCK_M=tile.rows,
             BLOCK_N=tile.columns,
-            PRECISION=configs.precision(x.values.dtype),
+            PRECISION=configs.precision(x.kind, y.kind),
             **tile.options,
         )
     return out

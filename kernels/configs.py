@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 import triton
-from torch import Tensor
 
 # Widest rows whose sums stay in a program's registers.
 FUSED_WIDTH = 256
@@ -47,20 +46,23 @@ def padded_width(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim)) if dim <= FUSED_WIDTH else (dim + 63) // 64 * 64
 
 
-def precision(dtype: torch.dtype) -> str:
-    """tl.dot's input_precision: float32 follows torch.set_float32_matmul_precision."""
+def kind(dtype: torch.dtype, source: torch.dtype) -> str:
+    """The table's name for products in `dtype` of embeddings that came in `source`.
+
+    float32 follows torch.set_float32_matmul_precision; half types in float32, beside a queue of float32, lose
+    nothing in TF32.
+    """
+    if dtype != torch.float32:
+        return "float64" if dtype == torch.float64 else "half"
     # Not torch.get_float32_matmul_precision(), which raises after the newer fp32_precision was set.
     setting = torch.backends.cuda.matmul.fp32_precision
     tf32 = (torch.backends.fp32_precision if setting == "none" else setting) == "tf32"
-    tf32 = tf32 and dtype == torch.float32
-    return "tf32" if tf32 else "ieee"
+    return "tf32" if tf32 or source in (torch.float16, torch.bfloat16) else "ieee"
 
 
-def kind(dtype: torch.dtype) -> str:
-    """The table's name for what products cost."""
-    if dtype == torch.float32:
-        return precision(dtype)
-    return "float64" if dtype == torch.float64 else "half"
+def precision(*kinds: str) -> str:
+    """tl.dot's input_precision for products of rows of these kinds."""
+    return "tf32" if "tf32" in kinds else "ieee"
 
 
 @functools.cache
@@ -88,24 +90,26 @@ def _tile(kernel: str, name: str, of_kind: str, width: int) -> Tile:
     return tile._replace(depth=min(tile.depth, width & -width))
 
 
-def tile(kernel: str, values: Tensor, width: int) -> Tile:
-    """The tile of `kernel` for these rows: "exp_sums", "walk" or "attractions"."""
-    return _tile(kernel, architecture(values.device), kind(values.dtype), width)
+def tile(kernel: str, device: torch.device, of_kind: str, width: int) -> Tile:
+    """The tile of `kernel`, "exp_sums", "walk" or "attractions", for rows of this kind and width."""
+    return _tile(kernel, architecture(device), of_kind, width)
 
 
 @functools.cache
 def processors(device: torch.device) -> int:
-    return 4 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
+    if device.type == "cpu":  # interpreted, or compiled for a device that is not here
+        return 4 if architecture(device) == "interpreter" else 132
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def elements(device: torch.device) -> int:
     """That a program of the O(N D) kernels holds. In the interpreter every operation takes microseconds."""
-    return 1 << 15 if device.type == "cpu" else 2048
+    return 1 << 15 if architecture(device) == "interpreter" else 2048
 
 
 def slots(device: torch.device) -> int:
     """Most sums of nt_xent's blocks that are kept for a row: more would be more than O(N D)."""
-    return 4 if device.type == "cpu" else 64
+    return 4 if architecture(device) == "interpreter" else 64
 
 
 def pieces(device: torch.device, blocks: int, columns: int, tile_columns: int) -> tuple[int, int]:

@@ -33,6 +33,13 @@ def _check_rows(query: Tensor, positive: Tensor, negatives: Tensor | None) -> No
         raise ValueError(f"negatives: expected (M, D) or (N, M, D) for query {tuple(query.shape)}")
 
 
+def _product_dtype(query: Tensor, negatives: Tensor | None) -> torch.dtype:
+    """What rows are multiplied in: their own dtype, or float32 where those of query and negatives differ."""
+    if negatives is None or negatives.dim() == 3 or query.dtype in (negatives.dtype, torch.float64):
+        return query.dtype
+    return torch.float32
+
+
 def _keys(positive: Rows, negatives: Tensor | None, normalize: bool, dtype: torch.dtype) -> tuple[Rows, bool]:
     """The negatives' rows, and whether they are read as they lie and may hold Inf."""
     if negatives is None:
@@ -59,13 +66,14 @@ def info_nce(
     return_stats: bool,
     query_gradient: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operator ssl_fast::info_nce (csrc/ops.cpp). sums: log2 of the sum over positive and negatives, then r_i."""
+    """The operator ssl_fast::info_nce (csrc/ops.cpp). sums: see reduction.SAVED."""
     _check_rows(query, positive, negatives)
     reduction.check_reduction(reduction_)
     count, dim = query.shape
     with torch.cuda.device_of(query):
         scale = scale_of(temperature, temperature_tensor, query)
-        q, k = prepare([query], query.dtype), prepare([positive], query.dtype)
+        dtype = _product_dtype(query, negatives)
+        q, k = prepare([query], dtype), prepare([positive], dtype)
         key_means = torch.empty((count if query_gradient else 0, dim), dtype=wide(query.dtype), device=query.device)
         paired, in_batch = negatives is not None and negatives.dim() == 3, negatives is None
         mask = NOT_SELF.value if in_batch else ALL.value
@@ -77,11 +85,11 @@ def info_nce(
                 q, positive, negatives, normalize_negatives, scale, similarities, return_stats, weighted
             )  # fmt: skip
         else:
-            tile = configs.tile("walk", q.values, q.width)
+            tile = q.tile("walk")
             if weighted:
                 tile = tile._replace(depth=q.width)
             similarities = pair_dots(q, k, tile)
-            keys, poison = _keys(k, negatives, normalize_negatives, query.dtype)
+            keys, poison = _keys(k, negatives, normalize_negatives, dtype)
             share = cut(q, keys, tile)
             partial = new_partial(share.pieces, share.blocks * share.pieces, q, return_stats, weighted)
             walk(q, keys, scale, similarities, partial, tile, mask, poison=poison)
@@ -92,7 +100,7 @@ def info_nce(
             key_means if weighted else None,
         )  # fmt: skip
         if query_gradient and not fused:
-            key_means = _key_means(q, keys, scale, sums[0], mask)
+            key_means = _key_means(q, keys, scale, sums, mask)
         return loss, stats, sums, key_means
 
 
@@ -116,13 +124,14 @@ def info_nce_backward(
         raise ValueError("negatives: expected none in batch, and a tensor where their gradient is asked for")
     count, dim = query.shape
     with_query = key_means.shape[0] > 0
-    reduction.check_saved("sums", sums, (2, count), query)
+    reduction.check_sums(sums, count, query)
     reduction.check_saved("key_means", key_means, (count if with_query else 0, dim), query)
     gradient, divisor, unit = reduction.upstream(gradient, reduction_, count)
     with torch.cuda.device_of(query):
         scale = scale_of(temperature, temperature_tensor, query)
-        q, k = prepare([query], query.dtype), prepare([positive], query.dtype)
-        softmax = Softmax(sums[0], None if unit is None else gradient, unit)
+        dtype = _product_dtype(query, negatives)
+        q, k = prepare([query], dtype), prepare([positive], dtype)
+        softmax = Softmax(sums, None if unit is None else gradient, unit)
 
         def rows_of(x: Tensor, of: Rows, total: Tensor | None, **options) -> Tensor:
             out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -148,7 +157,7 @@ def info_nce_backward(
                     q, negatives, normalize_negatives, scale, softmax, gradient, divisor
                 )  # fmt: skip
             else:
-                n = prepare([negatives], query.dtype, normalize_negatives)
+                n = prepare([negatives], dtype, normalize_negatives)
                 dn = rows_of(negatives, n, attractions(n, q, scale, None, softmax, ALL.value), unit=unit)
         if wants_temperature:
             dt = reduction.temperature_gradient(along, scale, 1.0, temperature_tensor)

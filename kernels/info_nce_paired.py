@@ -155,7 +155,7 @@ def walk(
 @triton.jit
 def _paired_gradient_kernel(
     query, query_factors, key, group_stride, row_stride, dim_stride, log_sums, gradient, unit, out, scale, temperature,
-    keys, dim, divisor, gradient_stride,
+    queries, keys, dim, divisor, gradient_stride,
     NORMALIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     s = log2_scale(scale, temperature)
@@ -167,7 +167,7 @@ def _paired_gradient_kernel(
         own = tl.load(query_factors + i)
     g = tl.load(gradient + i * gradient_stride).to(tl.float64) / divisor
     # Times P first: their product is in range, g * s need not be.
-    pull = (g / gradient_unit(unit)).to(accumulator)
+    pull = (g / gradient_unit(unit)).to(accumulator) * tl.exp2(-tl.load(log_sums + 2 * queries + i))
     slope = s * LN2 * gradient_unit(unit)
     row = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     v, factor, power = _load_keys(
@@ -204,6 +204,7 @@ def gradient_of_negatives(
         softmax.unit,
         out,
         *scale.arguments,
+        count,
         keys,
         dim,
         divisor,

@@ -137,7 +137,7 @@ def _exp_sums(rows: Rows, scale: Scale, positive: Tensor, partial: Partial, tile
         WIDTH=rows.width,
         BLOCK=tile.rows,
         BLOCK_D=tile.depth,
-        PRECISION=configs.precision(rows.values.dtype),
+        PRECISION=configs.precision(rows.kind),
         MASK=MASK,
         **tile.options,
     )
@@ -158,16 +158,16 @@ def _check_views(z1: Tensor, z2: Tensor) -> None:
 def nt_xent(
     z1: Tensor, z2: Tensor, temperature: float, temperature_tensor: Tensor | None, reduction_: int, return_stats: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator ssl_fast::nt_xent (csrc/ops.cpp). sums: log2 Z_i, then r_i."""
+    """The operator ssl_fast::nt_xent (csrc/ops.cpp). sums: see reduction.SAVED."""
     _check_views(z1, z2)
     reduction.check_reduction(reduction_)
     with torch.cuda.device_of(z1):
         scale = scale_of(temperature, temperature_tensor, z1)
         rows = prepare([z1, z2], z1.dtype)
         half = z1.shape[0]
-        tile = configs.tile("exp_sums", rows.values, rows.width)
+        tile = rows.tile("exp_sums")
         # Of one depth: both kernels' dots are compared with the same positives'.
-        walk_tile = configs.tile("walk", rows.values, rows.width)._replace(depth=tile.depth)
+        walk_tile = rows.tile("walk")._replace(depth=tile.depth)
         positive = pair_dots(rows, rows, tile, half)
         group, squares = _squares(rows, tile)
         share = cut(rows, rows, walk_tile)
@@ -197,12 +197,12 @@ def nt_xent_backward(
     """The operator ssl_fast::nt_xent_backward (csrc/ops.cpp)."""
     _check_views(z1, z2)
     half, count = z1.shape[0], 2 * z1.shape[0]
-    reduction.check_saved("sums", sums, (2, count), z1)
+    reduction.check_sums(sums, count, z1)
     gradient, divisor, unit = reduction.upstream(gradient, reduction_, count)
     with torch.cuda.device_of(z1):
         scale = scale_of(temperature, temperature_tensor, z1)
         rows = prepare([z1, z2], z1.dtype)
-        softmax = Softmax(sums[0], None if unit is None else gradient, unit)
+        softmax = Softmax(sums, None if unit is None else gradient, unit)
         attracted = attractions(rows, rows, scale, softmax, softmax, MASK, half, scale.form)
         wants_temperature = temperature_tensor is not None
         along = torch.empty(count, dtype=torch.float64, device=z1.device) if wants_temperature else None

@@ -16,9 +16,10 @@ from .attractions import gradient_unit
 from .rows import Rows, wide
 from .scale import Scale
 from .similarity_lse import Partial
-from .tiles import BY_SCALE, FIXED, LN2, has_fixed_shift, load_vector, log2_scale, narrowed
+from .tiles import BY_SCALE, FIXED, LN2, has_fixed_shift, load_vector, log2_scale, narrowed, rounded
 
 NONE, MEAN, SUM = 0, 1, 2  # as in checks.REDUCTIONS
+SAVED = 3  # rows of what the operators return as sums: log2 Z_i, r_i, and what rounding took from log2 Z_i
 BLOCK = 64
 
 
@@ -78,7 +79,9 @@ def _loss_kernel(
     loss *= LN2
     if losses is not None:
         tl.store(losses + row, loss, mask=inside)
+    # A sum of |s| = 1000 is rounded by 1e-4 in float32, and so were all weights: the rest is kept too.
     tl.store(saved + row, whole, mask=inside)
+    tl.store(saved + 2 * count + row, whole - whole.to(accumulator).to(tl.float64), mask=inside)
     tl.store(saved + count + row, 1.0 / (1.0 + tl.exp2(-x)), mask=inside)
     if partials is not None:
         out = partials + tl.program_id(0) * 4
@@ -147,7 +150,7 @@ def losses(
     """
     count, dtype, device = positive.shape[0], positive.dtype, positive.device
     rows = torch.empty(count, dtype=dtype, device=device) if reduction == NONE else None
-    saved = torch.empty((2, count), dtype=dtype, device=device)
+    saved = torch.empty((SAVED, count), dtype=dtype, device=device)
     stats = torch.empty(0 if partial.ranks is None else 4, dtype=dtype, device=device)
     loss = rows if reduction == NONE else torch.empty((), dtype=dtype, device=device)
     blocks = triton.cdiv(count, BLOCK)
@@ -339,7 +342,7 @@ def _temperature_kernel(along, out, scale, temperature, count, share, B: tl.cons
     for first in range(0, count, B):
         total += load_vector(along, first, count, B)
     s = log2_scale(scale, temperature) * LN2
-    tl.store(out, (-s * share * tl.sum(total, 0)).to(out.dtype.element_ty))
+    tl.store(out, rounded(-s * share * tl.sum(total, 0), out.dtype.element_ty))
 
 
 def temperature_gradient(along: Tensor, scale: Scale, share: float, temperature: Tensor) -> Tensor:
@@ -358,6 +361,10 @@ def upstream(gradient: Tensor, reduction: int, count: int) -> tuple[Tensor, int,
         gradient = gradient.contiguous()
         return gradient, 1, gradient.abs().amax()
     return gradient, count if reduction == MEAN else 1, None
+
+
+def check_sums(sums: Tensor, count: int, of: Tensor) -> None:
+    check_saved("sums", sums, (SAVED, count), of)
 
 
 def check_saved(name: str, x: Tensor, shape: tuple, of: Tensor) -> None:

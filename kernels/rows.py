@@ -27,6 +27,7 @@ class Rows(NamedTuple):
     factors: Tensor | None
     inverse_norms: Tensor
     dim: int
+    kind: str  # of the products (configs.kind)
 
     @property
     def count(self) -> int:
@@ -36,9 +37,10 @@ class Rows(NamedTuple):
     def width(self) -> int:
         return self.values.shape[1]
 
-    def first(self, count: int) -> Rows:
-        factors = None if self.factors is None else self.factors[:count]
-        return Rows(self.values[:count], factors, self.inverse_norms[:count], self.dim)
+    def tile(self, kernel: str, other: Rows | None = None) -> configs.Tile:
+        """The tile of a kernel for these rows, and for products with those of another kind."""
+        kind = "tf32" if other is not None and other.kind == "tf32" else self.kind
+        return configs.tile(kernel, self.values.device, kind, self.width)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -144,14 +146,14 @@ def prepare(sources: list[Tensor], dtype: torch.dtype, normalize: bool = True) -
             **configs.LAUNCH,
         )
         first = end
-    return Rows(values, factors, inverse_norms, dim)
+    return Rows(values, factors, inverse_norms, dim, configs.kind(dtype, sources[0].dtype))
 
 
 def as_they_are(x: Tensor, dtype: torch.dtype) -> Rows:
     """The rows of a queue: in place where the tile kernels can read them so, else a copy in `dtype`."""
     width = x.shape[1]
     if x.dtype == dtype and x.is_contiguous() and width == configs.padded_width(width) and x.data_ptr() % 16 == 0:
-        return Rows(x, None, x.new_empty(0), width)
+        return Rows(x, None, x.new_empty(0), width, configs.kind(dtype, dtype))
     return prepare([x], dtype, normalize=False)
 
 
@@ -195,7 +197,7 @@ def pair_dots(a: Rows, b: Rows, tile: configs.Tile, offset: int = 0) -> Tensor:
         WIDTH=a.width,
         BLOCK=tile.rows,
         BLOCK_D=tile.depth,
-        PRECISION=configs.precision(a.values.dtype),
+        PRECISION=configs.precision(a.kind),
         **tile.options,
     )
     return out

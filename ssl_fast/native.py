@@ -48,13 +48,17 @@ def _register_fake_kernels() -> None:
         loss = x.new_empty((rows,) if reduction == 0 else (), dtype=wide(x))
         return loss, x.new_empty(4 if return_stats else 0, dtype=wide(x))
 
+    def sums_of(x, rows):
+        # The Triton kernels keep a row more (kernels/reduction.py).
+        return x.new_empty((2 if x.device.type == "cpu" else 3, rows), dtype=wide(x))
+
     def temperature_gradient(x, temperature_tensor):
         return x.new_empty((), dtype=wide(x)) if temperature_tensor is None else torch.empty_like(temperature_tensor)
 
     @torch.library.register_fake("ssl_fast::nt_xent")
     def _(z1, z2, temperature, temperature_tensor, reduction, return_stats):
         rows = 2 * z1.shape[0]
-        return *loss_and_stats(z1, rows, reduction, return_stats), z1.new_empty((2, rows), dtype=wide(z1))
+        return *loss_and_stats(z1, rows, reduction, return_stats), sums_of(z1, rows)
 
     @torch.library.register_fake("ssl_fast::nt_xent_backward")
     def _(gradient, z1, z2, temperature, temperature_tensor, reduction, sums):
@@ -66,9 +70,8 @@ def _register_fake_kernels() -> None:
         query_gradient=False,
     ):  # fmt: skip
         rows, dim = query.shape
-        sums = query.new_empty((2, rows), dtype=wide(query))
         key_means = query.new_empty((rows if query_gradient else 0, dim), dtype=wide(query))
-        return *loss_and_stats(query, rows, reduction, return_stats), sums, key_means
+        return *loss_and_stats(query, rows, reduction, return_stats), sums_of(query, rows), key_means
 
     @torch.library.register_fake("ssl_fast::info_nce_backward")
     def _(

@@ -32,13 +32,21 @@ def _wide(x) -> Tensor:
 
 
 def assert_close(
-    got: Tensor, truth, dtype: torch.dtype, kind: str, eager: Tensor | None = None, scale: float = 0.0, name: str = ""
+    got: Tensor,
+    truth,
+    dtype: torch.dtype,
+    kind: str,
+    eager: Tensor | None = None,
+    scale: float = 0.0,
+    name: str = "",
+    roundoff: float = 0.0,
 ) -> None:
     """Raises AssertionError with the worst entry where `got` is further from `truth` than its bound.
 
     got, truth: the same shape; NaN must lie at the same places, and so must Inf, with its sign.
     dtype: of the inputs. kind: "loss" or "gradient". eager: the reference's result in `dtype`.
     scale: least scale, for a truth that cancels to nearly 0.
+    roundoff: of the dtype that the eager code computes in: its error counts as one rounding at least.
     """
     got, truth = _wide(got), _wide(truth)
     name = name or kind
@@ -54,7 +62,8 @@ def assert_close(
     eager_error = 0.0
     if eager is not None:
         errors = (_wide(eager) - truth)[finite].abs()
-        eager_error = errors[errors.isfinite()].max().item() if errors.isfinite().any() else 0.0
+        # NaN or Inf where the truth is finite: any error is smaller, and Bound.never is the limit.
+        eager_error = max(errors.nan_to_num(float("inf")).max().item(), roundoff * scale)
     allowed = min(getattr(bound, kind) * scale + bound.factor * eager_error, bound.never * scale)
     error = torch.where(finite, (got - truth).abs(), 0)
     worst = error.argmax().item()

@@ -3,15 +3,29 @@
 import os
 import re
 import subprocess
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
+from unittest import mock
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from ssl_fast.kernels import (
+    attractions,
+    configs,
+    ema,
+    enqueue,
+    info_nce_paired,
+    nt_xent,
+    reduction,
+    rows,
+    similarity_lse,
+)
+
+MODULES = (attractions, ema, enqueue, info_nce_paired, nt_xent, reduction, rows, similarity_lse)
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -21,6 +35,8 @@ TARGETS = {
 }
 # Most bytes of shared memory a block may have (CUDA C++ programming guide, compute capabilities; MI300 ISA).
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_120": 99 << 10, "gfx942": 64 << 10}
+# ... and of a multiprocessor.
+SHARED_TOTAL = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10, "sm_120": 100 << 10}
 
 
 class Launch(NamedTuple):
@@ -41,7 +57,18 @@ class Compiled:
     shared_bytes: int  # a block
     load_bits: tuple[int, ...]  # width of each instruction that loads from global memory
     store_bits: tuple[int, ...]  # ... and of each that stores to it
+    products: tuple[str, ...]  # the matrix units' instructions
+    exponentials: int  # instructions
     assembly: str
+
+    def programs(self, warps: int, name: str) -> int:
+        """How many fit on a multiprocessor at once, by registers, shared memory and threads."""
+        if name.startswith("gfx"):
+            return 0  # not modelled
+        # Registers are given out in steps of 8 a thread.
+        by_registers = 65536 // (32 * warps * ((self.registers + 7) // 8 * 8))
+        by_shared = SHARED_TOTAL[name] // (self.shared_bytes + 1024)
+        return min(by_registers, by_shared, (64 if name in ("sm_80", "sm_90", "sm_100") else 48) // warps, 32)
 
 
 class _Recorder:
@@ -52,16 +79,18 @@ class _Recorder:
         return lambda *arguments, **options: self.launches.append(Launch(self.kernel, grid, arguments, options))
 
 
-def launches(monkeypatch, module, call) -> list[Launch]:
-    """The launches of `module`'s kernels that call() makes, recorded in place of being run.
+def launches(call, name: str = "sm_80") -> list[Launch]:
+    """The launches that call() makes with CPU tensors, recorded in place of being run.
 
-    What is compiled is then what the launcher asks for: tile, warps, alignment and strides.
+    What is compiled is then what the launcher asks for on TARGETS[name]: tile, warps, alignment and strides.
     """
     recorded: list[Launch] = []
-    with monkeypatch.context() as patch:
-        for name, kernel in vars(module).items():
-            if isinstance(kernel, JITFunction):
-                patch.setattr(module, name, _Recorder(kernel, recorded))
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(configs, "architecture", return_value=name))
+        for module in MODULES:
+            for attribute, kernel in list(vars(module).items()):
+                if isinstance(kernel, JITFunction):
+                    stack.enter_context(mock.patch.object(module, attribute, _Recorder(kernel, recorded)))
         call()
     return recorded
 
@@ -107,8 +136,11 @@ def _nvidia(kernel) -> Compiled:
         registers=used["REG"],
         local_bytes=used["STACK"] + used["LOCAL"],
         shared_bytes=kernel.metadata.shared,
-        load_bits=_widths(r"\bLDG\.E(\S*)", sass),
+        # LDGSTS: straight to shared memory, as pipelined loads go.
+        load_bits=_widths(r"\b(?:LDG|LDGSTS)\.E(\S*)", sass),
         store_bits=_widths(r"\bSTG\.E(\S*)", sass),
+        products=tuple(re.findall(r"\b(DMMA|HMMA|HGMMA|UTC[A-Z]*MMA)\b", sass)),
+        exponentials=len(re.findall(r"\bMUFU\.EX2", sass)),
         assembly=sass,
     )
 
@@ -152,5 +184,7 @@ def _amd(kernel) -> Compiled:
         shared_bytes=number("group_segment_fixed_size"),
         load_bits=widths("load"),
         store_bits=widths("store"),
+        products=tuple(re.findall(r"\bv_mfma_\w+", assembly)),
+        exponentials=len(re.findall(r"\bv_exp_f32", assembly)),
         assembly=assembly,
     )

@@ -1,0 +1,179 @@
+"""Writes kernels/tiles.json: `python -m bench.tune` measures on the GPU at hand and writes its entries.
+
+`python -m bench.tune --model sm_90 ...` chooses without a GPU: the candidates in the order of bench/model.py, the
+first that compiles without spilled registers, within the device's shared memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from functools import partial
+
+import torch
+import triton
+
+from bench import aot, model
+from ssl_fast.kernels import configs, info_nce, nt_xent
+from ssl_fast.kernels.configs import Tile
+
+KINDS = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32, "float64": torch.float64}
+WIDTHS = (64, 128, 256)
+SHAPES = [
+    (128, 128, 8, 3), (128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 8, 2), (128, 64, 4, 2), (64, 128, 8, 2),
+    (64, 64, 4, 3), (64, 64, 4, 2), (64, 64, 8, 2), (64, 64, 8, 1), (64, 32, 4, 2), (64, 32, 8, 2), (64, 32, 8, 1),
+    (32, 64, 4, 2), (32, 32, 4, 2), (32, 32, 8, 2), (32, 32, 4, 1), (32, 32, 8, 1), (32, 16, 4, 2), (32, 16, 4, 1),
+    (16, 16, 4, 1),
+]  # fmt: skip
+KERNELS = {"exp_sums": "_exp_sums_kernel", "walk": "_walk_kernel", "attractions": "_attractions_kernel"}
+HEAD = {"half": [64, 32], "tf32": [32, 64], "ieee": [32, 16], "float64": [32, 16]}  # depths of exp_sums
+
+
+def candidates(kernel: str, kind: str, width: int) -> list[Tile]:
+    if kernel == "exp_sums":
+        return [
+            Tile(rows, columns, depth, warps, stages)
+            for rows, columns, warps, stages in SHAPES
+            for depth in HEAD[kind]
+            if rows == columns and depth <= width
+        ]
+    return [Tile(rows, columns, width, warps, stages) for rows, columns, warps, stages in SHAPES]
+
+
+def set_kind(kind: str) -> None:
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
+
+
+def calls(kernel: str, kind: str, width: int, count: int = 1024, device: str = "cpu"):
+    """Functions that launch `kernel` in each of its common forms."""
+    dtype = KINDS[kind]
+    wide = torch.float64 if kind == "float64" else torch.float32
+    z, keys = (torch.randn(n, width, device=device).to(dtype) for n in (count, 4 * count))
+    one = torch.ones((), dtype=wide, device=device)
+    sums = torch.zeros(3, 2 * count, dtype=wide, device=device)
+    if kernel == "exp_sums":
+        return [partial(nt_xent.nt_xent, z, z, 0.1, None, 1, stats) for stats in (False, True)]
+    if kernel == "walk":
+        queue = [partial(info_nce.info_nce, z, z, keys, False, 0.1, None, 1, stats, True) for stats in (False, True)]
+        return [*queue, lambda: info_nce.info_nce(z, z, None, False, 0.1, None, 1, False, True)]
+    return [
+        lambda: nt_xent.nt_xent_backward(one, z, z, 0.1, None, 1, sums),
+        lambda: nt_xent.nt_xent_backward(one, z, z, 0.01, None, 1, sums),
+        lambda: info_nce.info_nce_backward(
+            one, z, z, keys, False, True, 0.1, None, 1, sums[:, :count].contiguous(),
+            torch.zeros(count, width, dtype=wide, device=device), True,
+        ),
+    ]  # fmt: skip
+
+
+class _Trial:
+    """One tile in place of the table's, while it is tried."""
+
+    def __init__(self, kernel: str, tile: Tile):
+        self.kernel, self.tile, self.before = kernel, tile, configs._tile
+
+    def __enter__(self):
+        def tried(kernel, name, kind, width):
+            return self.tile if kernel == self.kernel else self.before(kernel, name, kind, width)
+
+        configs._tile = tried
+
+    def __exit__(self, *_):
+        configs._tile = self.before
+
+
+def compiled(kernel: str, kind: str, width: int, tile: Tile, name: str) -> list[aot.Compiled]:
+    """Every common form of a kernel with this tile, for a device."""
+    set_kind(kind)
+    found = []
+    with _Trial(kernel, tile):
+        for call in calls(kernel, kind, width):
+            launched = [launch for launch in aot.launches(call, name) if launch.kernel.fn.__name__ == KERNELS[kernel]]
+            found += [aot.compiled(launch, name) for launch in launched]
+    return found
+
+
+def fits(forms: list[aot.Compiled], name: str) -> bool:
+    return all(form.local_bytes == 0 and form.shared_bytes <= aot.SHARED_LIMIT[name] for form in forms)
+
+
+def by_model(kernel: str, kind: str, width: int, name: str) -> Tile:
+    def seconds(tile: Tile, programs: int) -> float:
+        return model.seconds(kernel, tile, width, kind, model.DEVICES[name], 1e6, programs)
+
+    fitting: dict[Tile, float] = {}
+    for tile in sorted(candidates(kernel, kind, width), key=lambda tile: seconds(tile, 2)):
+        # What is left would not be faster with two programs on a multiprocessor than the best is as compiled.
+        if len(fitting) == 3 or (fitting and seconds(tile, 2) >= min(fitting.values())):
+            break
+        try:
+            forms = compiled(kernel, kind, width, tile, name)
+        except Exception as error:  # a compiler's limit: the next candidate
+            print(f"{name} {kind} {kernel} {width} {tile}: {str(error).splitlines()[0][:100]}", flush=True)
+            continue
+        if fits(forms, name):
+            fitting[tile] = seconds(tile, min(form.programs(tile.warps, name) for form in forms))
+    if not fitting:
+        raise SystemExit(f"no tile of {kernel} for {kind}, width {width} fits {name}")
+    return min(fitting, key=fitting.get)
+
+
+def by_time(kernel: str, kind: str, width: int, name: str) -> Tile:
+    """The fastest on the GPU at hand, of the medians of several forms together."""
+    set_kind(kind)
+    best, best_time = None, float("inf")
+    for tile in candidates(kernel, kind, width):
+        with _Trial(kernel, tile):
+            try:
+                times = [
+                    triton.testing.do_bench(call, warmup=5, rep=20, return_mode="median")
+                    for call in calls(kernel, kind, width, 4096, "cuda")
+                ]
+            except (triton.runtime.errors.OutOfResources, RuntimeError) as error:
+                print(f"{kind} {kernel} {width} {tile}: {str(error).splitlines()[0][:100]}", flush=True)
+                continue
+        print(f"{kind} {kernel} {width} {tile}: {sum(times):.4f} ms", flush=True)
+        if sum(times) < best_time:
+            best, best_time = tile, sum(times)
+    if best is None:
+        raise SystemExit(f"no tile of {kernel} for {kind}, width {width} runs")
+    return best
+
+
+def write(table: dict) -> None:
+    lines = ["{"]
+    for name, kinds in table.items():
+        lines.append(f' "{name}": {{')
+        for kind, kernels in kinds.items():
+            rows = ",\n".join(f'   "{kernel}": {json.dumps(widths)}' for kernel, widths in kernels.items())
+            lines.append(f'  "{kind}": {{\n{rows}\n  }}{"" if kind == list(kinds)[-1] else ","}')
+        lines.append(" }" if name == list(table)[-1] else " },")
+    part = configs.TABLE.with_suffix(".part")
+    part.write_text("\n".join([*lines, "}", ""]))
+    os.replace(part, configs.TABLE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.tune", description=__doc__)
+    parser.add_argument("--model", nargs="+", metavar="ARCH", help="choose for these by the model, without a GPU")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    asked = parser.parse_args()
+    if not asked.model and not torch.cuda.is_available():
+        parser.error("there is no GPU that torch can use; --model chooses without one")
+    names = asked.model or [configs.architecture(torch.device("cuda", torch.cuda.current_device()))]
+    choose = by_model if asked.model else by_time
+    for name in names:
+        for kind in asked.kinds:
+            entry = {
+                kernel: {str(width): list(choose(kernel, kind, width, name)) for width in WIDTHS} for kernel in KERNELS
+            }
+            table = {**configs.table()}
+            table[name] = {**table.get(name, {}), kind: entry}
+            write(table)
+            configs.table.cache_clear()
+            print(name, kind, json.dumps(entry), flush=True)
+
+
+if __name__ == "__main__":
+    main()

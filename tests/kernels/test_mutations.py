@@ -1,0 +1,189 @@
+"""Mistakes that a kernel could have, made in a copy of the package: each must turn a test red.
+
+`python tests/kernels/test_mutations.py` runs them and prints a table; here they are tests like all others.
+"""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+class Mutation(NamedTuple):
+    """One mistake: `old` in kernels/`file` becomes `new`; `tests` of `suite` (pytest -k) are to notice it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    suite: str
+    tests: str
+
+
+NT_XENT = "test_sizes_within_the_contract and (33-65 or 70-140) and dtype0 and 0.1"
+ONLINE = "test_float64_on_both_sides and 5-0.02"
+INFO_NCE = "test_sizes_within_the_contract and dtype0 and 64-64-128"
+MUTATIONS = [
+    Mutation("drop the diagonal mask", "tiles.py", "keep &= i != k", "keep &= True", "nt_xent", NT_XENT),
+    Mutation("drop the edge mask", "tiles.py", "(i < rows) & (k < columns)", "(i >= 0) & (k >= 0)", "nt_xent", NT_XENT),
+    Mutation(
+        "look for no edges",
+        "tiles.py",
+        "needed = (column + BLOCK_N > columns) | (row + BLOCK_M > rows)",
+        "needed = column < 0",
+        "nt_xent",
+        "test_sizes_within_the_contract and 150-33 and dtype0 and 0.1",
+    ),
+    Mutation("another row for the partner", "tiles.py", "k - i != half", "k - i != half + 1", "nt_xent", NT_XENT),
+    Mutation(
+        "look for no partner below the diagonal",
+        "tiles.py",
+        "crosses(row, column, half, BLOCK_M, BLOCK_N) | crosses(row, column, -half, BLOCK_M, BLOCK_N)",
+        "crosses(row, column, half, BLOCK_M, BLOCK_N)",
+        "nt_xent",
+        "test_sizes_within_the_contract and 150-33 and dtype0 and 0.1",
+    ),
+    Mutation("a scale of another base", "scale.py", "math.log2(math.e) /", "1 /", "nt_xent", NT_XENT),
+    Mutation(
+        "forget the column half",
+        "nt_xent.py",
+        "tl.where(member == j, tl.sum(e, 0)[None, :], 0.0)",
+        "tl.where(member < 0, tl.sum(e, 0)[None, :], 0.0)",
+        "nt_xent",
+        NT_XENT,
+    ),
+    Mutation(
+        "one softmax for both",
+        "attractions.py",
+        "(row_gradients[:, None] + column_gradients[None, :])",
+        "(2 * row_gradients[:, None] + 0 * column_gradients[None, :])",
+        "nt_xent",
+        NT_XENT,
+    ),
+    Mutation("the positive repels", "reduction.py", "d -= other", "d += other", "nt_xent", NT_XENT),
+    Mutation(
+        "no projection", "reduction.py", "(d - u * projection[:, None])", "(d - 0 * projection[:, None])",
+        "nt_xent", NT_XENT,
+    ),
+    Mutation(
+        "a sum that is not rescaled",
+        "similarity_lse.py",
+        "sum_of_exp * factor.to(tl.float64)",
+        "sum_of_exp",
+        "info_nce",
+        INFO_NCE + " and (queue or shared)",
+    ),
+    Mutation(
+        "pieces added as they are",
+        "reduction.py",
+        "part *= tl.exp2(maximum - highest[None, :])",
+        "part *= 1",
+        "info_nce",
+        "test_sizes_within_the_contract and dtype1 and 37-5000 and queue",
+    ),
+    Mutation(
+        "keys of another length", "similarity_lse.py", "weights *= key_factors[None, :]", "weights *= 1",
+        "info_nce", "test_dtypes_of_query_and_negatives and in and batch and 0.1",
+    ),
+    Mutation(
+        "Inf in a queue overlooked",
+        "similarity_lse.py",
+        'float("nan"), 0.0)',
+        "0.0, 0.0)",
+        "info_nce",
+        "test_bad_queue_row",
+    ),
+    Mutation(
+        "a negative's own softmax", "info_nce_paired.py", "rescale = tl.exp2(before - highest)",
+        "rescale = tl.exp2(before - before)", "info_nce", "test_sizes_within_the_contract and own and 37-5000 and dtype1",
+    ),
+    Mutation(
+        "the pointer does not wrap", "enqueue.py", "tl.where(end >= size, end - size, end)", "end", "queue", "sequence"
+    ),
+    Mutation(
+        "rows wrap to another place", "enqueue.py", "tl.where(place >= size, place - size, place)",
+        "tl.where(place >= size, 0 * place, place)", "queue", "sequence",
+    ),
+    Mutation("momentum for both", "ema.py", "t * kept + s * added", "t * kept + s * kept", "ema", "lists"),
+    Mutation("a chunk of the width left out", "tiles.py", "range(0, WIDTH, BLOCK_D)", "range(0, BLOCK_D, BLOCK_D)",
+             "nt_xent", "test_dtypes_and_small_temperature and 0.1-dtype0-130-600"),
+]  # fmt: skip
+
+
+def copy_package(folder: Path) -> Path:
+    """The package and its tests in `folder`, as an installed package lies: kernels inside ssl_fast."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.so", "train", "packaging")
+    shutil.copytree(ROOT / "ssl_fast", folder / "ssl_fast", ignore=ignored)
+    for binary in (ROOT / "ssl_fast").glob("_C*.so"):
+        (folder / "ssl_fast" / binary.name).symlink_to(binary)
+    shutil.copytree(ROOT / "kernels", folder / "ssl_fast" / "kernels", ignore=ignored)
+    shutil.copytree(ROOT / "tests", folder / "tests", ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder / "ssl_fast" / "kernels"
+
+
+def run(suite: str, tests: str, mutation: Mutation | None = None) -> subprocess.CompletedProcess:
+    """The interpreted tests of a copy of the package, with the mistake if one is given."""
+    with tempfile.TemporaryDirectory() as folder:
+        kernels = copy_package(Path(folder))
+        if mutation:
+            source = (kernels / mutation.file).read_text()
+            assert mutation.old in source, f"{mutation.name}: {mutation.file} no longer holds {mutation.old!r}"
+            (kernels / mutation.file).write_text(source.replace(mutation.old, mutation.new))
+        return subprocess.run(
+            [
+                sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", tests,
+                f"tests/kernels/test_{suite}_interpreted.py",
+            ],
+            cwd=folder,
+            env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": folder, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )  # fmt: skip
+
+
+def noticed(answer: subprocess.CompletedProcess) -> bool:
+    """A test failed, for what it asserts; a crash or a test that could not start is no answer."""
+    return answer.returncode == 1 and "AssertionError" in answer.stdout
+
+
+@pytest.fixture(scope="module")
+def started():
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {mutation: pool.submit(run, mutation.suite, mutation.tests, mutation) for mutation in MUTATIONS}
+
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+@needs_triton
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_a_mistake_is_noticed(mutation, started):
+    answer = started[mutation].result()
+    assert noticed(answer), answer.stdout
+
+
+@needs_triton
+def test_the_copy_itself_is_right():
+    """Else a test that always fails would notice everything."""
+    for suite, tests in sorted({(mutation.suite, mutation.tests) for mutation in MUTATIONS[:2]}):
+        answer = run(suite, tests)
+        assert answer.returncode == 0, answer.stdout
+
+
+if __name__ == "__main__":
+    with ThreadPoolExecutor(os.cpu_count()) as workers:
+        answers = workers.map(lambda mutation: run(mutation.suite, mutation.tests, mutation), MUTATIONS)
+        for mutation, answer in zip(MUTATIONS, answers, strict=True):
+            print(f"{'noticed' if noticed(answer) else 'MISSED':8} {mutation.name}", flush=True)
