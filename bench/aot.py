@@ -134,7 +134,8 @@ def _nvidia(kernel) -> Compiled:
     used = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     return Compiled(
         registers=used["REG"],
-        local_bytes=used["STACK"] + used["LOCAL"],
+        # Calls of float64 routines have a stack that nothing is stored to.
+        local_bytes=used["STACK"] + used["LOCAL"] if re.search(r"\b(LDL|STL)\b", sass) else 0,
         shared_bytes=kernel.metadata.shared,
         # LDGSTS: straight to shared memory, as pipelined loads go.
         load_bits=_widths(r"\b(?:LDG|LDGSTS)\.E(\S*)", sass),

@@ -67,6 +67,18 @@ def calls(kernel: str, kind: str, width: int, count: int = 1024, device: str = "
     ]  # fmt: skip
 
 
+def paired_call(dtype: torch.dtype, width: int, device: str = "cpu"):
+    """A function that launches both kernels of negatives of each query's own."""
+    z, keys = (torch.randn(*shape, width, device=device).to(dtype) for shape in ((64,), (64, 256)))
+    one, sums = torch.ones((), device=device), torch.zeros(3, 64, device=device)
+
+    def call():
+        means = info_nce.info_nce(z, z, keys, True, 0.1, None, 1, False, True)[3]
+        info_nce.info_nce_backward(one, z, z, keys, False, True, 0.1, None, 1, sums, means, True)
+
+    return call
+
+
 class _Trial:
     """One tile in place of the table's, while it is tried."""
 

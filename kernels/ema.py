@@ -26,28 +26,66 @@ KEPT_PLANS = 16
 
 
 @triton.jit
-def _load(address, offset, inside, code, TYPE: tl.constexpr, CODE: tl.constexpr, CODES: tl.constexpr, x):
+def _place(address, offset, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    pointer = address.to(tl.pointer_type(TYPE))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer + offset
+
+
+@triton.jit
+def _load(
+    address,
+    offset,
+    end,
+    count,
+    code,
+    x,
+    TYPE: tl.constexpr,
+    CODE: tl.constexpr,
+    CODES: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
     """x, or the elements at the address where they are of this TYPE."""
     if CODES & (1 << CODE):
         if code == CODE:
-            x = tl.load(address.to(tl.pointer_type(TYPE)) + offset, mask=inside, other=0.0).to(x.dtype)
+            place = _place(address, offset, TYPE, ALIGNED)
+            # A mask by a count that only the device knows would forbid wide accesses.
+            if end <= count:
+                x = tl.load(place).to(x.dtype)
+            else:
+                x = tl.load(place, mask=offset < count, other=0.0).to(x.dtype)
     return x
 
 
 @triton.jit
-def _load_any(address, offset, inside, code, CODES: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
-    x = tl.zeros((BLOCK,), WIDE)
-    x = _load(address, offset, inside, code, tl.float32, 0, CODES, x)
-    x = _load(address, offset, inside, code, tl.bfloat16, 1, CODES, x)
-    x = _load(address, offset, inside, code, tl.float16, 2, CODES, x)
-    return _load(address, offset, inside, code, tl.float64, 3, CODES, x)
+def _store(
+    address,
+    offset,
+    end,
+    count,
+    code,
+    x,
+    TYPE: tl.constexpr,
+    CODE: tl.constexpr,
+    CODES: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    if CODES & (1 << CODE):
+        if code == CODE:
+            place = _place(address, offset, TYPE, ALIGNED)
+            if end <= count:
+                tl.store(place, rounded(x, TYPE))
+            else:
+                tl.store(place, rounded(x, TYPE), mask=offset < count)
 
 
 @triton.jit
-def _store(address, offset, inside, code, TYPE: tl.constexpr, CODE: tl.constexpr, CODES: tl.constexpr, x):
-    if CODES & (1 << CODE):
-        if code == CODE:
-            tl.store(address.to(tl.pointer_type(TYPE)) + offset, rounded(x, TYPE), mask=inside)
+def _load_any(address, offset, end, count, code, x, CODES: tl.constexpr, ALIGNED: tl.constexpr):
+    x = _load(address, offset, end, count, code, x, tl.float32, 0, CODES, ALIGNED)
+    x = _load(address, offset, end, count, code, x, tl.bfloat16, 1, CODES, ALIGNED)
+    x = _load(address, offset, end, count, code, x, tl.float16, 2, CODES, ALIGNED)
+    return _load(address, offset, end, count, code, x, tl.float64, 3, CODES, ALIGNED)
 
 
 @triton.jit
@@ -64,12 +102,11 @@ def _ema_kernel(
     entry = table + tl.load(places + 2 * tl.program_id(0)) * 5
     target, source, count = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
     target_code, source_code = tl.load(entry + 3), tl.load(entry + 4)
-    if ALIGNED:
-        target, source = tl.multiple_of(target, 16), tl.multiple_of(source, 16)
-    offset = tl.load(places + 2 * tl.program_id(0) + 1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = offset < count
+    first = tl.load(places + 2 * tl.program_id(0) + 1).to(tl.int64) * BLOCK
+    offset, end = first + tl.arange(0, BLOCK), first + BLOCK
     if CODES & 16:
         if target_code == 4:
+            inside = offset < count
             x = tl.load(source.to(tl.pointer_type(tl.uint8)) + offset, mask=inside, other=0)
             tl.store(target.to(tl.pointer_type(tl.uint8)) + offset, x, mask=inside)
     if CODES & 15:
@@ -78,13 +115,14 @@ def _ema_kernel(
                 kept, added = tl.load(momentum), tl.load(momentum + 1)
             else:
                 kept, added = momentum, rest
-            t = _load_any(target, offset, inside, target_code, CODES, WIDE, BLOCK)
-            s = _load_any(source, offset, inside, source_code, CODES, WIDE, BLOCK)
+            nothing = tl.zeros((BLOCK,), WIDE)
+            t = _load_any(target, offset, end, count, target_code, nothing, CODES, ALIGNED)
+            s = _load_any(source, offset, end, count, source_code, nothing, CODES, ALIGNED)
             x = t * kept + s * added
-            _store(target, offset, inside, target_code, tl.float32, 0, CODES, x)
-            _store(target, offset, inside, target_code, tl.bfloat16, 1, CODES, x)
-            _store(target, offset, inside, target_code, tl.float16, 2, CODES, x)
-            _store(target, offset, inside, target_code, tl.float64, 3, CODES, x)
+            _store(target, offset, end, count, target_code, x, tl.float32, 0, CODES, ALIGNED)
+            _store(target, offset, end, count, target_code, x, tl.bfloat16, 1, CODES, ALIGNED)
+            _store(target, offset, end, count, target_code, x, tl.float16, 2, CODES, ALIGNED)
+            _store(target, offset, end, count, target_code, x, tl.float64, 3, CODES, ALIGNED)
 
 
 class Launch(NamedTuple):

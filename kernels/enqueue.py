@@ -30,7 +30,8 @@ def _inverse_norms(row, inside, dim, dim_stride, BLOCK_ROWS: tl.constexpr, BLOCK
         mask = inside[:, None] & (column < dim)[None, :]
         x = tl.load(row + column[None, :] * dim_stride, mask=mask, other=0.0).to(accumulator) * power[:, None]
         squares += tl.sum(x * x, 1).to(tl.float64)
-    norm, least = tl.sqrt(squares), EPS * power.to(tl.float64)
+    norm = tl.sqrt(squares)
+    least = power.to(tl.float64) * EPS
     inverse = 1.0 / tl.where(norm <= least, least, norm)  # a NaN norm stays
     return power, tl.where(norm < float("inf"), inverse, float("nan")).to(accumulator)
 

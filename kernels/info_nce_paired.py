@@ -111,7 +111,7 @@ def _paired_walk_kernel(
 def _block(dim: int, device: torch.device) -> tuple[int, int]:
     """(rows, columns) that a program holds: whole rows."""
     columns = triton.next_power_of_2(max(dim, 16))
-    return max(1, min(64, configs.elements(device) // columns)), columns
+    return max(1, min(64, configs.elements(device) // 2 // columns)), columns
 
 
 def walk(

@@ -10,7 +10,7 @@ import torch
 from backends import device_of, every_backend, every_fused_backend, only_compiled
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import DTYPES, LAYOUTS, dtypes, embeddings, lay_out, layouts, seeds
+from strategies import DTYPES, LAYOUTS, dtypes, embeddings, kinds, lay_out, layouts, seeds
 
 import ssl_fast
 from ssl_fast import NegativeQueue
@@ -49,6 +49,34 @@ def test_any_sequence_of_batches(backend, size, dim, counts, queue_dtype, keys_d
         assert torch.equal(keys, before)
         assert queue.queue_ptr.item() == pointer
         np.testing.assert_array_equal(queue.queue.double().cpu().numpy(), expected)
+
+
+@on_every_backend
+@given(st.integers(1, 80), dtypes, dtypes, kinds, layouts, seeds)
+def test_normalized_keys_are_unit_rows(backend, dim, queue_dtype, keys_dtype, kind, layout, seed):
+    queue = NegativeQueue(9, dim, dtype=queue_dtype).to(device_of(backend))
+    keys = lay_out(embeddings(7, dim, keys_dtype, kind, seed).to(device_of(backend)), layout)
+    with ssl_fast.backend(backend):
+        queue.enqueue_(keys, normalize=True)
+    expected = np.stack(oracle.units(keys.double().cpu().numpy()))
+    wide = torch.float64 if keys_dtype == torch.float64 else torch.float32
+    # Rounded in the arithmetic and to the queue, whose dtype may have no smaller numbers than its tiny.
+    allowed = 4 * torch.finfo(wide).eps + torch.finfo(queue_dtype).eps
+    np.testing.assert_allclose(
+        queue.queue[:7].double().cpu().numpy(), expected, rtol=allowed, atol=torch.finfo(queue_dtype).tiny
+    )
+
+
+@on_every_backend
+def test_normalized_keys_that_have_no_direction(backend):
+    queue = NegativeQueue(4, 3).to(device_of(backend))
+    keys = torch.tensor([[0.0, 0, 0], [math.inf, 1, 1], [math.nan, 1, 1], [3, 0, 4]], device=device_of(backend))
+    with ssl_fast.backend(backend):
+        queue.enqueue_(keys, normalize=True)
+    assert queue.queue[0].tolist() == [0, 0, 0]
+    assert queue.queue[1].isnan().any()
+    assert queue.queue[2].isnan().any()
+    torch.testing.assert_close(queue.queue[3].cpu(), torch.tensor([0.6, 0, 0.8]))
 
 
 @on_every_backend

@@ -1,31 +1,51 @@
-"""The Triton kernels, compiled for devices that are not here: what they cost and that they stay within limits."""
+"""The Triton kernels, compiled for devices that are not here: what they cost and that they stay within limits.
 
+Every entry of kernels/tiles.json is compiled as its launchers ask for it. The figures are written to
+build/aot.json and printed by `python -m pytest -m aot -s`.
+"""
+
+import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
-import aot
 
-from ssl_fast.kernels import enqueue
+from bench import aot, tune
+from ssl_fast import checks
+from ssl_fast.kernels import configs, ema, enqueue
 
 pytestmark = [
     pytest.mark.aot,
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="TRITON_INTERPRET=1 compiles nothing"),
 ]
+REPORT = Path(__file__).parents[2] / "build" / "aot.json"
+# What the matrix units' instructions are called. float32 without TF32 has none but on gfx942.
+MATRIX_UNITS = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC", "sm_120": "HMMA", "gfx942": "v_mfma"}
 
 
 @pytest.fixture(autouse=True)
 def compile_afresh(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    before = torch.backends.cuda.matmul.fp32_precision
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
 
 
-def enqueue_compiled(monkeypatch, device, queue, keys):
-    pointer = torch.zeros(1, dtype=torch.int64)
-    launches = aot.launches(monkeypatch, enqueue, lambda: enqueue.enqueue_(queue, pointer, keys))
-    assert len(launches) == 1
-    return aot.compiled(launches[0], device)
+@pytest.fixture(scope="module")
+def report():
+    rows = []
+    yield rows
+    columns = ["device", "kind", "width", "kernel", "tile", "registers", "local", "shared", "programs", "products"]
+    print("\n" + " ".join(f"{column:>11}" for column in columns))
+    for row in rows:
+        print(" ".join(f"{row[column]!s:>11}" for column in columns))
+    REPORT.parent.mkdir(exist_ok=True)
+    part = REPORT.with_suffix(".part")
+    part.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+    os.replace(part, REPORT)
 
 
 def check_limits(compiled, device):
@@ -33,12 +53,86 @@ def check_limits(compiled, device):
     assert compiled.shared_bytes <= aot.SHARED_LIMIT[device]
 
 
+def entries(device):
+    """The tiles of the table that differ, with one width that uses each."""
+    for kind, kernels in configs.table()[device].items():
+        for kernel, widths in kernels.items():
+            for width, tile in widths.items():
+                yield kind, kernel, int(width), configs.Tile(*tile)
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("kind", tune.KINDS)
+@pytest.mark.parametrize("device", aot.TARGETS)
+def test_every_tile_of_the_table(device, kind, report):
+    for of_kind, kernel, width, tile in entries(device):
+        if of_kind != kind:
+            continue
+        for compiled in tune.compiled(kernel, kind, width, tile, device):
+            check_limits(compiled, device)
+            units = [name for name in compiled.products if name.startswith(MATRIX_UNITS[device])]
+            if kind in ("half", "tf32"):
+                assert units, f"{kernel}: no instruction of the matrix units"
+            assert max(compiled.load_bits) == 128, f"{kernel}: loads of {set(compiled.load_bits)} bits"
+            assert compiled.exponentials or kind == "float64"
+            report.append(
+                {
+                    "device": device, "kind": kind, "width": width, "kernel": kernel, "tile": "x".join(map(str, tile)),
+                    "registers": compiled.registers, "local": compiled.local_bytes, "shared": compiled.shared_bytes,
+                    "programs": compiled.programs(tile.warps, device), "products": len(compiled.products),
+                }
+            )  # fmt: skip
+
+
+# The O(N D) kernels have no tiles to choose: that they compile everywhere, and what they must not do.
+
+
+def small_launches(device, dtype):
+    """One of each kernel but the three of the table, in their common forms."""
+    found = {}
+    for kernel in tune.KERNELS:
+        tune.set_kind("ieee")
+        kind = {torch.float64: "float64", torch.float32: "ieee"}.get(dtype, "half")
+        for call in tune.calls(kernel, kind, 128):
+            for launch in aot.launches(call, device):
+                if launch.kernel.fn.__name__ not in tune.KERNELS.values():
+                    given = tuple(x is None for x in launch.arguments)
+                    found[launch.kernel.fn.__name__, given] = launch
+    return found
+
+
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("device", aot.TARGETS)
-def test_enqueue_moves_rows_128_bits_at_a_time(monkeypatch, device, dtype):
-    compiled = enqueue_compiled(
-        monkeypatch, device, torch.zeros(4096, 128, dtype=dtype), torch.zeros(256, 128, dtype=dtype)
-    )
+def test_small_kernels_spill_nothing(device, dtype):
+    for launch in small_launches(device, dtype).values():
+        check_limits(aot.compiled(launch, device), device)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("paired", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("device", aot.TARGETS)
+def test_paired_negatives_are_read_128_bits_at_a_time(device, paired):
+    launches = aot.launches(tune.paired_call(paired, 128), device)
+    launches = [launch for launch in launches if "paired" in launch.kernel.fn.__name__]
+    assert len(launches) == 2
+    for launch in launches:
+        compiled = aot.compiled(launch, device)
+        check_limits(compiled, device)
+        assert max(compiled.load_bits) >= (64 if device == "gfx942" else 128)
+
+
+def enqueue_compiled(device, queue, keys, normalize=False):
+    pointer = torch.zeros(1, dtype=torch.int64)
+    launches = aot.launches(lambda: enqueue.enqueue_(queue, pointer, keys, normalize), device)
+    assert len(launches) == 1
+    return aot.compiled(launches[0], device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("device", aot.TARGETS)
+def test_enqueue_moves_rows_128_bits_at_a_time(device, dtype):
+    compiled = enqueue_compiled(device, torch.zeros(4096, 128, dtype=dtype), torch.zeros(256, 128, dtype=dtype))
     check_limits(compiled, device)
     # 1024 elements over four warps; on gfx942, whose warps are twice as wide, a thread has four elements.
     width = 64 if device == "gfx942" and dtype == torch.bfloat16 else 128
@@ -48,12 +142,39 @@ def test_enqueue_moves_rows_128_bits_at_a_time(monkeypatch, device, dtype):
 
 
 @pytest.mark.parametrize("device", aot.TARGETS)
-def test_enqueue_odd_rows_that_are_cast(monkeypatch, device):
+def test_enqueue_normalises_in_registers(device):
+    check_limits(enqueue_compiled(device, torch.zeros(4096, 128), torch.zeros(256, 128), True), device)
+
+
+@pytest.mark.parametrize("device", aot.TARGETS)
+def test_enqueue_odd_rows_that_are_cast(device):
     """The most work an element: double to half, D not a multiple of anything, both tensors strided."""
     queue = torch.zeros(129, 4096, dtype=torch.float16).T
     keys = torch.zeros(64, 3 * 129, dtype=torch.float64)[:, ::3]
-    compiled = enqueue_compiled(monkeypatch, device, queue, keys)
+    compiled = enqueue_compiled(device, queue, keys)
     check_limits(compiled, device)
     # The mask and the strides forbid wide accesses: what is seen here shows that widths are read right.
     assert set(compiled.load_bits) == {64}
     assert set(compiled.store_bits) == {16}
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.float32, torch.bfloat16)], ids=str)
+@pytest.mark.parametrize("device", aot.TARGETS)
+def test_momentum_update_moves_128_bits_at_a_time(device, dtypes):
+    target, source = ([torch.zeros(n, dtype=dtype) for n in (4096, 77)] for dtype in dtypes)
+    (launch,) = aot.launches(lambda: ema.ema_update_(target, source, 0.99), device)
+    compiled = aot.compiled(launch, device)
+    check_limits(compiled, device)
+    assert max(compiled.load_bits) == max(compiled.store_bits) == 128
+
+
+@pytest.mark.parametrize("device", aot.TARGETS)
+def test_momentum_update_of_every_pair_of_types(device):
+    pairs = [(t, s) for t in checks.FLOATS for s in checks.FLOATS]
+    target, source = ([torch.zeros(4096, dtype=pair[i]) for pair in pairs] for i in (0, 1))
+    for side in (target, source):
+        side.append(torch.zeros(4096, dtype=torch.int64))
+    launches = aot.launches(lambda: ema.ema_update_(target, source, 0.99), device)
+    assert len(launches) == 2  # float64 apart
+    for launch in launches:
+        check_limits(aot.compiled(launch, device), device)
