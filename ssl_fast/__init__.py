@@ -6,6 +6,7 @@ from .losses import InfoNCELoss, NTXentLoss
 from .momentum import ema_update_
 from .queue import NegativeQueue
 from .reference import ContrastiveStats
+from .warm import warmup
 
 __version__ = "0.1.0"
 
@@ -18,6 +19,7 @@ __all__ = [
     "ema_update_",
     "functional",
     "reference",
+    "warmup",
 ]
 
 native.warn_if_missing()

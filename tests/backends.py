@@ -54,3 +54,19 @@ def every_backend(operator: str, but: tuple[str, ...] = ()):
 def every_fused_backend(operator: str):
     """Every backend but the reference, whose matrix products round ties apart and are stored."""
     return every_backend(operator, but=("reference",))
+
+
+# For tests of what is there on every device, whatever backend is chosen.
+on_devices = pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use"),
+            ],
+        ),
+    ],
+)

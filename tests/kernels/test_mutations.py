@@ -104,7 +104,8 @@ MUTATIONS = [
     ),
     Mutation(
         "a negative's own softmax", "info_nce_paired.py", "rescale = tl.exp2(before - highest)",
-        "rescale = tl.exp2(before - before)", "info_nce", "test_sizes_within_the_contract and own and 37-5000 and dtype1",
+        "rescale = tl.exp2(before - before)", "info_nce",
+        "test_sizes_within_the_contract and own and 37-5000 and dtype1",
     ),
     Mutation(
         "the pointer does not wrap", "enqueue.py", "tl.where(end >= size, end - size, end)", "end", "queue", "sequence"

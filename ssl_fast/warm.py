@@ -1,0 +1,64 @@
+"""Everything compiled and loaded before it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from . import checks, functional
+from .queue import NegativeQueue
+
+
+def warmup(
+    device: torch.device | str,
+    shapes: Iterable[tuple[int, int]],
+    dtypes: Iterable[torch.dtype] = (torch.float32,),
+    queue_size: int | None = None,
+) -> None:
+    """Compiles and loads the kernels of both losses and of the queue, forward and backward, for these shapes.
+
+    To be called before a CUDA-graph capture, inside which nothing may be compiled, loaded or waited for,
+    and before timing. Triton compiles for the device's architecture, for dtype and width, and for sizes
+    that are multiples of 16 apart from those that are not: give the shapes that will be used. Random
+    inputs are made and freed; no state changes. The momentum update keeps a table for each list of
+    tensors: call `ema_update_` once with yours. On a CPU this does little and is allowed.
+
+    device: where the embeddings will be. shapes: (N, D) of the embeddings, N of one view. dtypes: of the
+    embeddings. queue_size: also InfoNCE against a float32 `NegativeQueue` of so many rows, and its enqueue.
+    Raises ValueError or TypeError for shapes or dtypes that no loss takes.
+    """
+    device = torch.device(device)
+    state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    for count, dim in shapes:
+        for dtype in dtypes:
+            if dtype not in checks.FLOATS:
+                raise TypeError(f"dtypes: expected float32, float64, bfloat16 or float16, got {dtype}")
+            _run(device, count, dim, dtype, queue_size)
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+        torch.cuda.synchronize(device)
+    else:
+        torch.set_rng_state(state)
+
+
+def _run(device: torch.device, count: int, dim: int, dtype: torch.dtype, queue_size: int | None) -> None:
+    views = [torch.randn(count, dim, device=device).to(dtype).requires_grad_() for _ in range(2)]
+    negatives = [None] if queue_size is None else [None, NegativeQueue(queue_size, dim, seed=0).to(device)]
+    on_device = torch.full((), 0.1, device=device, requires_grad=True)
+    # A number on either side of the fixed shift, and a temperature that is learnt.
+    for temperature in (0.1, 0.02, on_device):
+        for return_stats in (False, True):
+            for call in (functional.nt_xent, *(_against(each) for each in negatives)):
+                result = call(*views, temperature=temperature, return_stats=return_stats)
+                (result[0] if return_stats else result).backward()
+    if queue_size is not None:
+        for normalize in (False, True):
+            negatives[1].enqueue_(views[0].detach(), normalize)
+
+
+def _against(negatives):
+    def call(query, positive, **options):
+        return functional.info_nce(query, positive, negatives, **options)
+
+    return call
