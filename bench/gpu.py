@@ -231,9 +231,9 @@ def markdown(folder: Path) -> str:
     """One table of all results in the folder; times as multiples of ours."""
     lines = [f"# GPU report\n\n{json.loads((folder / 'environment.json').read_text())}\n"]
     for path in sorted(folder.glob("bench-*.json")):
-        lines.append(
-            f"\n## {path.stem[6:]}\n\n| work | ours, ms (in a graph) | others, times as long | MB added | TFLOP/s |\n|---|---|---|---|---|"
-        )
+        lines.append(f"\n## {path.stem[6:]}\n")
+        lines.append("| work | ours, ms (in a graph) | others, times as long | MB added | TFLOP/s |")
+        lines.append("|---|---|---|---|---|")
         for row in json.loads(path.read_text()):
             times = dict(row["milliseconds"])
             ours, graph = times.pop("ssl_fast", times.get("step")), times.pop("ssl_fast, graph", None)
