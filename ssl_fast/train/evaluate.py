@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..reference import normalize
+from ..reference import unit_rows
 
 
 @torch.no_grad()
@@ -38,10 +38,10 @@ def knn_accuracy(
     labels (N,) integers from 0. k: 200 in that paper, 20 best in DINO (Caron et al. 2021); no more than
     a class has rows, or the votes of other classes decide.
     """
-    train, classes = normalize(train_features), int(train_labels.max()) + 1
+    train, classes = unit_rows(train_features), int(train_labels.max()) + 1
     right = 0
     # In chunks: no test x train matrix.
-    for rows, labels in zip(normalize(test_features).split(1024), test_labels.split(1024), strict=True):
+    for rows, labels in zip(unit_rows(test_features).split(1024), test_labels.split(1024), strict=True):
         similarity, nearest = (rows @ train.T).topk(min(k, len(train)))
         votes = similarity.new_zeros(len(rows), classes)
         votes.scatter_add_(1, train_labels[nearest], (similarity / temperature).exp())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..momentum import ema_update_
 from ..queue import NegativeQueue
-from ..reference import ContrastiveStats, normalize
+from ..reference import ContrastiveStats, unit_rows
 from . import recipes
 from .encoders import Encoder, ProjectionHead
 
@@ -57,7 +57,7 @@ class MoCo(nn.Module):
             # The key encoder's BatchNorm statistics are its own.
             ema_update_(self.key_encoder, self.encoder, self.momentum, buffers="keep")
             ema_update_(self.key_head, self.head, self.momentum, buffers="keep")
-            key = normalize(self.key_head(self.key_encoder(view2)))
+            key = unit_rows(self.key_head(self.key_encoder(view2)))
         loss, stats = functional.info_nce(query, key, self.queue, self.temperature, return_stats=True)
         self.queue.enqueue_(key)
         return loss, stats
