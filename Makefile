@@ -33,8 +33,9 @@ $(VENV)/extension.stamp: $(VENV)/install.stamp ssl_fast/build.py $(shell find cs
 demo: setup ## train SimCLR and MoCo v2 on digits, compare, save plots under runs/demo (about 6 minutes)
 	$(BIN)/python -m ssl_fast.train.demo
 
-test: setup ## the fast tests
+test: setup ## the fast tests, then the Triton kernels compiled for GPUs that need not be there (about 12 minutes)
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m aot -n 2
 
 test-all: setup ## all tests that need no GPU
 	$(BIN)/python -m pytest -m "not gpu"

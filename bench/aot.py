@@ -1,10 +1,15 @@
-"""Compiles Triton kernels for devices that need not be there, as a launch there would, and reads what came out."""
+"""Compiles Triton kernels for devices that need not be there, as a launch there would, and reads what came out.
 
+`python -m bench.aot` prints what tests/kernels/test_aot.py last found of the tile kernels.
+"""
+
+import json
 import os
 import re
 import subprocess
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
@@ -33,6 +38,7 @@ TARGETS = {
     "sm_120": GPUTarget("cuda", 120, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+REPORTS = Path(__file__).resolve().parent.parent / "build" / "aot"
 # Most bytes of shared memory a block may have (CUDA C++ programming guide, compute capabilities; MI300 ISA).
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_120": 99 << 10, "gfx942": 64 << 10}
 # ... and of a multiprocessor.
@@ -189,3 +195,15 @@ def _amd(kernel) -> Compiled:
         exponentials=len(re.findall(r"\bv_exp_f32", assembly)),
         assembly=assembly,
     )
+
+
+def print_reports() -> None:
+    columns = ("device", "kind", "width", "kernel", "tile", "registers", "local", "shared", "programs", "products")
+    print(" ".join(f"{column:>11}" for column in columns))
+    for path in sorted(REPORTS.glob("*.json")):
+        for row in json.loads(path.read_text()):
+            print(" ".join(f"{row[column]!s:>11}" for column in columns))
+
+
+if __name__ == "__main__":
+    print_reports()

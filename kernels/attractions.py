@@ -85,14 +85,15 @@ def _weights(
     if ROWS and COLUMNS and FORM == FIXED:
         # One exponential serves both: E_ik (a_i + a_k).
         return exp2_of(dots, scale, shift) * (row_gradients[:, None] + column_gradients[None, :])
-    if ROWS and COLUMNS:
+    elif ROWS and COLUMNS:
         return (
             exp2_of(dots, scale, row_sums[:, None]) * row_gradients[:, None]
             + exp2_of(dots, scale, column_sums[None, :]) * column_gradients[None, :]
         )
-    if ROWS:
+    elif ROWS:
         return exp2_of(dots, scale, row_sums[:, None]) * row_gradients[:, None]
-    return exp2_of(dots, scale, column_sums[None, :]) * column_gradients[None, :]
+    else:
+        return exp2_of(dots, scale, column_sums[None, :]) * column_gradients[None, :]
 
 
 @triton.jit
@@ -161,7 +162,7 @@ def _weights_kernel(
     COLUMNS: tl.constexpr = y_log_sums is not None
     accumulator: tl.constexpr = dots.dtype.element_ty
     shift = tl.abs(s).to(accumulator)
-    chunk_row, column = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
+    chunk_row, column = tl.program_id(1) * BLOCK_M, tl.program_id(0) * BLOCK_N
     row = first + chunk_row
     i, k = chunk_row + tl.arange(0, BLOCK_M), column + tl.arange(0, BLOCK_N)
     # Chunks are whole blocks, but for the last.
@@ -209,15 +210,18 @@ def attractions(
     """
     forms = (FIXED.value, ONLINE.value) if launched == BY_SCALE.value else (launched,)
     run = _fused if x.width <= configs.FUSED_WIDTH else _by_chunks
+    options = {"MASK": mask, "LAUNCHED": launched}
     unit = next((softmax.unit for softmax in (x_softmax, y_softmax) if softmax and softmax.unit is not None), None)
     one_sided = (None, None)
     sides = [x.factors, *(x_softmax[:2] if x_softmax else one_sided)]
     others = [y.factors, *(y_softmax[:2] if y_softmax else one_sided)]
-    return run(x, y, scale, sides, others, unit, {"MASK": mask, "LAUNCHED": launched}, half, forms)
+    # Library products would follow the caller's autocast.
+    with torch.autocast(x.values.device.type, enabled=False):
+        return run(x, y, scale, sides, others, unit, options, half, forms)
 
 
 def _fused(x, y, scale, of_x, of_y, unit, options, half, forms) -> Tensor:
-    tile = x.tile("attractions", y)
+    tile = x.tile("attractions")
     blocks = triton.cdiv(x.count, tile.rows)
     pieces, length = configs.pieces(x.values.device, blocks, y.count, tile.columns)
     out = torch.empty((pieces, x.count, x.width), dtype=wide(x.values.dtype), device=x.values.device)
@@ -239,7 +243,7 @@ def _fused(x, y, scale, of_x, of_y, unit, options, half, forms) -> Tensor:
             WIDTH=x.width,
             BLOCK_M=tile.rows,
             BLOCK_N=tile.columns,
-            PRECISION=configs.precision(x.kind, y.kind),
+            PRECISION=configs.precision(x.kind),
             **tile.options,
         )
     return out
@@ -266,7 +270,7 @@ def _by_chunks(x, y, scale, of_x, of_y, unit, options, half, forms) -> Tensor:
         dots = _product(rows, y.values.T)
         weights = torch.empty(dots.shape, dtype=weights_dtype, device=dots.device)
         for form in forms:
-            _weights_kernel[(triton.cdiv(len(rows), tile.rows), triton.cdiv(y.count, tile.columns))](
+            _weights_kernel[(triton.cdiv(y.count, tile.columns), triton.cdiv(len(rows), tile.rows))](
                 dots,
                 weights,
                 *of_x,

@@ -47,7 +47,7 @@ def padded_width(dim: int) -> int:
 
 
 def kind(dtype: torch.dtype, source: torch.dtype) -> str:
-    """The table's name for products in `dtype` of embeddings that came in `source`.
+    """The table's name for products in `dtype` of queries that came in `source`.
 
     float32 follows torch.set_float32_matmul_precision; half types in float32, beside a queue of float32, lose
     nothing in TF32.
@@ -60,9 +60,9 @@ def kind(dtype: torch.dtype, source: torch.dtype) -> str:
     return "tf32" if tf32 or source in (torch.float16, torch.bfloat16) else "ieee"
 
 
-def precision(*kinds: str) -> str:
-    """tl.dot's input_precision for products of rows of these kinds."""
-    return "tf32" if "tf32" in kinds else "ieee"
+def precision(of_kind: str) -> str:
+    """tl.dot's input_precision."""
+    return "tf32" if of_kind == "tf32" else "ieee"
 
 
 @functools.cache
@@ -87,7 +87,8 @@ def _tile(kernel: str, name: str, of_kind: str, width: int) -> Tile:
     # The entry of the next larger width; the largest serves all beyond.
     fitting = [key for key in sorted(map(int, widths)) if key >= width] or [max(map(int, widths))]
     tile = Tile(*widths[str(fitting[0])])
-    return tile._replace(depth=min(tile.depth, width & -width))
+    # Steps along wider rows are pipelined: several of them lie in shared memory.
+    return tile._replace(depth=min(tile.depth, width & -width, FUSED_WIDTH if width <= FUSED_WIDTH else 64))
 
 
 def tile(kernel: str, device: torch.device, of_kind: str, width: int) -> Tile:

@@ -22,7 +22,7 @@ BLOCK = 2048
 # The table's codes of float types; everything else is copied, byte by byte.
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 COPY = 4
-KEPT_PLANS = 16
+KEPT_PLANS = 64
 
 
 @triton.jit
@@ -140,6 +140,7 @@ class Plan(NamedTuple):
 
 
 _plans: dict[tuple, Plan | None] = {}
+_captured: list[Plan | None] = []
 
 
 def _same_layout(t: Tensor, s: Tensor) -> bool:
@@ -199,6 +200,33 @@ def _plan(target: list[Tensor], source: list[Tensor]) -> Plan | None:
     return Plan([_launch(pairs, target[0].device, *key) for key, pairs in groups.items()], others)
 
 
+def _plan_of(target: list[Tensor], source: list[Tensor]) -> Plan | None:
+    """The plan of these lists, made once."""
+    device = target[0].device
+    # All that a plan depends on: another tensor may come to lie at an old address.
+    key = (
+        device,
+        tuple(
+            (t.data_ptr(), s.data_ptr(), t.dtype, s.dtype, t.shape, t.stride(), s.stride())
+            for t, s in zip(target, source, strict=True)
+        ),
+    )
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if key in _plans:
+        plan = _plans[key] = _plans.pop(key)  # the last used is the last
+    else:
+        plan = _plan(target, source)
+        if not capturing:  # there the table is filled only when the graph runs
+            if device.type == "cuda":
+                torch.cuda.current_stream(device).synchronize()  # once a list: any stream may use the table
+            if len(_plans) >= KEPT_PLANS:
+                del _plans[next(iter(_plans))]
+            _plans[key] = plan
+    if capturing:
+        _captured.append(plan)  # a graph knows its addresses and outlives any order of use
+    return plan
+
+
 def ema_update_(target: list[Tensor], source: list[Tensor], momentum: float) -> None:
     """The operator ssl_fast::ema_update_ (csrc/ops.cpp): t = momentum * t + (1 - momentum) * s; integers are copied.
 
@@ -211,17 +239,7 @@ def ema_update_(target: list[Tensor], source: list[Tensor], momentum: float) -> 
             raise ValueError(f"source[{i}]: expected shape {tuple(t.shape)} as target, got {tuple(s.shape)}")
     if not target:
         return
-    # All that a plan depends on: another tensor may come to lie at an old address.
-    key = tuple(
-        (t.data_ptr(), s.data_ptr(), t.dtype, s.dtype, t.shape, t.stride(), s.stride())
-        for t, s in zip(target, source, strict=True)
-    )
-    if key not in _plans:
-        plan = _plan(target, source)
-        if len(_plans) >= KEPT_PLANS:
-            del _plans[next(iter(_plans))]
-        _plans[key] = plan
-    plan = _plans[key]
+    plan = _plan_of(target, source)
     if plan is None:
         # As if every pair were updated in turn, from what its source held then.
         reference.ema_update_(target, source, momentum)
@@ -236,6 +254,9 @@ def ema_update_(target: list[Tensor], source: list[Tensor], momentum: float) -> 
                     place.fill_(number)
                 numbers = (both, None)
             _ema_kernel[(places.shape[0],)](table, places, *numbers, **options)
+            if table.is_cuda and not torch.cuda.is_current_stream_capturing():
+                for x in (table, places):
+                    x.record_stream(torch.cuda.current_stream())  # until then it is not given to others
     reference.ema_update_([target[i] for i in plan.others], [source[i] for i in plan.others], momentum)
     # Autograd cannot see the write, and must refuse a backward that saved the old values.
     torch.autograd.graph.increment_version([t for t in target if not t.is_inference()])

@@ -40,13 +40,15 @@ def _product_dtype(query: Tensor, negatives: Tensor | None) -> torch.dtype:
     return torch.float32
 
 
-def _keys(positive: Rows, negatives: Tensor | None, normalize: bool, dtype: torch.dtype) -> tuple[Rows, bool]:
+def _keys(
+    positive: Rows, negatives: Tensor | None, normalize: bool, dtype: torch.dtype, query: Tensor
+) -> tuple[Rows, bool]:
     """The negatives' rows, and whether they are read as they lie and may hold Inf."""
     if negatives is None:
         return positive, False
     if normalize:
-        return prepare([negatives], dtype), False
-    keys = as_they_are(negatives, dtype)
+        return prepare([negatives], dtype, query), False
+    keys = as_they_are(negatives, dtype, query)
     return keys, keys.factors is None and keys.values.data_ptr() == negatives.data_ptr()
 
 
@@ -73,7 +75,7 @@ def info_nce(
     with torch.cuda.device_of(query):
         scale = scale_of(temperature, temperature_tensor, query)
         dtype = _product_dtype(query, negatives)
-        q, k = prepare([query], dtype), prepare([positive], dtype)
+        q, k = prepare([query], dtype, query), prepare([positive], dtype, query)
         key_means = torch.empty((count if query_gradient else 0, dim), dtype=wide(query.dtype), device=query.device)
         paired, in_batch = negatives is not None and negatives.dim() == 3, negatives is None
         mask = NOT_SELF.value if in_batch else ALL.value
@@ -89,7 +91,7 @@ def info_nce(
             if weighted:
                 tile = tile._replace(depth=q.width)
             similarities = pair_dots(q, k, tile)
-            keys, poison = _keys(k, negatives, normalize_negatives, dtype)
+            keys, poison = _keys(k, negatives, normalize_negatives, dtype, query)
             share = cut(q, keys, tile)
             partial = new_partial(share.pieces, share.blocks * share.pieces, q, return_stats, weighted)
             walk(q, keys, scale, similarities, partial, tile, mask, poison=poison)
@@ -130,7 +132,7 @@ def info_nce_backward(
     with torch.cuda.device_of(query):
         scale = scale_of(temperature, temperature_tensor, query)
         dtype = _product_dtype(query, negatives)
-        q, k = prepare([query], dtype), prepare([positive], dtype)
+        q, k = prepare([query], dtype, query), prepare([positive], dtype, query)
         softmax = Softmax(sums, None if unit is None else gradient, unit)
 
         def rows_of(x: Tensor, of: Rows, total: Tensor | None, **options) -> Tensor:
@@ -157,7 +159,7 @@ def info_nce_backward(
                     q, negatives, normalize_negatives, scale, softmax, gradient, divisor
                 )  # fmt: skip
             else:
-                n = prepare([negatives], dtype, normalize_negatives)
+                n = prepare([negatives], dtype, query, normalize_negatives)
                 dn = rows_of(negatives, n, attractions(n, q, scale, None, softmax, ALL.value), unit=unit)
         if wants_temperature:
             dt = reduction.temperature_gradient(along, scale, 1.0, temperature_tensor)

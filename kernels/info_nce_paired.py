@@ -159,7 +159,9 @@ def _paired_gradient_kernel(
     NORMALIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     s = log2_scale(scale, temperature)
-    i = tl.program_id(0)
+    # One axis of programs: the others may have 65535.
+    blocks = tl.cdiv(keys, BLOCK)
+    i = tl.program_id(0) // blocks
     x = _load_query(query, i, WIDTH, BLOCK_D)
     accumulator: tl.constexpr = x.dtype
     own = tl.full((), 1.0, accumulator)
@@ -169,7 +171,7 @@ def _paired_gradient_kernel(
     # Times P first: their product is in range, g * s need not be.
     pull = (g / gradient_unit(unit)).to(accumulator) * tl.exp2(-tl.load(log_sums + 2 * queries + i))
     slope = s * LN2 * gradient_unit(unit)
-    row = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     v, factor, power = _load_keys(
         key + i.to(tl.int64) * group_stride, row, keys, dim, row_stride, dim_stride, accumulator, NORMALIZE, BLOCK_D
     )  # fmt: skip
@@ -194,7 +196,7 @@ def gradient_of_negatives(
     count, keys, dim = negatives.shape
     block, block_d = _block(max(dim, query.width), query.values.device)
     out = torch.empty(negatives.shape, dtype=negatives.dtype, device=negatives.device)
-    _paired_gradient_kernel[(count, triton.cdiv(keys, block))](
+    _paired_gradient_kernel[(count * triton.cdiv(keys, block),)](
         query.values,
         query.factors,
         negatives,

@@ -163,7 +163,7 @@ def nt_xent(
     reduction.check_reduction(reduction_)
     with torch.cuda.device_of(z1):
         scale = scale_of(temperature, temperature_tensor, z1)
-        rows = prepare([z1, z2], z1.dtype)
+        rows = prepare([z1, z2], z1.dtype, z1)
         half = z1.shape[0]
         tile = rows.tile("exp_sums")
         # Of one depth: both kernels' dots are compared with the same positives'.
@@ -201,7 +201,7 @@ def nt_xent_backward(
     gradient, divisor, unit = reduction.upstream(gradient, reduction_, count)
     with torch.cuda.device_of(z1):
         scale = scale_of(temperature, temperature_tensor, z1)
-        rows = prepare([z1, z2], z1.dtype)
+        rows = prepare([z1, z2], z1.dtype, z1)
         softmax = Softmax(sums, None if unit is None else gradient, unit)
         attracted = attractions(rows, rows, scale, softmax, softmax, MASK, half, scale.form)
         wants_temperature = temperature_tensor is not None

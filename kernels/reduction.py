@@ -45,7 +45,9 @@ def _loss_kernel(
     slots = tl.where(fixed, fixed_slots, online_slots)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < count
-    highest = tl.zeros((BLOCK,), tl.float64) + tl.where(fixed, tl.abs(s), float("-inf"))
+    highest = tl.zeros((BLOCK,), tl.float64) + tl.where(
+        fixed, tl.abs(s).to(positive.dtype.element_ty).to(tl.float64), float("-inf")
+    )
     slot = tl.arange(0, BLOCK_S)[:, None]
     if not fixed:
         for first in range(0, slots, BLOCK_S):
@@ -98,7 +100,7 @@ def _loss_kernel(
             column = depth + tl.arange(0, BLOCK_D)
             mean = tl.zeros((BLOCK, BLOCK_D), accumulator)
             for piece in range(slots):
-                index = piece * count.to(tl.int64) + row
+                index = piece * tl.cast(count, tl.int64) + row
                 maximum = tl.load(maxima + index, mask=inside, other=0.0).to(tl.float64)
                 factor = tl.exp2(maximum - whole).to(accumulator)
                 part = tl.load(weighted + index[:, None] * WIDTH + column[None, :], mask=inside[:, None], other=0.0)
@@ -126,7 +128,7 @@ def _sum_kernel(partials, totals, loss, stats, blocks, parts, count, negatives, 
         for first in range(0, parts, B):
             part = first + tl.arange(0, B)
             similarity += tl.load(totals + part, mask=part < parts, other=0.0)
-        mean = tl.sum(similarity, 0) / (count.to(tl.float64) * negatives)
+        mean = tl.sum(similarity, 0) / (tl.cast(count, tl.float64) * negatives)
         mean = tl.where(negatives > 0, mean, float("nan"))
         # partials hold the loss first; stats end with the mean of the negatives.
         tl.store(stats + which - 1, result / count, mask=which > 0)
@@ -269,7 +271,7 @@ def _unit_gradient(
     d = tl.zeros((BLOCK, BLOCK_D), pull.dtype)
     if sums is not None:
         for piece in range(pieces):
-            place = (piece * rows.to(tl.int64) + row)[:, None] * SUM_WIDTH + column
+            place = (piece * tl.cast(rows, tl.int64) + row)[:, None] * SUM_WIDTH + column
             d += tl.load(sums + place, mask=mask & (column < SUM_WIDTH), other=0.0)
         d *= weight[:, None]
     if partners is not None:

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
-from .tiles import dot, load_rows, narrowed
+from .tiles import load_rows, narrowed, part_of_dots, zero_dots
 
 EPS = tl.constexpr(1e-12)  # reference.EPS
 
@@ -37,10 +37,8 @@ class Rows(NamedTuple):
     def width(self) -> int:
         return self.values.shape[1]
 
-    def tile(self, kernel: str, other: Rows | None = None) -> configs.Tile:
-        """The tile of a kernel for these rows, and for products with those of another kind."""
-        kind = "tf32" if other is not None and other.kind == "tf32" else self.kind
-        return configs.tile(kernel, self.values.device, kind, self.width)
+    def tile(self, kernel: str) -> configs.Tile:
+        return configs.tile(kernel, self.values.device, self.kind, self.width)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -101,7 +99,9 @@ def _prepare_kernel(
             scaled = tl.full((BLOCK,), 1.0, tl.float64)
     else:
         # As they are. Ordinary rows keep their values; others are scaled so that any dtype holds them.
-        ordinary = (power > 1e-3) & (power < 1e3)
+        # All that float16 holds: a factor could carry its weights out of range.
+        least_power: tl.constexpr = 1e-5 if values.dtype.element_ty == tl.float16 else 1e-3
+        ordinary = (power > least_power) & (power < 1e3)
         scaled = tl.where(ordinary, 1.0 / power, 1.0).to(tl.float64)
         factor = tl.where(ordinary, 1.0, 1.0 / power).to(tl.float64)
         # Left as it is, Inf could make a score of -Inf, and a finite loss.
@@ -117,8 +117,11 @@ def _prepare_kernel(
         tl.store(place, narrowed(v, values.dtype.element_ty), mask=(row < count)[:, None])
 
 
-def prepare(sources: list[Tensor], dtype: torch.dtype, normalize: bool = True) -> Rows:
-    """The rows of all sources (n, D), one below the other, for products in `dtype`: a launch each."""
+def prepare(sources: list[Tensor], dtype: torch.dtype, anchors: Tensor, normalize: bool = True) -> Rows:
+    """The rows of all sources (n, D), one below the other, for products in `dtype`: a launch each.
+
+    anchors: the queries or views, whose dtype says what kind of products it is.
+    """
     count, dim = sum(x.shape[0] for x in sources), sources[0].shape[1]
     width = configs.padded_width(dim)
     device = sources[0].device
@@ -146,15 +149,15 @@ def prepare(sources: list[Tensor], dtype: torch.dtype, normalize: bool = True) -
             **configs.LAUNCH,
         )
         first = end
-    return Rows(values, factors, inverse_norms, dim, configs.kind(dtype, sources[0].dtype))
+    return Rows(values, factors, inverse_norms, dim, configs.kind(dtype, anchors.dtype))
 
 
-def as_they_are(x: Tensor, dtype: torch.dtype) -> Rows:
+def as_they_are(x: Tensor, dtype: torch.dtype, anchors: Tensor) -> Rows:
     """The rows of a queue: in place where the tile kernels can read them so, else a copy in `dtype`."""
     width = x.shape[1]
     if x.dtype == dtype and x.is_contiguous() and width == configs.padded_width(width) and x.data_ptr() % 16 == 0:
-        return Rows(x, None, x.new_empty(0), width, configs.kind(dtype, dtype))
-    return prepare([x], dtype, normalize=False)
+        return Rows(x, None, x.new_empty(0), width, configs.kind(dtype, anchors.dtype))
+    return prepare([x], dtype, anchors, normalize=False)
 
 
 @triton.jit
@@ -168,12 +171,13 @@ def _pair_dots_kernel(
     row = first + tl.arange(0, BLOCK)
     partner = row + offset
     partner = tl.where(partner >= count, partner - count, partner)
-    dots = tl.zeros((BLOCK, BLOCK), out.dtype.element_ty)
+    dots = zero_dots(a.dtype.element_ty, BLOCK, BLOCK)
     for depth in range(0, WIDTH, BLOCK_D):
         x = load_rows(a, first, count, depth, WIDTH, BLOCK, BLOCK_D)
         place = b + partner.to(tl.int64)[:, None] * WIDTH + depth + tl.arange(0, BLOCK_D)[None, :]
         y = tl.load(place, mask=(row < count)[:, None], other=0.0)
-        dots += dot(x, tl.trans(y), PRECISION)
+        dots += part_of_dots(x, tl.trans(y), PRECISION)
+    dots = dots.to(out.dtype.element_ty)
     diagonal = tl.arange(0, BLOCK)[:, None] == tl.arange(0, BLOCK)[None, :]
     own = tl.sum(tl.where(diagonal, dots, 0.0), 1)
     if b_factors is not None:
@@ -196,7 +200,8 @@ def pair_dots(a: Rows, b: Rows, tile: configs.Tile, offset: int = 0) -> Tensor:
         offset,
         WIDTH=a.width,
         BLOCK=tile.rows,
-        BLOCK_D=tile.depth,
+        # Two blocks of whole wide rows would not fit; the order of sums is the same.
+        BLOCK_D=min(tile.depth, 64),
         PRECISION=configs.precision(a.kind),
         **tile.options,
     )

@@ -25,10 +25,10 @@ class Scale(NamedTuple):
 
 def scale_of(temperature: float, tensor: Tensor | None, z: Tensor) -> Scale:
     """The scale of embeddings z. temperature: used where there is no 0-D tensor."""
-    if tensor is not None and z.device.type != "cpu" and tensor.device == z.device:
+    if tensor is not None and tensor.device == z.device:
         return Scale(None, tensor.detach(), BY_SCALE.value)
     if tensor is not None:
-        temperature = tensor.item()  # on the CPU: nothing to wait for
+        temperature = tensor.item()  # on the CPU, the embeddings elsewhere: nothing to wait for
     if not 1e-8 <= abs(temperature) <= 1e8:  # reference.TEMPERATURES
         temperature = math.nan
     # exp(-2 |s|) must stay a normal number for the sums to take one fixed shift.

@@ -215,6 +215,6 @@ def walk(
         BLOCK_M=tile.rows,
         BLOCK_N=tile.columns,
         BLOCK_D=tile.depth,
-        PRECISION=configs.precision(query.kind, keys.kind),
+        PRECISION=configs.precision(query.kind),
         **tile.options,
     )

@@ -63,17 +63,32 @@ def dot(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def zero_dots(dtype: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """What parts of dots are added to: as wide as `part_of_dots` is."""
+    return tl.zeros((BLOCK_M, BLOCK_N), tl.float64 if dtype == tl.float64 or INTERPRETED else tl.float32)
+
+
+@triton.jit
+def part_of_dots(a, b, PRECISION: tl.constexpr):
+    """`dot` of some columns. Devices add on in one order, however the width is cut; the interpreter must not round."""
+    if INTERPRETED:
+        return tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64)
+    else:
+        return dot(a, b, PRECISION)
+
+
+@triton.jit
 def tile_dots(
     a, a_first, a_count, b, b_first, b_count,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """<a_i, b_k> of two blocks of rows, walking along the width."""
-    dots = tl.zeros((BLOCK_M, BLOCK_N), tl.float64 if a.dtype.element_ty == tl.float64 else tl.float32)
+    dots = zero_dots(a.dtype.element_ty, BLOCK_M, BLOCK_N)
     for depth in range(0, WIDTH, BLOCK_D):
         x = load_rows(a, a_first, a_count, depth, WIDTH, BLOCK_M, BLOCK_D)
         y = load_rows(b, b_first, b_count, depth, WIDTH, BLOCK_N, BLOCK_D)
-        dots += dot(x, tl.trans(y), PRECISION)
-    return dots
+        dots += part_of_dots(x, tl.trans(y), PRECISION)
+    return dots.to(tl.float64 if a.dtype.element_ty == tl.float64 else tl.float32)
 
 
 @triton.jit

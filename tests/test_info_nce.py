@@ -269,3 +269,14 @@ def test_small_terms_beside_a_large_one(backend, form):
         arguments["negatives"][:64] = near
     # Eager counts too: the gradient of a negative that nearly is the query cancels in the normalisation.
     assert_agrees("info_nce", backend, arguments, 0.06, gradients_of(form), with_eager=True)
+
+
+@every_fused_backend("info_nce")
+@pytest.mark.parametrize("dim", [64, 100, 300])  # read where it lies, copied, and wider than registers hold
+def test_a_float16_queue_of_large_rows(backend, dim):
+    """Rows of a queue are taken as they are, up to float16's largest number."""
+    arguments = tensors("queue", 12, 7, dim, torch.float16, backend)
+    queue = arguments["negatives"].queue
+    queue *= 2000 / queue.abs().amax(1, keepdim=True)
+    gradient = upstream(12, 0, "random")
+    assert_agrees("info_nce", backend, arguments, 100.0, ["query"], "none", gradient, with_eager=True, floor=0.1)

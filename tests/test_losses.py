@@ -154,6 +154,20 @@ def test_gradcheck(case, backend, temperature):
 
 @on_every_fused_backend
 @every_case()
+@pytest.mark.parametrize("dim", [17, 300])  # wide rows may take library products, which autocast reaches
+def test_autocast_around_a_call_changes_nothing(case, backend, dim):
+    results = []
+    for enabled in (False, True):
+        arguments = leaves(arguments_of(case, backend, count=12, dim=dim), gradients_of(case))
+        with torch.autocast(device_of(backend), torch.bfloat16, enabled=enabled):
+            loss_of(case, backend, arguments).backward()
+        results.append([arguments[name].grad for name in gradients_of(case)])
+    for with_it, without in zip(*results, strict=True):
+        assert torch.equal(with_it, without)
+
+
+@on_every_fused_backend
+@every_case()
 def test_second_derivative_is_an_error(case, backend):
     arguments = leaves(arguments_of(case, backend), gradients_of(case))
     inputs = [arguments[name] for name in gradients_of(case)]

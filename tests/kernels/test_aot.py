@@ -1,12 +1,11 @@
 """The Triton kernels, compiled for devices that are not here: what they cost and that they stay within limits.
 
 Every entry of kernels/tiles.json is compiled as its launchers ask for it. The figures are written to
-build/aot.json and printed by `python -m pytest -m aot -s`.
+build/aot/*.json; `python -m bench.aot` prints them.
 """
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,13 +14,13 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from bench import aot, tune
 from ssl_fast import checks
-from ssl_fast.kernels import configs, ema, enqueue
+from ssl_fast.kernels import configs, ema, enqueue, info_nce, nt_xent
 
 pytestmark = [
     pytest.mark.aot,
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="TRITON_INTERPRET=1 compiles nothing"),
 ]
-REPORT = Path(__file__).parents[2] / "build" / "aot.json"
+REPORTS = aot.REPORTS
 # What the matrix units' instructions are called. float32 without TF32 has none but on gfx942.
 MATRIX_UNITS = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC", "sm_120": "HMMA", "gfx942": "v_mfma"}
 
@@ -34,18 +33,11 @@ def compile_afresh(tmp_path, monkeypatch):
     torch.backends.cuda.matmul.fp32_precision = before
 
 
-@pytest.fixture(scope="module")
-def report():
-    rows = []
-    yield rows
-    columns = ["device", "kind", "width", "kernel", "tile", "registers", "local", "shared", "programs", "products"]
-    print("\n" + " ".join(f"{column:>11}" for column in columns))
-    for row in rows:
-        print(" ".join(f"{row[column]!s:>11}" for column in columns))
-    REPORT.parent.mkdir(exist_ok=True)
-    part = REPORT.with_suffix(".part")
+def write_report(name: str, rows: list[dict]) -> None:
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    part = REPORTS / f"{name}.part"
     part.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
-    os.replace(part, REPORT)
+    os.replace(part, REPORTS / f"{name}.json")
 
 
 def check_limits(compiled, device):
@@ -64,7 +56,8 @@ def entries(device):
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("kind", tune.KINDS)
 @pytest.mark.parametrize("device", aot.TARGETS)
-def test_every_tile_of_the_table(device, kind, report):
+def test_every_tile_of_the_table(device, kind):
+    report = []
     for of_kind, kernel, width, tile in entries(device):
         if of_kind != kind:
             continue
@@ -74,7 +67,6 @@ def test_every_tile_of_the_table(device, kind, report):
             if kind in ("half", "tf32"):
                 assert units, f"{kernel}: no instruction of the matrix units"
             assert max(compiled.load_bits) == 128, f"{kernel}: loads of {set(compiled.load_bits)} bits"
-            assert compiled.exponentials or kind == "float64"
             report.append(
                 {
                     "device": device, "kind": kind, "width": width, "kernel": kernel, "tile": "x".join(map(str, tile)),
@@ -82,6 +74,46 @@ def test_every_tile_of_the_table(device, kind, report):
                     "programs": compiled.programs(tile.warps, device), "products": len(compiled.products),
                 }
             )  # fmt: skip
+    write_report(f"{device}-{kind}", report)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", tune.KINDS)
+@pytest.mark.parametrize("device", aot.TARGETS)
+def test_wide_rows(device, kind):
+    """Widths whose steps are pipelined, and whose gradients take chunks."""
+    tune.set_kind(kind)
+    names = set()
+    for kernel in ("exp_sums", "walk"):
+        for call in tune.calls(kernel, kind, 512)[1:2]:
+            for launch in aot.launches(call, device):
+                name = launch.kernel.fn.__name__
+                if name in names or name in ("_prepare_kernel", "_sum_kernel"):
+                    continue
+                names.add(name)
+                assert aot.compiled(launch, device).shared_bytes <= aot.SHARED_LIMIT[device], name
+    assert {"_exp_sums_kernel", "_walk_kernel", "_pair_dots_kernel", "_weights_kernel"} <= names
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("device", ["sm_90", "gfx942"])
+def test_sizes_of_one(device):
+    """Triton takes an integer argument that is 1 for a constant of the kernel, another type."""
+    z, keys, one = torch.ones(1, 1), torch.ones(1, 1), torch.ones(())
+    sums, means = torch.zeros(3, 2), torch.zeros(1, 1)
+    of_one = sums[:, :1].contiguous()
+    for call in (
+        lambda: nt_xent.nt_xent(z, z, 0.1, None, 1, True),
+        lambda: nt_xent.nt_xent_backward(one, z, z, 0.1, one, 1, sums),
+        lambda: info_nce.info_nce(z, z, keys, False, 0.1, None, 1, True, True),
+        lambda: info_nce.info_nce_backward(one, z, z, keys, False, True, 0.1, one, 1, of_one, means, True),
+        lambda: info_nce.info_nce(z, z, keys[None], True, 0.1, None, 1, True, True),
+        lambda: info_nce.info_nce_backward(one, z, z, keys[None], False, True, 0.1, one, 1, of_one, means, True),
+        lambda: enqueue.enqueue_(z, torch.zeros(1, dtype=torch.int64), keys, True),
+        lambda: ema.ema_update_([z], [keys], 0.9),
+    ):
+        for launch in aot.launches(call, device):
+            aot.compiled(launch, device)
 
 
 # The O(N D) kernels have no tiles to choose: that they compile everywhere, and what they must not do.
