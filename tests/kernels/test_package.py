@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ssl_fast import backends
+from ssl_fast import backends, kernels
 
 TRITON_OPERATORS = [name for name, able in backends.IMPLEMENTATIONS.items() if "triton" in able]
 
@@ -27,5 +27,5 @@ def test_without_triton_it_imports_and_the_backend_says_why_not():
 @pytest.mark.parametrize("operator", TRITON_OPERATORS)
 def test_each_triton_operator_has_its_module(operator):
     pytest.importorskip("triton", reason="triton is not installed")
-    module = importlib.import_module(f"ssl_fast.kernels.{operator.rstrip('_')}")
+    module = importlib.import_module(f"ssl_fast.kernels.{kernels.MODULES[operator]}")
     assert callable(getattr(module, operator))
