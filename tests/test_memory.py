@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from backends import every_fused_backend
+from backends import every_backend
 
 from bench.measure import loss_memory
 
@@ -15,13 +15,13 @@ def test_the_measure_sees_a_stored_matrix():
     assert loss_memory("nt_xent", 2048, backend="reference") > 4096**2 * 4
 
 
-@every_fused_backend("nt_xent")
+@every_backend("nt_xent", but=("reference", "triton"))  # a GPU's memory: kernels/test_losses_gpu.py
 def test_nt_xent_of_32768_rows(backend):
     # The matrix would be 4.3 GB, the inputs are 17 MB.
     assert loss_memory("nt_xent", 16384, backend=backend) < 80 * MEGABYTE
 
 
-@every_fused_backend("info_nce")
+@every_backend("info_nce", but=("reference", "triton"))
 def test_info_nce_of_a_long_queue(backend):
     # The matrix would be 67 MB. The queue is 34 MB and is not copied.
     assert loss_memory("info_nce", 256, queue_size=65536, backend=backend) < 15 * MEGABYTE
