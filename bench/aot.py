@@ -58,6 +58,7 @@ class Launch(NamedTuple):
 class Compiled:
     """What one kernel needs of one device."""
 
+    kernel: str
     registers: int  # a thread
     local_bytes: int  # a thread: spilled registers and stack
     shared_bytes: int  # a block
@@ -131,14 +132,15 @@ def compiled(launch: Launch, name: str) -> Compiled:
     """The launch's kernel, specialised and compiled for TARGETS[name]."""
     with _active(TARGETS[name]):
         kernel = launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.options)
-    return _amd(kernel) if name.startswith("gfx") else _nvidia(kernel)
+    return (_amd if name.startswith("gfx") else _nvidia)(launch.kernel.fn.__name__, kernel)
 
 
-def _nvidia(kernel) -> Compiled:
+def _nvidia(name: str, kernel) -> Compiled:
     sass = _run(triton.knobs.nvidia.nvdisasm.path, kernel.asm["cubin"], "-c")
     usage = _run(triton.knobs.nvidia.cuobjdump.path, kernel.asm["cubin"], "-res-usage")
     used = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     return Compiled(
+        kernel=name,
         registers=used["REG"],
         # Calls of float64 routines have a stack that nothing is stored to.
         local_bytes=used["STACK"] + used["LOCAL"] if re.search(r"\b(LDL|STL)\b", sass) else 0,
@@ -173,7 +175,7 @@ def _run(tool: str, binary: bytes, option: str) -> str:
     return answer.stdout
 
 
-def _amd(kernel) -> Compiled:
+def _amd(name: str, kernel) -> Compiled:
     assembly = kernel.asm["amdgcn"]
 
     def number(key: str) -> int:
@@ -186,6 +188,7 @@ def _amd(kernel) -> Compiled:
         )
 
     return Compiled(
+        kernel=name,
         registers=number("vgpr_count"),
         local_bytes=number("private_segment_fixed_size"),
         shared_bytes=number("group_segment_fixed_size"),

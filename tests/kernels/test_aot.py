@@ -69,7 +69,8 @@ def test_every_tile_of_the_table(device, kind):
             assert max(compiled.load_bits) == 128, f"{kernel}: loads of {set(compiled.load_bits)} bits"
             report.append(
                 {
-                    "device": device, "kind": kind, "width": width, "kernel": kernel, "tile": "x".join(map(str, tile)),
+                    "device": device, "kind": kind, "width": width,
+                    "kernel": compiled.kernel.strip("_").removesuffix("_kernel"), "tile": "x".join(map(str, tile)),
                     "registers": compiled.registers, "local": compiled.local_bytes, "shared": compiled.shared_bytes,
                     "programs": compiled.programs(tile.warps, device), "products": len(compiled.products),
                 }
