@@ -112,6 +112,9 @@ def assert_agrees(
     scale = abs(1 / float(temperature))
     # Losses near 0 are differences of logits up to |s|: the truth itself is off by 1e-15 |s|, or 0.
     resolution = 1e-15 * scale / BOUNDS[coarsest].loss
+    if backend == "reference" and dtypes != {torch.float64}:
+        # It subtracts float32 logits; the kernels do not, and have every digit of a loss near 0.
+        resolution = max(resolution, 1e-7 * scale / BOUNDS[coarsest].never)
     assert_close(result.loss, truth.loss, coarsest, "loss", eager.loss if widen else None, scale=resolution)
     largest = 1 / len(next(iter(arguments.values()))) if upstream is None else upstream.abs().max().item()
     for name, gradient in result.gradients.items():
