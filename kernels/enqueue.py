@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
-from .rows import EPS, largest_power
+from .rows import inverse_norm, largest_power
 from .tiles import rounded
 
 # Elements a program moves: eight a thread with four warps, two 128-bit accesses in float32.
@@ -30,10 +30,7 @@ def _inverse_norms(row, inside, dim, dim_stride, BLOCK_ROWS: tl.constexpr, BLOCK
         mask = inside[:, None] & (column < dim)[None, :]
         x = tl.load(row + column[None, :] * dim_stride, mask=mask, other=0.0).to(accumulator) * power[:, None]
         squares += tl.sum(x * x, 1).to(tl.float64)
-    norm = tl.sqrt(squares)
-    least = power.to(tl.float64) * EPS
-    inverse = 1.0 / tl.where(norm <= least, least, norm)  # a NaN norm stays
-    return power, tl.where(norm < float("inf"), inverse, float("nan")).to(accumulator)
+    return power, inverse_norm(squares, power).to(accumulator)
 
 
 @triton.jit(do_not_specialize=["size", "count"])  # a batch of another size is no reason to compile

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import configs
 from .attractions import Softmax, gradient_unit
-from .rows import EPS, Rows, largest_power
+from .rows import Rows, inverse_norm, largest_power
 from .scale import Scale
 from .similarity_lse import Partial, new_partial
 from .tiles import LN2, exp2_of, log2_scale, narrowed
@@ -38,13 +38,11 @@ def _load_keys(
     power = largest_power(tl.max(tl.abs(v), 1))
     v = (v * power[:, None]).to(accumulator)
     power = power.to(tl.float64)
-    norm = tl.sqrt(tl.sum(v * v, 1).to(tl.float64))
+    squares = tl.sum(v * v, 1)
     if NORMALIZE:
-        least = EPS * power
-        factor = 1.0 / tl.where(norm <= least, least, norm)
+        factor = inverse_norm(squares, power)
     else:
-        factor = 1.0 / power
-    factor = tl.where(norm < float("inf"), factor, float("nan"))
+        factor = tl.where(squares < float("inf"), 1.0 / power, float("nan"))
     return v, factor.to(accumulator), power
 
 

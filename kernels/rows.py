@@ -67,6 +67,15 @@ def largest_power(largest):
 
 
 @triton.jit
+def inverse_norm(squares, power):
+    """1 / max(|x|, EPS) less the factor `power`, by which x was multiplied before its squares were summed; float64."""
+    norm = tl.sqrt(squares.to(tl.float64))
+    least = power.to(tl.float64) * EPS
+    inverse = 1.0 / tl.where(norm <= least, least, norm)  # a NaN norm stays
+    return tl.where(norm < float("inf"), inverse, float("nan"))
+
+
+@triton.jit
 def _prepare_kernel(
     x, values, factors, inverse_norms, count, dim, row_stride, dim_stride,
     NORMALIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -86,11 +95,8 @@ def _prepare_kernel(
         v = _load(x, row, count, depth, dim, row_stride, dim_stride, BLOCK_D).to(accumulator)
         v = (v * power[:, None]).to(tl.float64)
         squares += tl.sum(v * v, 1)
-    norm = tl.sqrt(squares)
     if NORMALIZE:
-        least = EPS * power.to(tl.float64)
-        inverse = 1.0 / tl.where(norm <= least, least, norm)  # a NaN norm stays
-        inverse = tl.where(norm < float("inf"), inverse, float("nan"))
+        inverse = inverse_norm(squares, power)
         tl.store(inverse_norms + row, inverse * power.to(tl.float64), mask=row < count)
         if factors is None:
             scaled = inverse
@@ -105,7 +111,7 @@ def _prepare_kernel(
         scaled = tl.where(ordinary, 1.0 / power, 1.0).to(tl.float64)
         factor = tl.where(ordinary, 1.0, 1.0 / power).to(tl.float64)
         # Left as it is, Inf could make a score of -Inf, and a finite loss.
-        factor = tl.where(norm < float("inf"), factor, float("nan"))
+        factor = tl.where(squares < float("inf"), factor, float("nan"))
         if factors is None:
             scaled = scaled * factor
         else:

@@ -10,6 +10,7 @@ from evaluate import assert_agrees
 from loss_cases import CASES, arguments_of, gradients_of, leaves, loss_of, operator_of
 
 import ssl_fast
+from bench import gpu
 from ssl_fast import NegativeQueue, ema_update_, functional
 
 reason = why_not("nt_xent", "triton")
@@ -111,34 +112,16 @@ def test_a_whole_step_waits_for_nothing():
 def test_a_graph_of_a_whole_step_gives_the_same_bits():
     eager, state = step_of()
     captured, captured_state = step_of()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            captured()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured()
+    replay = gpu.graph_of(captured)
     for _ in range(3):
         eager()
     for a, b in zip(state, captured_state, strict=True):
         assert torch.equal(a, b)
     for _ in range(5):
         eager()
-        graph.replay()
+        replay()
         for a, b in zip(state, captured_state, strict=True):
             assert torch.equal(a, b)
-
-
-def added_memory(run) -> int:
-    run()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
 
 
 @pytest.mark.parametrize(("rows", "limit"), [(8192, 40e6), (131072, 1e9)])
@@ -149,7 +132,7 @@ def test_memory_is_of_the_rows_not_of_their_pairs(rows, limit):
         z1.grad = z2.grad = None
         functional.nt_xent(z1, z2, 0.1).backward()
 
-    assert added_memory(run) < limit
+    assert 1e6 * gpu.added_megabytes(run) < limit
 
 
 def test_memory_of_a_long_queue():
@@ -160,7 +143,7 @@ def test_memory_of_a_long_queue():
         query.grad = key.grad = None
         functional.info_nce(query, key, queue, 0.1).backward()
 
-    assert added_memory(run) < 40e6  # the matrix would be 268 MB
+    assert 1e6 * gpu.added_megabytes(run) < 40e6  # the matrix would be 268 MB
 
 
 def test_offsets_beyond_32_bits():
