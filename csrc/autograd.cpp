@@ -1,25 +1,11 @@
 // Autograd of the losses, in C++ because at small N the call is the cost. Only inputs and the sums
 // of the denominators are saved; the similarities are computed again in the backward pass.
 // A second backward is an error that says so, never a silent zero.
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
+#include "autograd.h"
 
 namespace {
 
-using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-using OptionalTensor = std::optional<Tensor>;
-using Three = std::tuple<Tensor, Tensor, Tensor>;
-using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-
-// An operator by name, found once.
-template <typename Signature>
-const c10::TypedOperatorHandle<Signature>& find(const char* name) {
-  static const auto handle = c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-  return handle;
-}
+using namespace ssl_fast;
 
 using NtXentSignature = Three(const Tensor&, const Tensor&, double, const OptionalTensor&, int64_t, bool);
 using NtXentBackwardSignature = Three(const Tensor&, const Tensor&, const Tensor&, double, const OptionalTensor&,
@@ -28,14 +14,6 @@ using InfoNceSignature = Four(const Tensor&, const Tensor&, const OptionalTensor
                               int64_t, bool, bool);
 using InfoNceBackwardSignature = Four(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, bool, bool,
                                       double, const OptionalTensor&, int64_t, const Tensor&, const Tensor&, bool);
-
-// Whether autograd must see this call: a tangent of forward mode too, which is an error there.
-bool tracked(const Tensor& x) {
-  return x.defined() && ((at::GradMode::is_enabled() && x.requires_grad()) || x._fw_grad(0).defined());
-}
-bool wants_gradient(const OptionalTensor& x) { return x && x->requires_grad(); }
-Tensor or_undefined(const OptionalTensor& x) { return x ? *x : Tensor(); }
-OptionalTensor optional(const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; }
 
 Three call_nt_xent(const Tensor& z1, const Tensor& z2, double temperature, const OptionalTensor& temperature_tensor,
                    int64_t reduction, bool return_stats) {
@@ -68,7 +46,7 @@ struct NtXent : torch::autograd::Function<NtXent> {
 
 Three nt_xent(const Tensor& z1, const Tensor& z2, double temperature, const OptionalTensor& temperature_tensor,
               int64_t reduction, bool return_stats) {
-  if (!tracked(z1) && !tracked(z2) && !tracked(or_undefined(temperature_tensor)))
+  if (!tracked(z1) && !tracked(z2) && !tracked(temperature_tensor))
     return call_nt_xent(z1, z2, temperature, temperature_tensor, reduction, return_stats);
   const variable_list out = NtXent::apply(z1, z2, temperature, temperature_tensor, reduction, return_stats);
   return {out[0], out[1], out[2]};
@@ -121,8 +99,8 @@ struct InfoNce : torch::autograd::Function<InfoNce> {
 Four info_nce(const Tensor& query, const Tensor& positive, const OptionalTensor& negatives, bool normalize_negatives,
               double temperature, const OptionalTensor& temperature_tensor, int64_t reduction, bool return_stats,
               bool query_gradient) {
-  if (!tracked(query) && !tracked(positive) && !tracked(or_undefined(negatives)) &&
-      !tracked(or_undefined(temperature_tensor)))
+  if (!tracked(query) && !tracked(positive) && !tracked(negatives) &&
+      !tracked(temperature_tensor))
     return call_info_nce(query, positive, negatives, normalize_negatives, temperature, temperature_tensor, reduction,
                          return_stats, query_gradient);
   const variable_list out = InfoNce::apply(query, positive, negatives, normalize_negatives, temperature,

@@ -6,7 +6,7 @@
 // sums: what the backward pass needs of the denominators; its meaning belongs to the backend.
 #include <torch/library.h>
 
-#include "cpu/losses.h"
+#include "cpu/operators.h"
 
 TORCH_LIBRARY(ssl_fast, m) {
   m.def(
@@ -31,6 +31,33 @@ TORCH_LIBRARY(ssl_fast, m) {
       " Tensor key_means, bool negatives_gradient)"
       " -> (Tensor query, Tensor positive, Tensor negatives, Tensor temperature)");
 
+  // u, v: unit rows of a (N, D) and b (M, D), or the rows as they are. lse_i = log of the sum over the k that mask
+  // allows of exp(s <u_i, v_k>), s = 1 / temperature; -inf where it allows none. mask: 0 all, 1 k != i, 2 ids differ,
+  // 3 ids equal, and k != i where b is none: then b is a, ids_a serve both and half the products do.
+  // columns: also column_lse (M) over each column. positive (N), cosine similarities: ranks (1, N), with columns
+  // (2, N), count the allowed k more similar, by the sign of s; else (0, N).
+  m.def(
+      "similarity_lse(Tensor a, Tensor? b, Tensor? ids_a, Tensor? ids_b, int mask, bool normalize_a, bool normalize_b,"
+      " bool columns, float temperature, Tensor? temperature_tensor, Tensor? positive)"
+      " -> (Tensor lse, Tensor column_lse, Tensor ranks, Tensor sums)");
+  m.def(
+      "similarity_lse_backward(Tensor gradient, Tensor? column_gradient, Tensor a, Tensor? b, Tensor? ids_a,"
+      " Tensor? ids_b, int mask, bool normalize_a, bool normalize_b, float temperature, Tensor? temperature_tensor,"
+      " Tensor sums, bool a_gradient, bool b_gradient) -> (Tensor a, Tensor b, Tensor temperature)");
+  // <u_i, v_i> of the rows that belong together, rounded as in similarity_lse: equal rows tie.
+  m.def("pair_similarity(Tensor a, Tensor b, bool normalize_a, bool normalize_b) -> Tensor");
+  m.def(
+      "pair_similarity_backward(Tensor gradient, Tensor a, Tensor b, bool normalize_a, bool normalize_b)"
+      " -> (Tensor a, Tensor b)");
+  // sums (2, N): over k != i of softplus(x_ik) and of sigmoid(x_ik), x_ik = s <u_i, v_k> + bias (0-D). ranks as above.
+  m.def(
+      "similarity_softplus(Tensor a, Tensor b, bool normalize, float temperature, Tensor? temperature_tensor,"
+      " Tensor bias, Tensor? positive) -> (Tensor sums, Tensor ranks)");
+  m.def(
+      "similarity_softplus_backward(Tensor gradient, Tensor a, Tensor b, bool normalize, float temperature,"
+      " Tensor? temperature_tensor, Tensor bias, Tensor sums, bool a_gradient, bool b_gradient)"
+      " -> (Tensor a, Tensor b, Tensor temperature, Tensor bias)");
+
   // target = momentum * target + (1 - momentum) * source; integers are copied.
   m.def("ema_update_(Tensor(a!)[] target, Tensor[] source, float momentum) -> ()");
   // Row j of keys, normalised where asked, to row (queue_ptr + j) mod K.
@@ -42,6 +69,12 @@ TORCH_LIBRARY_IMPL(ssl_fast, CPU, m) {
   m.impl("nt_xent_backward", &ssl_fast::cpu::nt_xent_backward);
   m.impl("info_nce", &ssl_fast::cpu::info_nce);
   m.impl("info_nce_backward", &ssl_fast::cpu::info_nce_backward);
+  m.impl("similarity_lse", &ssl_fast::cpu::similarity_lse);
+  m.impl("similarity_lse_backward", &ssl_fast::cpu::similarity_lse_backward);
+  m.impl("pair_similarity", &ssl_fast::cpu::pair_similarity);
+  m.impl("pair_similarity_backward", &ssl_fast::cpu::pair_similarity_backward);
+  m.impl("similarity_softplus", &ssl_fast::cpu::similarity_softplus);
+  m.impl("similarity_softplus_backward", &ssl_fast::cpu::similarity_softplus_backward);
   m.impl("ema_update_", &ssl_fast::cpu::ema_update_);
   m.impl("enqueue_", &ssl_fast::cpu::enqueue_);
 }

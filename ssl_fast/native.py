@@ -83,6 +83,47 @@ def _register_fake_kernels() -> None:
         temperature_out = temperature_gradient(query, temperature_tensor)
         return query.new_empty(query.shape), positive.new_empty(positive.shape), negatives_out, temperature_out
 
+    def given(x, wanted):
+        return x.new_empty(x.shape if wanted else 0)
+
+    @torch.library.register_fake("ssl_fast::similarity_lse")
+    def _(
+        a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, temperature, temperature_tensor, positive,
+    ):  # fmt: skip
+        rows, others = a.shape[0], b.shape[0] if columns else 0
+        ranks = a.new_empty((0 if positive is None else 1 + columns, rows), dtype=torch.int64)
+        lse, column_lse = (a.new_empty(count, dtype=wide(a)) for count in (rows, others))
+        return lse, column_lse, ranks, a.new_empty((2 if a.device.type == "cpu" else 3, rows + others), dtype=wide(a))
+
+    @torch.library.register_fake("ssl_fast::similarity_lse_backward")
+    def _(
+        gradient, column_gradient, a, b, ids_a, ids_b, mask, normalize_a, normalize_b, temperature,
+        temperature_tensor, sums, a_gradient, b_gradient,
+    ):  # fmt: skip
+        db = a.new_empty(0) if b is None else given(b, b_gradient)
+        return given(a, a_gradient), db, temperature_gradient(a, temperature_tensor)
+
+    @torch.library.register_fake("ssl_fast::pair_similarity")
+    def _(a, b, normalize_a, normalize_b):
+        return a.new_empty(a.shape[0], dtype=wide(a))
+
+    @torch.library.register_fake("ssl_fast::pair_similarity_backward")
+    def _(gradient, a, b, normalize_a, normalize_b):
+        return given(a, True), given(b, True)
+
+    @torch.library.register_fake("ssl_fast::similarity_softplus")
+    def _(a, b, normalize, temperature, temperature_tensor, bias, positive):
+        rows = a.shape[0]
+        ranks = a.new_empty((0 if positive is None else 2, rows), dtype=torch.int64)
+        return a.new_empty((2, rows), dtype=wide(a)), ranks
+
+    @torch.library.register_fake("ssl_fast::similarity_softplus_backward")
+    def _(gradient, a, b, normalize, temperature, temperature_tensor, bias, sums, a_gradient, b_gradient):
+        return (
+            given(a, a_gradient), given(b, b_gradient), temperature_gradient(a, temperature_tensor),
+            torch.empty_like(bias),
+        )  # fmt: skip
+
     @torch.library.register_fake("ssl_fast::ema_update_")
     def _(target, source, momentum):
         pass

@@ -1,5 +1,5 @@
 // The momentum update of a list of tensors, in place: t = m t + (1 - m) s, in float32 or wider.
-#include "losses.h"
+#include "operators.h"
 #include "rows.h"
 
 #include <algorithm>

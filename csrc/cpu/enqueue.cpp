@@ -1,5 +1,5 @@
 // The circular write of keys into a queue (reference.enqueue_).
-#include "losses.h"
+#include "operators.h"
 #include "rows.h"
 
 #include <cstring>

@@ -3,53 +3,21 @@
 // partner p(i): with R_i the sum over the negatives and Z_i = R_i + E_ip(i), the loss is
 // log(1 + R_i / E_ip(i)), exact near 0 too, and with a_i = g_i / Z_i and r_i = R_i / Z_i
 //   dU_i = s [ sum_{negatives k} E_ik (a_i + a_k) u_k - (g_i r_i + g_p(i) r_p(i)) u_p(i) ].
-// Where exp(-2|s|) would be no normal number, the online maximum of nt_xent_online.h takes over.
-#include "losses.h"
-#include "nt_xent_online.h"
+// Where exp(-2|s|) would be no normal number, the online maximum of online.h takes over.
+#include "blocks.h"
+#include "online.h"
+#include "operators.h"
 #include "reduction.h"
-#include "tournament.h"
 
 namespace ssl_fast::cpu {
 namespace {
 
 // Row i's partner p(i) is the same image in the other view.
 inline int64_t partner(int64_t i, int64_t n) { return i < n / 2 ? i + n / 2 : i - n / 2; }
-inline LeftOut not_negatives(int64_t n) { return {{0, n / 2, -n / 2}}; }
-
 template <typename T>
-struct Blocks {
-  const UnitRows<T>& unit;
-  const Tensor packed;
-  const T scale, shift;
-  const int64_t block, count;
-
-  Blocks(const UnitRows<T>& unit, const Scale& s)
-      : unit(unit),
-        packed(unit.packed()),
-        scale(T(s.log2_scale)),
-        shift(std::abs(scale)),
-        block(block_size(unit.n, unit.dim)),
-        count((unit.n + block - 1) / block) {}
-
-  // By the shapes alone, never by the threads: it fixes the order of sums.
-  static int64_t block_size(int64_t n, int64_t dim) {
-    const int64_t group = kernels<T>().column_group;
-    // Few short rows are one block, for one thread; few long ones are worth two threads.
-    const int64_t few = n * n * dim < 1 << 21 ? n : 48;
-    const int64_t wanted = n <= 128 ? few : n <= 1536 ? 96 : kTile;
-    return std::min(kTile, round_up(wanted, group));
-  }
-
-  int64_t first(int64_t b) const { return b * block; }
-  int64_t size(int64_t b) const { return std::min(block, unit.n - first(b)); }
-  int64_t grain() const { return ssl_fast::grain(4. * block * block * unit.dim); }
-
-  TileInput<T> tile(int64_t i, int64_t j) const {
-    const T* columns = packed.template data_ptr<T>() + first(j) * unit.dim;
-    return {unit.row(first(i)), unit.width, columns, size(i), size(j), unit.dim, scale,
-            not_negatives(unit.n).seen_from(first(i), first(j))};
-  }
-};
+Mask<T> negatives_of(const UnitRows<T>& unit) {
+  return {{{0, unit.n / 2, -unit.n / 2}}};
+}
 
 template <typename T>
 UnitRows<T> both_views(const Tensor& z1, const Tensor& z2) {
@@ -68,29 +36,6 @@ std::vector<T> pair_similarities(const UnitRows<T>& unit) {
                       out.data() + begin);
   });
   return out;
-}
-
-// log2 of R_i for all rows. counts, unless null: the negatives above the positive.
-template <typename T>
-void fixed_log_sums(const UnitRows<T>& unit, const Scale& scale, const std::vector<T>& similarities,
-                    std::vector<double>& log_sums, std::vector<int64_t>* counts) {
-  const Blocks<T> blocks(unit, scale);
-  std::vector<T> positives, sums(unit.n);
-  if (counts) {
-    positives.resize(unit.n);
-    for (int64_t i = 0; i < unit.n; i++) positives[i] = T(scale.sign()) * similarities[i % (unit.n / 2)];
-  }
-  tournament(blocks.count, blocks.grain(), [&](int64_t i, int64_t j) {
-    const int64_t r = blocks.first(i), c = blocks.first(j);
-    Ranks<T> ranks{};
-    if (counts) {
-      ranks = {positives.data() + r, positives.data() + c, counts->data() + r, counts->data() + c};
-      if (i == j) ranks.column_counts = nullptr;
-    }
-    kernels<T>().exp_sums(blocks.tile(i, j), blocks.shift, sums.data() + r, i == j ? nullptr : sums.data() + c,
-                          counts ? &ranks : nullptr);
-  });
-  for (int64_t i = 0; i < unit.n; i++) log_sums[i] = std::log2(double(sums[i])) + blocks.shift;
 }
 
 // Sum of <u_i, u_k> over all i and all k other than i and p(i), in O(N D).
@@ -115,12 +60,13 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& z1, const Tensor& z2, c
   const UnitRows<T> unit = both_views<T>(z1, z2);
   const int64_t n = unit.n;
   const std::vector<T> similarities = pair_similarities(unit);
-  std::vector<int64_t> counts(return_stats ? n : 0);
-  std::vector<double> log_sums(n), loss_rows(n);
-  if (scale.fixed_shift())
-    fixed_log_sums(unit, scale, similarities, log_sums, return_stats ? &counts : nullptr);
-  else
-    online_log_sums(unit, scale, not_negatives(n), similarities, log_sums, return_stats ? &counts : nullptr);
+  RankCounts<T> counts;
+  if (return_stats) {
+    counts.of_rows.resize(n);
+    for (int64_t i = 0; i < n; i++) counts.positives.push_back(T(scale.sign()) * similarities[i % (n / 2)]);
+  }
+  const std::vector<double> log_sums = symmetric_log_sums(unit, scale, negatives_of(unit), counts);
+  std::vector<double> loss_rows(n);
   Tensor sums = new_empty<T>({2, n});  // log2 Z_i, then r_i
   T* sum = sums.template data_ptr<T>();
   double positive_sum = 0;
@@ -133,32 +79,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& z1, const Tensor& z2, c
     sum[n + i] = T(negatives_share(x));
     positive_sum += similarity;
   }
-  Tensor stats = return_stats ? contrastive_stats<T>(loss_rows, counts, positive_sum,
+  Tensor stats = return_stats ? contrastive_stats<T>(loss_rows, counts.of_rows, positive_sum,
                                                      negative_similarity_sum(unit, positive_sum), n - 2)
                               : new_empty<T>({0});
   return {reduce<T>(loss_rows, reduction), stats, sums};
-}
-
-// Sum over row i's negatives of E_ik (a_i + a_k) u_k, a row for each row, in units of what is returned:
-// a power of two near the largest g. Times 1 / Z, up to exp(80), g itself could overflow.
-template <typename T>
-T fixed_attractions(const UnitRows<T>& unit, const Scale& scale, const std::vector<T>& g, const T* log_sums, T* du) {
-  const Blocks<T> blocks(unit, scale);
-  T largest = 0;
-  for (const T x : g) largest = std::max(largest, std::abs(x));
-  const T g_unit = largest > 0 && std::isfinite(largest) ? T(std::exp2(std::ilogb(largest))) : T(1);
-  std::vector<T> a(unit.n);
-  for (int64_t i = 0; i < unit.n; i++) a[i] = g[i] / g_unit * T(std::exp2(double(blocks.shift) - log_sums[i]));
-  const Tensor tiles = new_empty<T>({at::get_num_threads(), kTile + kTileSlack, kTile});
-  tournament(blocks.count, blocks.grain(), [&](int64_t i, int64_t j) {
-    const auto& kernel = kernels<T>();
-    T* tile = tiles.template data_ptr<T>() + at::get_thread_num() * tiles.stride(0);
-    const int64_t r = blocks.first(i), c = blocks.first(j), width = unit.width;
-    kernel.exp_weights(blocks.tile(i, j), blocks.shift, a.data() + r, a.data() + c, tile);
-    kernel.add_rows(tile, blocks.size(i), blocks.size(j), unit.row(c), width, width, du + r * width);
-    if (i != j) kernel.add_columns(tile, blocks.size(j), blocks.size(i), unit.row(r), width, width, du + c * width);
-  });
-  return g_unit;
 }
 
 template <typename T>
@@ -173,11 +97,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor
   const T* sum = sums.template data_ptr<T>();
   Tensor du = new_zeros<T>({n, unit.width});
   T* du_rows = du.template data_ptr<T>();
-  T du_unit = 1;
-  if (scale.fixed_shift())
-    du_unit = fixed_attractions(unit, scale, g, sum, du_rows);
-  else
-    online_attractions(unit, scale, not_negatives(n), g, sum, du_rows);
+  const T du_unit = symmetric_attractions(unit, scale, negatives_of(unit), g, sum, du_rows);
   const std::array<Tensor, 2> dz = {at::empty(z1.sizes(), z1.options()), at::empty(z2.sizes(), z2.options())};
   const std::array<RowWriter<T>, 2> writers = {RowWriter<T>(dz[0]), RowWriter<T>(dz[1])};
   std::vector<double> along(n);
@@ -188,7 +108,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor
       const T s = T(scale.s), pull = g[i] * sum[n + i] + g[p] * sum[n + p];
       const T* u = unit.row(p);
       for (int64_t k = 0; k < unit.dim; k++) d[k] = s * (d[k] * du_unit - pull * u[k]);
-      along[i] = kernels<T>().normalize_backward(unit.row(i), d, unit.dim, unit.inverse_norm(i));
+      along[i] = unit.backward(i, d);
       writers[i >= n / 2].write(i % (n / 2), d);
     }
   });

@@ -73,6 +73,26 @@ at::Tensor contrastive_stats(const std::vector<double>& loss_rows, const std::ve
   return out;
 }
 
+// du (n, width), d loss / d (s * u_i) of each row -> the gradient of the rows as given, into out unless that is
+// empty; du is overwritten. Returns the sum of <u_i, dU_i>: s dL/ds.
+template <typename T>
+double rows_backward(const UnitRows<T>& rows, const at::Tensor& du, T s, const at::Tensor& out) {
+  std::vector<double> along(rows.n);
+  T* first = du.template data_ptr<T>();
+  const RowWriter<T> writer(out.numel() ? out : du);
+  at::parallel_for(0, rows.n, grain(16. * rows.dim), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      T* d = first + i * rows.width;
+      for (int64_t k = 0; k < rows.dim; k++) d[k] *= s;
+      along[i] = rows.backward(i, d);
+      if (out.numel()) writer.write(i, d);
+    }
+  });
+  double sum = 0;
+  for (const double x : along) sum += x;
+  return sum;
+}
+
 // d loss / d temperature = -s * (s dL/ds), in the type of the temperature tensor.
 template <typename T>
 at::Tensor temperature_gradient(double s_dL_ds, const Scale& scale, const std::optional<at::Tensor>& tensor) {

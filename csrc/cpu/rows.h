@@ -2,6 +2,8 @@
 #pragma once
 #include "simd.h"
 
+#include <vector>
+
 #include <ATen/core/Tensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -115,22 +117,35 @@ class RowWriter {
   const int64_t dim_;
 };
 
-// Unit rows (n + slack, width), columns beyond dim and rows beyond n zero, and 1 / max(|x|, eps).
+// A row taken as it is. Inf makes it NaN, as in unit rows: a score of -Inf would be a finite loss.
+template <typename T>
+void copy_finite(const T* row, T* out, int64_t dim) {
+  if (!kernels<T>().finite(row, dim))
+    std::fill_n(out, dim, std::numeric_limits<T>::quiet_NaN());
+  else if (row != out)
+    std::copy_n(row, dim, out);
+}
+
+// Rows (n + slack, width), columns beyond dim and rows beyond n zero: unit rows and 1 / max(|x|, eps),
+// or the rows as they are.
 template <typename T>
 struct UnitRows {
   const int64_t n, dim, width;
+  const bool normalized;
   const at::Tensor rows, inverse_norms;
 
-  UnitRows(int64_t n, int64_t dim)
+  UnitRows(int64_t n, int64_t dim, bool normalize = true)
       : n(n),
         dim(dim),
         width(round_up(dim, kernels<T>().lanes)),
+        normalized(normalize),
         rows(new_empty<T>({n + kTileSlack, width})),
         inverse_norms(new_empty<T>({n})),
         data_(rows.template data_ptr<T>()),
         norms_(inverse_norms.template data_ptr<T>()) {
     std::fill(row(n), row(n + kTileSlack), T(0));
   }
+  UnitRows(const at::Tensor& x, bool normalize) : UnitRows(x.size(0), x.size(1), normalize) { fill(x, 0); }
 
   // Rows `first` and after from those of x.
   void fill(const at::Tensor& x, int64_t first) {
@@ -139,14 +154,24 @@ struct UnitRows {
     at::parallel_for(0, reader.rows, grain(8. * dim), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) {
         T* out = row(first + i);
-        norms[i] = kernels<T>().normalize(reader.row(i, out), out, dim);
+        if (normalized)
+          norms[i] = kernels<T>().normalize(reader.row(i, out), out, dim);
+        else
+          copy_finite(reader.row(i, out), out, dim);
         std::fill(out + dim, out + width, T(0));
       }
     });
   }
 
   T* row(int64_t i) const { return data_ + i * width; }
-  T inverse_norm(int64_t i) const { return norms_[i]; }
+
+  // d (dim), the gradient of row i here, becomes that of the row as given. Returns <u_i, d>.
+  T backward(int64_t i, T* d) const {
+    if (normalized) return kernels<T>().normalize_backward(row(i), d, dim, norms_[i]);
+    T along = 0;
+    kernels<T>().dots(row(i), d, width, 1, dim, &along);
+    return along;
+  }
 
   // The rows packed as columns for TileInput.
   at::Tensor packed() const {
@@ -163,6 +188,16 @@ struct UnitRows {
  private:
   T *const data_, *const norms_;
 };
+
+// <a_i, b_i> for all rows, rounded as in a tile.
+template <typename T>
+std::vector<T> pair_similarities(const UnitRows<T>& a, const UnitRows<T>& b) {
+  std::vector<T> out(a.n);
+  at::parallel_for(0, a.n, grain(8. * a.dim), [&](int64_t begin, int64_t end) {
+    kernels<T>().dots(a.row(begin), b.row(begin), a.width, end - begin, a.dim, out.data() + begin);
+  });
+  return out;
+}
 
 constexpr double kLn2 = 0.69314718055994531, kLog2E = 1.4426950408889634;
 

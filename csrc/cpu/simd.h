@@ -5,6 +5,7 @@
 // threads, and fixes the order of sums by the shapes alone.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 namespace ssl_fast {
 
@@ -26,6 +27,23 @@ struct LeftOut {
   }
 };
 
+// What ids are to the vectors: integers as wide as T.
+template <typename T>
+using Id = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+
+// The pairs of a matrix that count: those that are not left out and, where there are ids, whose ids
+// differ (or with `same` are equal). Ids of columns are readable up to a whole group beyond the last.
+template <typename T>
+struct Mask {
+  LeftOut left_out{};
+  const Id<T>*row_ids = nullptr, *column_ids = nullptr;
+  bool same = false;
+  Mask seen_from(int64_t row, int64_t column) const {
+    return {left_out.seen_from(row, column), row_ids ? row_ids + row : nullptr,
+            column_ids ? column_ids + column : nullptr, same};
+  }
+};
+
 // Rows (m, dim) against columns (n, dim) packed by pack(): scores = scale * <row, column>.
 template <typename T>
 struct TileInput {
@@ -34,7 +52,7 @@ struct TileInput {
   const T* columns;
   int64_t m, n, dim;
   T scale;  // s * log2(e): scores are in powers of two
-  LeftOut left_out{};
+  Mask<T> mask{};
 };
 
 // For each row and, unless null, column: sign(scale) * its positive's dot, and the count of those above.
@@ -70,6 +88,10 @@ struct Kernels {
   void (*exp_sums)(const TileInput<T>& in, T shift, T* row_sums, T* column_sums, const Ranks<T>* ranks);
   // tile[r][c] = E * (row_weights[r] + column_weights[c]), zero where left out.
   void (*exp_weights)(const TileInput<T>& in, T shift, const T* row_weights, const T* column_weights, T* tile);
+  // With x = score + bias: adds log2(1 + 2^x) to softplus (m) and 1 / (1 + 2^-x) to sigmoid (m), nothing where
+  // left out; ranks as above. tile[r][c] = 1 / (1 + 2^-x) * row_weights[r], zero where left out.
+  void (*softplus_sums)(const TileInput<T>& in, T bias, T* softplus, T* sigmoid, const Ranks<T>* ranks);
+  void (*sigmoid_weights)(const TileInput<T>& in, T bias, const T* row_weights, T* tile);
 
   // out (m, width) += tile (m, k) * b (k, width); out (n, width) += tile (k, n) transposed * b.
   // width is a multiple of the lanes of a vector.
@@ -85,6 +107,8 @@ struct Kernels {
   // + exp2(score - row_log_sums[r]) * row_weights[r].
   void (*softmax_weights)(T* tile, int64_t m, int64_t n, T magnitude, const T* log_sums, const T* weights,
                           const T* row_log_sums, const T* row_weights);
+  // tile[r][c] = value where the mask's ids leave a pair out.
+  void (*leave_out_ids)(const Mask<T>& mask, T* tile, int64_t m, int64_t n, T value);
   // counts[c] += rows r of column c whose dot is not <= thresholds[c] (NaN counts).
   void (*count_columns)(const T* tile, int64_t m, int64_t n, const T* thresholds, int64_t* counts);
 };

@@ -216,8 +216,8 @@ static void scores(const TileInput<T>& in, T* tile) {
 // Whether a block lies inside the tile and meets no left out entry: then nothing in it is masked.
 template <typename T, int V>
 static inline bool is_whole(const TileInput<T>& in, int64_t row, int64_t column) {
-  bool whole = row + ROWS <= in.m && column + V * kLanes<T> <= in.n;
-  for (const int64_t offset : in.left_out.offsets)
+  bool whole = row + ROWS <= in.m && column + V * kLanes<T> <= in.n && !in.mask.row_ids;
+  for (const int64_t offset : in.mask.left_out.offsets)
     whole &= row + offset + ROWS <= column || row + offset >= column + V * kLanes<T>;
   return whole;
 }
@@ -227,9 +227,13 @@ template <typename T>
 static inline IntVec<T> kept_lanes(const TileInput<T>& in, int64_t row, int64_t column) {
   const int64_t end = row < in.m ? in.n - column : 0;
   IntVec<T> kept = iota<T>() < Int<T>(end);
-  for (const int64_t offset : in.left_out.offsets) {
+  for (const int64_t offset : in.mask.left_out.offsets) {
     const int64_t out = row + offset - column;
     if (out >= 0 && out < kLanes<T>) kept &= iota<T>() != Int<T>(out);
+  }
+  if (in.mask.row_ids && row < in.m) {
+    const IntVec<T> equal = load_ids<T>(in.mask.column_ids + column) == in.mask.row_ids[row];
+    kept &= in.mask.same ? equal : ~equal;
   }
   return kept;
 }
@@ -360,6 +364,7 @@ static void add_columns(const T* tile, int64_t n, int64_t k, const T* b, int64_t
   add_product<T, true>(tile, n, k, b, b_stride, width, out);
 }
 
+#include "sigmoid_tiles.h"
 #include "softmax_columns.h"
 
 template <typename T>
@@ -374,8 +379,11 @@ static constexpr Kernels<T> kTable = {kLanes<T>,
                                       scores<T>,
                                       exp_sums<T>,
                                       exp_weights<T>,
+                                      softplus_sums<T>,
+                                      sigmoid_weights<T>,
                                       add_rows<T>,
                                       add_columns<T>,
                                       online_columns<T>,
                                       softmax_weights<T>,
+                                      leave_out_ids<T>,
                                       count_columns<T>};

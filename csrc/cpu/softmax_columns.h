@@ -47,6 +47,18 @@ static void softmax_weights(T* tile, int64_t m, int64_t n, T magnitude, const T*
 }
 
 template <typename T>
+static void leave_out_ids(const Mask<T>& mask, T* tile, int64_t m, int64_t n, T value) {
+  for (int64_t c = 0; c < n; c += kLanes<T>) {
+    const IntVec<T> column_ids = load_ids<T>(mask.column_ids + c);
+    for (int64_t r = 0; r < m; r++) {
+      T* place = tile + r * kTile + c;
+      const IntVec<T> equal = column_ids == mask.row_ids[r];
+      store<T>(place, (mask.same ? equal : ~equal) ? load(place) : splat(value));
+    }
+  }
+}
+
+template <typename T>
 static void count_columns(const T* tile, int64_t m, int64_t n, const T* thresholds, int64_t* counts) {
   for (int64_t c = 0; c < n; c += kLanes<T>) {
     const Vec<T> threshold = load(thresholds + c);

@@ -10,6 +10,7 @@ struct VecOf<float> {
   typedef float V __attribute__((vector_size(BYTES)));
   typedef float Loose __attribute__((vector_size(BYTES), aligned(4), may_alias));
   typedef int32_t I __attribute__((vector_size(BYTES)));
+  typedef int32_t LooseI __attribute__((vector_size(BYTES), aligned(4), may_alias));
   typedef uint32_t Bits __attribute__((vector_size(BYTES)));
   typedef int32_t Int;
 };
@@ -18,6 +19,7 @@ struct VecOf<double> {
   typedef double V __attribute__((vector_size(BYTES)));
   typedef double Loose __attribute__((vector_size(BYTES), aligned(8), may_alias));
   typedef int64_t I __attribute__((vector_size(BYTES)));
+  typedef int64_t LooseI __attribute__((vector_size(BYTES), aligned(8), may_alias));
   typedef uint64_t Bits __attribute__((vector_size(BYTES)));
   typedef int64_t Int;
 };
@@ -39,6 +41,10 @@ static inline Vec<T> load(const T* p) {
 template <typename T>
 static inline void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename VecOf<T>::Loose*>(p) = v;
+}
+template <typename T>
+static inline IntVec<T> load_ids(const Int<T>* p) {
+  return *reinterpret_cast<const typename VecOf<T>::LooseI*>(p);
 }
 template <typename T>
 static inline Vec<T> splat(T x) {

@@ -36,11 +36,8 @@ class Keys {
       if (normalize_) {
         const T inverse = kernels<T>().normalize(row, out, reader_.dim);
         if (inverse_norms) inverse_norms[i] = inverse;
-      } else if (!kernels<T>().finite(row, reader_.dim)) {
-        // As in normalised rows. Left as it is, Inf could make a score of -Inf, and a finite loss.
-        std::fill_n(out, reader_.dim, std::numeric_limits<T>::quiet_NaN());
-      } else if (row != out) {
-        std::copy_n(row, reader_.dim, out);
+      } else {
+        copy_finite(row, out, reader_.dim);
       }
     }
     return {scratch, width};
@@ -80,9 +77,10 @@ struct Softmax {
 
 // Puts `value` where a tile's row and column leave each other out.
 template <typename T>
-void leave_out(const LeftOut& left_out, T* tile, int64_t m, int64_t n, T value) {
-  for (const int64_t offset : left_out.offsets)
+void leave_out(const Mask<T>& mask, T* tile, int64_t m, int64_t n, T value) {
+  for (const int64_t offset : mask.left_out.offsets)
     for (int64_t r = std::max<int64_t>(0, -offset); r < m && r + offset < n; r++) tile[r * kTile + r + offset] = value;
+  if (mask.row_ids) kernels<T>().leave_out_ids(mask, tile, m, n, value);
 }
 
 // What a walk is over: queries `first` .. `first + n` of unit rows packed as columns.
@@ -91,7 +89,7 @@ struct Queries {
   const T* columns;
   int64_t first, n, dim;
   T sign, magnitude;  // of log2_scale; tiles hold sign * dot
-  LeftOut left_out;
+  Mask<T> mask;     // of keys (rows) and queries (columns)
 };
 
 // Walks keys begin .. end. weighted (n, keys.width), unless null, gathers the sum of
@@ -105,8 +103,7 @@ void walk(const Queries<T>& queries, const Keys<T>& keys, int64_t begin, int64_t
     const int64_t n = std::min(kTile, end - first);
     const auto block = keys.block(first, n, scratch);
     kernel.scores({block.rows, block.stride, queries.columns, n, queries.n, queries.dim, queries.sign}, tile);
-    leave_out(queries.left_out.seen_from(first, queries.first), tile, n, queries.n,
-              -std::numeric_limits<T>::infinity());
+    leave_out(queries.mask.seen_from(first, queries.first), tile, n, queries.n, -std::numeric_limits<T>::infinity());
     if (counts) kernel.count_columns(tile, n, queries.n, thresholds, counts);
     const bool rose = kernel.online_columns(tile, n, queries.n, queries.magnitude, softmax.maxima, softmax.tile_sums,
                                             softmax.factors);

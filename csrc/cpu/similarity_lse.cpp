@@ -1,0 +1,246 @@
+// The primitive: lse_i = log sum_k exp(s <u_i, v_k>) over the pairs that a mask leaves, and its gradient.
+// With P the softmax of the rows and Q of the columns, W_ik = g_i P_ik + h_k Q_ik:
+//   dU_i = s sum_k W_ik v_k,  dV_k = s sum_i W_ik u_i;  where v is u, dU_i gets both.
+// Three ways: rows with each other (half the products), rows and columns at once, or one walk of the rows.
+#include "ids.h"
+#include "online.h"
+#include "operators.h"
+#include "reduction.h"
+
+namespace ssl_fast::cpu {
+namespace {
+
+enum MaskKind { kAll, kNotSelf, kIdsDiffer, kIdsEqual };
+
+// What is computed, as forward and backward see it.
+struct Job {
+  const Tensor& a;
+  const OptionalTensor &b, &ids_a, &ids_b;
+  const int64_t mask;
+  const bool normalize_a, normalize_b, columns;
+  const Scale scale;
+
+  bool symmetric() const { return !b; }
+  int64_t n() const { return a.size(0); }
+  int64_t m() const { return b ? b->size(0) : n(); }
+  int64_t sums() const { return n() + (columns ? m() : 0); }
+
+  void check() const {
+    TORCH_CHECK_VALUE(a.dim() == 2 && a.numel() > 0, "a: expected the shape (N, D), not empty, got ", a.sizes());
+    TORCH_CHECK_VALUE(!b || (b->dim() == 2 && b->size(1) == a.size(1) && b->numel() > 0),
+                      "b: expected the shape (M, D) for a ", a.sizes());
+    TORCH_CHECK_VALUE(mask >= kAll && mask <= kIdsEqual, "mask: expected 0 to 3, got ", mask);
+    TORCH_CHECK_VALUE(b || !columns, "columns: expected b to be given");
+    const bool with_ids = mask >= kIdsDiffer;
+    TORCH_CHECK_VALUE(fits(ids_a, with_ids, n()) && fits(ids_b, with_ids && b, m()),
+                      "ids: expected int64 of as many rows as a and b where the mask has ids, else none");
+  }
+  static bool fits(const OptionalTensor& ids, bool wanted, int64_t count) {
+    if (!ids || !wanted) return !ids && !wanted;
+    return ids->dim() == 1 && ids->size(0) == count && ids->scalar_type() == at::kLong;
+  }
+  // Of rows a and columns b.
+  template <typename T>
+  Mask<T> mask_of(const Ids<T>& ids) const {
+    const bool not_self = mask == kNotSelf || (mask == kIdsEqual && symmetric());
+    return {{{not_self ? 0 : kNowhere, kNowhere, kNowhere}}, ids.a(), ids.b(), mask == kIdsEqual};
+  }
+};
+
+// The same pairs with rows and columns exchanged. Only the offset 0 leaves pairs out, on both sides the same.
+template <typename T>
+Mask<T> transposed(const Mask<T>& mask) {
+  return {mask.left_out, mask.column_ids, mask.row_ids, mask.same};
+}
+
+template <typename T>
+struct Forward {
+  const Job& job;
+  const Ids<T> ids;
+  const Mask<T> mask;
+  RankCounts<T> counts;
+  std::vector<double> log_sums;  // of the rows, then of the columns
+
+  Forward(const Job& job, const OptionalTensor& positive)
+      : job(job),
+        ids(job.ids_a, job.ids_b),
+        mask(job.mask_of(ids)),
+        counts(positive, job.scale, job.n(), job.columns) {
+    TORCH_CHECK_VALUE(!positive || !job.columns || job.n() == job.m(),
+                      "positive: expected as many columns as rows, got ", job.n(), " and ", job.m());
+    const UnitRows<T> rows(job.a, job.normalize_a);
+    if (job.symmetric())
+      log_sums = symmetric_log_sums(rows, job.scale, mask, counts);
+    else if (job.columns)
+      both_directions(rows);
+    else
+      walk(Meeting<T>(rows, *job.b, job.normalize_b, job.scale, transposed(mask)), counts.of_rows);
+  }
+
+  void both_directions(const UnitRows<T>& rows) {
+    const UnitRows<T> columns(*job.b, job.normalize_b);
+    if (!takes_fixed_shift(rows, job.scale) || !takes_fixed_shift(columns, job.scale)) {
+      walk({rows, columns.rows.slice(0, 0, columns.n), false, job.scale, transposed(mask)}, counts.of_rows);
+      walk({columns, rows.rows.slice(0, 0, rows.n), false, job.scale, mask}, counts.of_columns);
+      return;
+    }
+    const Blocks<T> blocks(rows, columns, job.scale, mask);
+    std::vector<T> sums(job.sums());
+    fixed_sums(blocks, sums.data(), sums.data() + rows.n, counts);
+    for (const T sum : sums) log_sums.push_back(std::log2(double(sum)) + blocks.shift);
+  }
+
+  void walk(const Meeting<T>& meeting, std::vector<int64_t>& ranks) {
+    const Walked<T> walked(meeting, false, counts.positives);
+    for (int64_t i = 0; i < meeting.n(); i++) {
+      log_sums.push_back(walked.log_sum(i));
+      if (!counts.positives.empty()) ranks[i] = walked.rank(i);
+    }
+  }
+
+  std::tuple<Tensor, Tensor, Tensor, Tensor> results() const {
+    const int64_t n = job.n(), count = job.sums();
+    Tensor lse = new_empty<T>({n}), column_lse = new_empty<T>({count - n}), sums = new_empty<T>({2, count});
+    T *high = sums.template data_ptr<T>(), *low = high + count;
+    for (int64_t i = 0; i < count; i++) {
+      const double log_sum = log_sums[i];
+      (i < n ? lse : column_lse).template data_ptr<T>()[i < n ? i : i - n] = T(log_sum * kLn2);
+      // A row without pairs has no weights: any finite number does. What rounding takes from a sum of
+      // |s| = 1000 would be in all weights: it is kept too.
+      const double whole = std::isinf(log_sum) ? 0 : log_sum;
+      high[i] = T(whole);
+      low[i] = T(whole - high[i]);
+    }
+    return {lse, column_lse, counts.tensor(n), sums};
+  }
+};
+
+template <typename T>
+struct Backward {
+  const Job& job;
+  const Ids<T> ids;
+  const Mask<T> mask;
+  const bool a_gradient, b_gradient;
+  const T *high, *low;
+  std::vector<T> weights;  // upstream gradients of rows, then of columns, less what rounding took from the sums
+  Tensor da, db;
+  double s_dL_ds = 0;
+
+  Backward(const Job& job, const Tensor& gradient, const OptionalTensor& column_gradient, const Tensor& sums,
+           bool a_gradient, bool b_gradient, bool temperature_gradient)
+      : job(job),
+        ids(job.ids_a, job.ids_b),
+        mask(job.mask_of(ids)),
+        a_gradient(a_gradient),
+        b_gradient(b_gradient && job.b),
+        high(sums.template data_ptr<T>()),
+        low(high + job.sums()),
+        weights(row_gradients<T>(gradient, kNone, job.n())),
+        da(at::empty({0}, job.a.options())),
+        db(at::empty({0}, (job.b ? *job.b : job.a).options())) {
+    if (job.columns) {
+      const std::vector<T> h = row_gradients<T>(*column_gradient, kNone, job.m());
+      weights.insert(weights.end(), h.begin(), h.end());
+    }
+    for (size_t i = 0; i < weights.size(); i++) weights[i] *= T(std::exp2(-double(low[i])));
+    if (a_gradient) da = at::empty(job.a.sizes(), job.a.options());
+    if (this->b_gradient) db = at::empty(job.b->sizes(), job.b->options());
+    const UnitRows<T> rows(job.a, job.normalize_a);
+    const bool for_rows = a_gradient || temperature_gradient;
+    if (job.symmetric()) {
+      const Tensor du = new_zeros<T>({rows.n, rows.width});
+      const T unit = symmetric_attractions(rows, job.scale, mask, weights, high, du.template data_ptr<T>());
+      s_dL_ds = rows_backward(rows, du, T(job.scale.s) * unit, da) / 2;  // each pair from both sides
+    } else if (job.columns) {
+      both_directions(rows, for_rows);
+    } else {
+      one_direction(rows, for_rows);
+    }
+  }
+
+  void both_directions(const UnitRows<T>& rows, bool for_rows) {
+    const UnitRows<T> columns(*job.b, job.normalize_b);
+    const Tensor du = new_zeros<T>({for_rows ? rows.n : 0, rows.width});
+    const Tensor dv = new_zeros<T>({b_gradient ? columns.n : 0, rows.width});
+    T *d_rows = for_rows ? du.template data_ptr<T>() : nullptr, *d_columns = b_gradient ? dv.template data_ptr<T>() : nullptr;
+    const T* g = weights.data();
+    T unit = 1;
+    if (takes_fixed_shift(rows, job.scale) && takes_fixed_shift(columns, job.scale)) {
+      const Blocks<T> blocks(rows, columns, job.scale, mask);
+      unit = gradient_unit(weights);
+      std::vector<T> w(weights.size());
+      for (size_t i = 0; i < w.size(); i++) w[i] = g[i] / unit * T(std::exp2(double(blocks.shift) - high[i]));
+      add_attractions(blocks, d_rows, d_columns, [&](const TileInput<T>& in, int64_t r, int64_t c, T* tile) {
+        kernels<T>().exp_weights(in, blocks.shift, w.data() + r, w.data() + rows.n + c, tile);
+      });
+    } else {
+      const SoftmaxWeights<T> of_rows{high, g}, of_columns{high + rows.n, g + rows.n};
+      const Tensor row_keys = rows.rows.slice(0, 0, rows.n), column_keys = columns.rows.slice(0, 0, columns.n);
+      if (d_rows)
+        query_attractions<T>({rows, column_keys, false, job.scale, transposed(mask)}, of_rows, of_columns, d_rows);
+      if (d_columns) query_attractions<T>({columns, row_keys, false, job.scale, mask}, of_columns, of_rows, d_columns);
+    }
+    const T s = T(job.scale.s) * unit;
+    if (for_rows) s_dL_ds = rows_backward(rows, du, s, da);
+    if (b_gradient) rows_backward(columns, dv, s, db);
+  }
+
+  void one_direction(const UnitRows<T>& rows, bool for_rows) {
+    const Meeting<T> meeting(rows, *job.b, job.normalize_b, job.scale, transposed(mask));
+    const SoftmaxWeights<T> of_rows{high, weights.data()};
+    if (for_rows) {
+      const Tensor du = new_zeros<T>({rows.n, rows.width});
+      query_attractions(meeting, of_rows, {}, du.template data_ptr<T>());
+      s_dL_ds = rows_backward(rows, du, T(job.scale.s), da);
+    }
+    if (!b_gradient) return;
+    const RowWriter<T> writer(db);
+    const T s = T(job.scale.s);
+    key_attractions<T>(meeting, of_rows, {}, [&](int64_t, int64_t first, int64_t count, const auto& block,
+                                                 const T* inverse_norms, T* sums) {
+      for (int64_t j = 0; j < count; j++) {
+        T* row = sums + j * rows.width;
+        for (int64_t d = 0; d < rows.dim; d++) row[d] *= s;
+        if (job.normalize_b)
+          kernels<T>().normalize_backward(block.rows + j * block.stride, row, rows.dim, inverse_norms[j]);
+        writer.write(first + j, row);
+      }
+    });
+  }
+};
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_lse(const Tensor& a, const OptionalTensor& b,
+                                                          const OptionalTensor& ids_a, const OptionalTensor& ids_b,
+                                                          int64_t mask, bool normalize_a, bool normalize_b,
+                                                          bool columns, double temperature,
+                                                          const OptionalTensor& temperature_tensor,
+                                                          const OptionalTensor& positive) {
+  const Job job{a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, Scale(temperature, temperature_tensor)};
+  job.check();
+  return a.scalar_type() == at::kDouble ? Forward<double>(job, positive).results()
+                                        : Forward<float>(job, positive).results();
+}
+
+std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward(
+    const Tensor& gradient, const OptionalTensor& column_gradient, const Tensor& a, const OptionalTensor& b,
+    const OptionalTensor& ids_a, const OptionalTensor& ids_b, int64_t mask, bool normalize_a, bool normalize_b,
+    double temperature, const OptionalTensor& temperature_tensor, const Tensor& sums, bool a_gradient,
+    bool b_gradient) {
+  const Job job{a,           b,           ids_a,          ids_b,
+                mask,        normalize_a, normalize_b,    column_gradient.has_value(),
+                Scale(temperature, temperature_tensor)};
+  job.check();
+  check_upstream(gradient, kNone, job.n());
+  if (column_gradient) check_upstream(*column_gradient, kNone, job.m());
+  const auto run = [&]<typename T>() -> std::tuple<Tensor, Tensor, Tensor> {
+    check_saved<T>("sums", sums, {2, job.sums()});
+    const Backward<T> result(job, gradient, column_gradient, sums, a_gradient, b_gradient,
+                             temperature_tensor.has_value());
+    return {result.da, result.db, temperature_gradient<T>(result.s_dL_ds, job.scale, temperature_tensor)};
+  };
+  return a.scalar_type() == at::kDouble ? run.template operator()<double>() : run.template operator()<float>();
+}
+
+}  // namespace ssl_fast::cpu
