@@ -2,19 +2,44 @@
 
 from . import functional, native, reference
 from .backends import backend
-from .losses import InfoNCELoss, NTXentLoss
+from .bank import MemoryBank
+from .losses import (
+    ClipLoss,
+    DCLLoss,
+    DCLWLoss,
+    HardNegativeNTXentLoss,
+    InfoNCELoss,
+    InstanceDiscriminationLoss,
+    LearnableTemperature,
+    MoCoV3Loss,
+    MultiPositiveInfoNCELoss,
+    NTXentLoss,
+    SigLipLoss,
+    SupConLoss,
+)
 from .momentum import ema_update_
 from .queue import NegativeQueue
-from .reference import ContrastiveStats
+from .rows import ContrastiveStats
 from .warm import warmup
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClipLoss",
     "ContrastiveStats",
+    "DCLLoss",
+    "DCLWLoss",
+    "HardNegativeNTXentLoss",
     "InfoNCELoss",
+    "InstanceDiscriminationLoss",
+    "LearnableTemperature",
+    "MemoryBank",
+    "MoCoV3Loss",
+    "MultiPositiveInfoNCELoss",
     "NTXentLoss",
     "NegativeQueue",
+    "SigLipLoss",
+    "SupConLoss",
     "backend",
     "ema_update_",
     "functional",

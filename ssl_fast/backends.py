@@ -19,6 +19,9 @@ DEVICE = {"cpu": "cpu", "triton": "cuda", "cuda": "cuda"}
 IMPLEMENTATIONS = {
     "nt_xent": ("cpu", "triton"),
     "info_nce": ("cpu", "triton"),
+    "similarity_lse": ("cpu", "triton"),
+    "pair_similarity": ("cpu", "triton"),
+    "similarity_softplus": ("cpu", "triton"),
     "ema_update_": ("cpu", "triton"),
     "enqueue_": ("cpu", "triton"),
 }

@@ -5,12 +5,15 @@ from __future__ import annotations
 import numbers
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .reference import TEMPERATURES
+from .rows import TEMPERATURES
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 REDUCTIONS = ("none", "mean", "sum")
+FORMS = ("out", "in")  # of losses with several positives: their mean outside or inside the log
+# What the middle dimension of a 3-D argument counts.
+_GROUPS = {"negatives": "negatives", "positives": "positives", "features": "views"}
 
 
 def embeddings(name: str, x, dims: tuple[int, ...] = (2,)) -> None:
@@ -18,7 +21,7 @@ def embeddings(name: str, x, dims: tuple[int, ...] = (2,)) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(x).__name__}")
     if x.dim() not in dims:
-        expected = " or ".join({2: "(rows, dim)", 3: "(rows, negatives, dim)"}[d] for d in dims)
+        expected = " or ".join({2: "(rows, dim)", 3: f"(rows, {_GROUPS.get(name)}, dim)"}[d] for d in dims)
         raise ValueError(f"{name}: expected shape {expected}, got {tuple(x.shape)}")
     if x.dtype not in FLOATS:
         raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {x.dtype}")
@@ -42,29 +45,74 @@ def pair(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
     same_device(name, x, other_name, other)
 
 
-def temperature(value, device: torch.device | None = None) -> None:
+def temperature(value, device: torch.device | None = None):
     """A number whose size is in TEMPERATURES, or a 0-D float tensor (whose value is not read: no sync).
 
+    A module is called for its value first (`LearnableTemperature`). Returns the number or tensor.
     device: of the embeddings, where they are known; a tensor lies there or on the CPU.
     """
+    if isinstance(value, nn.Module):
+        value = value()
+    scalar("temperature", value, device)
+    # Comparisons only: torch.compile traces through here.
+    if not isinstance(value, Tensor) and not TEMPERATURES[0] <= abs(value) <= TEMPERATURES[1]:
+        raise ValueError(f"temperature: expected a number whose size is from 1e-8 to 1e8, got {value}")
+    return value
+
+
+def scalar(name: str, value, device: torch.device | None = None) -> None:
+    """A number, or a 0-D float tensor on the embeddings' device or the CPU."""
     if isinstance(value, Tensor):
         if device is not None and value.device != device and value.device.type != "cpu":
-            raise ValueError(f"temperature: expected device {device} or cpu, got {value.device}")
+            raise ValueError(f"{name}: expected device {device} or cpu, got {value.device}")
         if value.dim() != 0 or value.dtype not in FLOATS:
             raise ValueError(
-                f"temperature: expected a number or a 0-D float tensor, got shape {tuple(value.shape)}, {value.dtype}"
+                f"{name}: expected a number or a 0-D float tensor, got shape {tuple(value.shape)}, {value.dtype}"
             )
-        return
+    elif isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a number or a 0-D float tensor, got {type(value).__name__}")
+
+
+def sizes(**values) -> None:
+    """Ints of at least 1, by their names."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
+def float_dtype(name: str, value) -> None:
+    if value not in FLOATS:
+        raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {value}")
+
+
+def number(name: str, value, least: float, below: float = float("inf")) -> None:
+    """A number from `least` up to but not including `below`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"temperature: expected a number or a 0-D float tensor, got {type(value).__name__}")
-    # Comparisons only: torch.compile traces through here.
-    if not TEMPERATURES[0] <= abs(value) <= TEMPERATURES[1]:
-        raise ValueError(f"temperature: expected a number whose size is from 1e-8 to 1e8, got {value}")
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not least <= value < below:
+        raise ValueError(f"{name}: expected a number of at least {least} and below {below}, got {value}")
+
+
+def ids(name: str, x, shape: tuple[int, ...], other_name: str, other: Tensor) -> None:
+    """Integers that belong to the rows of `other`, of any values."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {type(x).__name__}")
+    if x.dtype.is_floating_point or x.dtype.is_complex or x.dtype == torch.bool:
+        raise TypeError(f"{name}: expected integers, got {x.dtype}")
+    if tuple(x.shape) != shape:
+        raise ValueError(f"{name}: expected shape {shape} for {other_name}, got {tuple(x.shape)}")
+    same_device(name, x, other_name, other)
+
+
+def choice(name: str, value, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
 
 
 def reduction(value) -> None:
-    if value not in REDUCTIONS:
-        raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {value!r}")
+    choice("reduction", value, REDUCTIONS)
 
 
 def momentum(value) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from . import backends, checks, reference
+from . import backends, checks, reference, rows
 
 
 class NegativeQueue(nn.Module):
@@ -21,16 +21,9 @@ class NegativeQueue(nn.Module):
 
     def __init__(self, size: int, dim: int, dtype: torch.dtype = torch.float32, seed: int | None = None):
         super().__init__()
-        for name, value in (("size", size), ("dim", dim)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
-        if dtype not in checks.FLOATS:
-            raise TypeError(f"dtype: expected float32, float64, bfloat16 or float16, got {dtype}")
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        rows = reference.unit_rows(torch.randn(size, dim, generator=generator))
-        self.register_buffer("queue", rows.to(dtype))
+        checks.sizes(size=size, dim=dim)
+        checks.float_dtype("dtype", dtype)
+        self.register_buffer("queue", rows.random_unit_rows(size, dim, seed).to(dtype))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
 
     @torch.no_grad()

@@ -3,89 +3,36 @@
 Same names and signatures as `ssl_fast.functional`, but arguments are not checked here and the
 similarity matrix is stored. These functions are also what runs where no kernel is built.
 
-Notation: u_i = x_i / max(|x_i|, EPS), s = 1 / temperature (any sign, not zero).
+Notation: u_i = x_i / max(|x_i|, EPS), s = 1 / temperature (rows.py).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
 
 import torch
 from torch import Tensor
 
-EPS = 1e-12
-# Sizes of a temperature. Beyond these, logits in float32 are rounding noise or all equal.
-TEMPERATURES = (1e-8, 1e8)
+from .rows import (
+    ContrastiveStats,
+    finite_rows,
+    in_range,
+    reduce,
+    reduce_with_positives,
+    softplus,
+    stats_of,
+    unit_rows,
+    views_of,
+)
 
 
-class ContrastiveStats(NamedTuple):
-    """How well the batch separates positives from negatives; four 0-D tensors without gradient.
-
-    top1, top5: share of anchors whose positive is (among) the 1 / 5 most similar candidates,
-    where similarity counts with the sign of the temperature and ties go to the positive.
-    positive_similarity, negative_similarity: mean cosine similarity of anchor-positive pairs and
-    of anchor-negative pairs (NaN where there is no negative).
-    """
-
-    top1: Tensor
-    top5: Tensor
-    positive_similarity: Tensor
-    negative_similarity: Tensor
-
-
-def upcast(x: Tensor) -> Tensor:
-    """float16 and bfloat16 become float32; a float16 gradient saturates instead of becoming Inf.
-
-    The gradient of a zero row is dU / EPS, which float16 cannot hold.
-    """
-    if x.dtype not in (torch.float16, torch.bfloat16):
-        return x
-    x32 = x.float()
-    if x.dtype == torch.float16 and x32.requires_grad:
-        largest = torch.finfo(torch.float16).max
-        x32.register_hook(lambda gradient: gradient.clamp(-largest, largest))
-    return x32
-
-
-def unit_rows(x: Tensor) -> Tensor:
-    """u = x / max(|x|, EPS) along the last dimension, in float32 or wider.
-
-    The row is first divided by its largest entry, so that no finite row overflows its norm. A row
-    that holds Inf becomes NaN.
-    """
-    x = upcast(x)
-    largest = x.detach().abs().amax(dim=-1, keepdim=True)
-    # Rows of ordinary size are left alone: their norm is taken directly, as everyone does.
-    size = torch.where(largest > 1e15, largest, torch.ones_like(largest))
-    x = x / size
-    # x / size is in [-1, 1] or the row is ordinary; EPS shrinks with it.
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / torch.maximum(norm, EPS / size)
-
-
-def in_range(temperature):
-    """A tensor's value outside TEMPERATURES becomes NaN; numbers are checked by the public functions."""
-    if not isinstance(temperature, Tensor):
-        return temperature
-    size = temperature.abs()
-    return torch.where((size >= TEMPERATURES[0]) & (size <= TEMPERATURES[1]), temperature, float("nan"))
-
-
-def reduce(loss_rows: Tensor, reduction: str) -> Tensor:
-    """The mean or the sum of the rows' losses (N,), or the rows themselves."""
-    if reduction == "mean":
-        return loss_rows.mean()
-    return loss_rows.sum() if reduction == "sum" else loss_rows
-
-
-def _stats(loss_rows: Tensor, ranks: Tensor, positive: Tensor, negative_sum: Tensor, negatives: int):
-    # A NaN row has no rank: NaN - NaN carries it into the shares.
-    nan_or_zero = (loss_rows - loss_rows).detach()
-    top1 = ((ranks < 1) + nan_or_zero).mean()
-    top5 = ((ranks < 5) + nan_or_zero).mean()
-    rows = positive.numel()
-    negative_mean = negative_sum.sum() / (rows * negatives) if negatives else positive.new_tensor(float("nan"))
-    return ContrastiveStats(top1, top5, positive.mean(), negative_mean)
+@torch.no_grad()
+def _stats(loss_rows: Tensor, similarity: Tensor, best: Tensor, positive_mean: Tensor, negative: Tensor, temperature):
+    """Of a matrix (anchors, candidates). negative: a mask. best: similarity of each anchor's best positive."""
+    scores, threshold = similarity / temperature, best[:, None] / temperature
+    ranks = ((scores > threshold) & negative).sum(1)
+    negative_mean = similarity.masked_fill(~negative, 0).sum() / negative.sum()
+    return stats_of(loss_rows, ranks, positive_mean, negative_mean)
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature=0.1, reduction: str = "mean", return_stats: bool = False):
@@ -105,11 +52,9 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature=0.1, reduction: str = "mean", re
     loss = reduce(loss_rows, reduction)
     if not return_stats:
         return loss
-    with torch.no_grad():
-        ranks = (logits > positive_logits).sum(1)
-        positive = similarity.gather(1, partner[:, None])[:, 0]
-        negative_sum = similarity.masked_fill(itself, 0).sum(1) - positive
-        return loss, _stats(loss_rows, ranks, positive, negative_sum, rows - 2)
+    positive = similarity.gather(1, partner[:, None])[:, 0]
+    negative = ~itself & (partner[:, None] != torch.arange(rows, device=u.device))
+    return loss, _stats(loss_rows, similarity, positive, positive.mean(), negative, temperature)
 
 
 def info_nce(
@@ -119,37 +64,37 @@ def info_nce(
     temperature=0.1,
     reduction: str = "mean",
     return_stats: bool = False,
+    exclude=None,
 ):
     """InfoNCE (van den Oord et al. 2018, eq. 4; MoCo, He et al. 2020, eq. 1), one loss a query.
 
     loss_i = log(exp(s <q_i, k_i>) + sum_j exp(s <q_i, n_j>)) - s <q_i, k_i>. The n_j are the other
     positives (negatives=None), the rows of a tensor (M, D), row i's own rows of a tensor (N, M, D),
     or the rows of a NegativeQueue, which are taken as they are; all else is normalised here.
+    exclude: (ids of the queries, ids of the negatives); those with the query's id are left out.
     """
     temperature = in_range(temperature)
     q, k = unit_rows(query), unit_rows(positive)
     positive_similarity = (q * k).sum(1)
     if negatives is None:
         similarity = q @ k.T
-        itself = torch.eye(q.shape[0], dtype=torch.bool, device=q.device)
-        # The positive's column is the first one below, as it is for explicit negatives.
-        negative_logits = (similarity / temperature).masked_fill(itself, float("-inf"))
-        similarity = similarity.masked_fill(itself, 0)
-        count = q.shape[0] - 1
+        negative = ~torch.eye(q.shape[0], dtype=torch.bool, device=q.device)
     else:
         n = normalized_negatives(negatives).to(q.dtype)
         similarity = q @ n.T if n.dim() == 2 else (n @ q[:, :, None])[:, :, 0]
-        negative_logits = similarity / temperature
-        count = similarity.shape[1]
+        negative = torch.ones_like(similarity, dtype=torch.bool)
+    if exclude is not None:
+        negative = negative & (exclude[0][:, None] != exclude[1])
+    # The positive's column is the first one, in batch too.
     positive_logits = positive_similarity[:, None] / temperature
+    negative_logits = (similarity / temperature).masked_fill(~negative, float("-inf"))
     logits = torch.cat([positive_logits, negative_logits], 1)
     loss_rows = logits.logsumexp(1) - positive_logits[:, 0]
     loss = reduce(loss_rows, reduction)
     if not return_stats:
         return loss
-    with torch.no_grad():
-        ranks = (negative_logits > positive_logits).sum(1)
-        return loss, _stats(loss_rows, ranks, positive_similarity, similarity.sum(1), count)
+    positive_mean = positive_similarity.detach().mean()
+    return loss, _stats(loss_rows, similarity, positive_similarity, positive_mean, negative, temperature)
 
 
 def normalized_negatives(negatives) -> Tensor:
@@ -157,9 +102,305 @@ def normalized_negatives(negatives) -> Tensor:
     if isinstance(negatives, Tensor):
         return unit_rows(negatives)
     # Cloned because MoCo enqueues between the loss and its backward, and autograd keeps this.
-    rows = upcast(negatives.queue.clone())
-    # As in `unit_rows`. Left as it is, Inf could make a logit of -Inf, and a finite loss.
-    return rows.masked_fill(~rows.isfinite().all(-1, keepdim=True), float("nan"))
+    return finite_rows(negatives.queue.clone())
+
+
+def _allowed(a: Tensor, b: Tensor, exclude, only) -> Tensor:
+    """The mask (N, M) of the pairs that count."""
+    itself = torch.arange(len(a), device=a.device)[:, None] == torch.arange(len(b), device=a.device)
+    if only is not None:
+        same = only[0][:, None] == only[1]
+        return same & ~itself if a is b else same
+    if exclude is None:
+        return torch.ones_like(itself)
+    return ~itself if exclude == "self" else exclude[0][:, None] != exclude[1]
+
+
+def similarity_lse(a: Tensor, b: Tensor, scale=10.0, exclude=None, only=None, normalize: bool = True, columns=False):
+    """lse_i = log sum_k exp(scale <u_i, v_k>) over the allowed k; -Inf where there is none.
+
+    Allowed are all k; with exclude="self" k != i; with exclude=(ids of a, ids of b) those whose id
+    differs; with `only` those whose id is equal and, where b is a, k != i. columns: of each column too.
+    """
+    u = unit_rows(a) if normalize else finite_rows(a)
+    v = u if b is a else (unit_rows(b) if normalize else finite_rows(b)).to(u.dtype)
+    if isinstance(scale, Tensor):
+        scale = 1 / in_range(1 / scale)
+    logits = (scale * (u @ v.T)).masked_fill(~_allowed(a, b, exclude, only), float("-inf"))
+    return (logits.logsumexp(1), logits.logsumexp(0)) if columns else logits.logsumexp(1)
+
+
+def supcon(
+    features: Tensor,
+    labels=None,
+    temperature=0.1,
+    form: str = "out",
+    count_without_positive: bool = True,
+    reduction: str = "mean",
+    return_stats: bool = False,
+):
+    """Supervised contrastive loss (Khosla et al. 2020): positives averaged outside (eq. 2) or inside the log (eq. 3).
+
+    With P(i) the other rows of i's label: out: log sum_{k != i} exp(s <u_i, u_k>) - mean_{p in P(i)} s <u_i, u_p>;
+    in: log sum_{k != i} exp(s <u_i, u_k>) - log mean_{p in P(i)} exp(s <u_i, u_p>). Without positives 0.
+    """
+    temperature = in_range(temperature)
+    rows, labels = views_of(features, labels)
+    u = unit_rows(rows)
+    itself = torch.eye(len(u), dtype=torch.bool, device=u.device)
+    same = labels[:, None] == labels
+    positive, count = same & ~itself, same.sum(1) - 1
+    similarity = u @ u.T
+    logits = similarity / temperature
+    whole = logits.masked_fill(itself, float("-inf")).logsumexp(1)
+    if form == "out":
+        attraction = logits.masked_fill(~positive, 0).sum(1) / count
+    else:
+        attraction = logits.masked_fill(~positive, float("-inf")).logsumexp(1) - count.log()
+    # A row that is NaN stays NaN.
+    loss_rows = torch.where((count > 0) | whole.isnan(), whole - attraction, 0)
+    loss = reduce_with_positives(loss_rows, count, reduction, count_without_positive)
+    if not return_stats:
+        return loss
+    sign = torch.sign(1 / torch.as_tensor(temperature, device=u.device))
+    best = sign * (sign * similarity).masked_fill(~positive, float("-inf")).amax(1)
+    positive_mean = similarity.detach().masked_fill(~positive, 0).sum() / count.sum()
+    return loss, _stats(loss_rows, similarity, best, positive_mean, ~same, temperature)
+
+
+def _two_views(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(unit rows (2N, D), the partner's row of each, the mask of its negatives)."""
+    u = unit_rows(torch.cat([z1, z2]))
+    place = torch.arange(len(u), device=u.device)
+    image = place % len(z1)
+    return u, place.roll(len(z1)), image[:, None] != image
+
+
+def von_mises_fisher_weights(similarity: Tensor, sigma: float) -> Tensor:
+    """2 - N softmax(<u_i, v_i> / sigma) of N pairs, without gradient (Yeh et al. 2022, eq. 7)."""
+    return 2 - len(similarity) * (similarity.detach() / sigma).softmax(0)
+
+
+def dcl(
+    z1: Tensor, z2: Tensor, temperature=0.1, sigma: float | None = None, reduction: str = "mean", return_stats=False
+):
+    """Decoupled contrastive loss (Yeh et al. 2022, eq. 6) over the 2N rows of two views: the positive leaves the sum.
+
+    loss_i = log sum_{k != i, p(i)} exp(s <u_i, u_k>) - w_i s <u_i, u_p(i)>, w_i = 1 or, with sigma, DCLW's weight.
+    """
+    temperature = in_range(temperature)
+    u, partner, negative = _two_views(z1, z2)
+    similarity = u @ u.T
+    positive = similarity.gather(1, partner[:, None])[:, 0]
+    weights = 1 if sigma is None else von_mises_fisher_weights(positive[: len(z1)], sigma).repeat(2)
+    logits = (similarity / temperature).masked_fill(~negative, float("-inf"))
+    loss_rows = logits.logsumexp(1) - weights * positive / temperature
+    loss = reduce(loss_rows, reduction)
+    if not return_stats:
+        return loss
+    return loss, _stats(loss_rows, similarity, positive, positive.detach().mean(), negative, temperature)
+
+
+def hard_negative_nt_xent(
+    z1: Tensor,
+    z2: Tensor,
+    temperature=0.5,
+    beta: float = 1.0,
+    tau_plus: float = 0.0,
+    reduction: str = "mean",
+    return_stats: bool = False,
+):
+    """Contrastive loss with hard negatives (Robinson et al. 2021, eq. 4 and section 3.2) over the 2N rows of two views.
+
+    With n the M = 2N - 2 negatives' exp(s <u_i, u_k>) and p the positive's: loss_i = log(1 + G / p),
+    G = max(M (mean(n^(1 + beta)) / mean(n^beta) - tau_plus p) / (1 - tau_plus), M exp(-|s|)).
+    """
+    temperature = in_range(temperature)
+    u, partner, negative = _two_views(z1, z2)
+    similarity = u @ u.T
+    positive = similarity.gather(1, partner[:, None])[:, 0]
+    logits = (similarity / temperature).masked_fill(~negative, float("-inf"))
+    # beta of 0: the log of the number of negatives.
+    tilted = (beta * logits.masked_fill(~negative, 0)).masked_fill(~negative, float("-inf")).logsumexp(1)
+    log_mean = ((1 + beta) * logits).logsumexp(1) - tilted
+    loss_rows = hard_negative_rows(log_mean, positive / temperature, 1 / temperature, len(u) - 2, tau_plus)
+    loss = reduce(loss_rows, reduction)
+    if not return_stats:
+        return loss
+    return loss, _stats(loss_rows, similarity, positive, positive.detach().mean(), negative, temperature)
+
+
+def hard_negative_rows(log_mean: Tensor, positive_logits: Tensor, scale, negatives: int, tau_plus: float) -> Tensor:
+    """log(1 + G / p) of each row, from the log of the negatives' reweighted mean."""
+    shift = abs(scale)  # both exponentials below are at most 1
+    if tau_plus:
+        mean = ((log_mean - shift).exp() - tau_plus * (positive_logits - shift).exp()) / (1 - tau_plus)
+        log_mean = mean.clamp_min(torch.finfo(mean.dtype).tiny).log() + shift
+    log_mean = torch.maximum(log_mean, torch.zeros_like(log_mean) - shift)
+    return softplus(log_mean + math.log(negatives) - positive_logits)
+
+
+def clip(a: Tensor, b: Tensor, temperature=0.07, normalize: bool = True, reduction: str = "mean", return_stats=False):
+    """CLIP's symmetric loss (Radford et al. 2021, fig. 3): each row of a against all of b, and of b against all of a.
+
+    2N losses, log sum_k exp(s <u_i, v_k>) - s <u_i, v_i> first, then log sum_k exp(s <u_k, v_i>) - s <u_i, v_i>.
+    """
+    temperature = in_range(temperature)
+    prepared = unit_rows if normalize else finite_rows
+    similarity = prepared(a) @ prepared(b).T
+    logits, positive = similarity / temperature, similarity.diagonal().repeat(2)
+    loss_rows = torch.cat([logits.logsumexp(1), logits.logsumexp(0)]) - positive / temperature
+    loss = reduce(loss_rows, reduction)
+    if not return_stats:
+        return loss
+    negative = ~torch.eye(len(a), dtype=torch.bool, device=a.device).repeat(2, 1)
+    both = torch.cat([similarity, similarity.T])
+    return loss, _stats(loss_rows, both, positive, positive.detach().mean(), negative, temperature)
+
+
+def siglip(
+    a: Tensor,
+    b: Tensor,
+    temperature=0.1,
+    bias=-10.0,
+    normalize: bool = True,
+    reduction: str = "mean",
+    return_stats: bool = False,
+):
+    """Pairwise sigmoid loss (Zhai et al. 2023, eq. 1): a binary decision for each of the N x N pairs.
+
+    loss_i = sum_k log(1 + exp(-z_ik (s <u_i, v_k> + bias))), z_ik = 1 for k = i, else -1.
+    """
+    temperature = in_range(temperature)
+    prepared = unit_rows if normalize else finite_rows
+    similarity = prepared(a) @ prepared(b).T
+    itself = torch.eye(len(a), dtype=torch.bool, device=a.device)
+    logits = similarity / temperature + bias
+    loss_rows = softplus(torch.where(itself, -logits, logits)).sum(1)
+    loss = reduce(loss_rows, reduction)
+    if not return_stats:
+        return loss
+    positive, both = similarity.diagonal().repeat(2), torch.cat([similarity, similarity.T])
+    stats = _stats(loss_rows.repeat(2), both, positive, positive.detach().mean(), ~itself.repeat(2, 1), temperature)
+    return loss, stats
+
+
+def moco_v3(
+    query1: Tensor,
+    query2: Tensor,
+    key1: Tensor,
+    key2: Tensor,
+    temperature=1.0,
+    reduction: str = "mean",
+    return_stats: bool = False,
+):
+    """MoCo v3 (Chen et al. 2021, algorithm 1): 2 temperature (ctr(q1, k2) + ctr(q2, k1)), one loss an image."""
+    first = info_nce(query1, key2, None, temperature, "none", return_stats)
+    second = info_nce(query2, key1, None, temperature, "none", return_stats)
+    return symmetric_sum(first, second, 2 * in_range(temperature), reduction, return_stats)
+
+
+def symmetric_sum(first, second, factor, reduction: str, return_stats: bool):
+    """factor * (first + second) of two losses of the same images, and the mean of their statistics."""
+    if not return_stats:
+        return reduce(factor * (first + second), reduction)
+    loss = reduce(factor * (first[0] + second[0]), reduction)
+    return loss, ContrastiveStats(*((x + y) / 2 for x, y in zip(first[1], second[1], strict=True)))
+
+
+def instance_discrimination(
+    features: Tensor, index: Tensor, bank, temperature=0.07, reduction: str = "mean", return_stats: bool = False
+):
+    """Non-parametric softmax over all n images (Wu et al. 2018, eq. 2): the bank's row index_i is the positive.
+
+    loss_i = log sum_j exp(s <u_i, bank_j>) - s <u_i, bank_index_i>. The bank's rows are taken as they are.
+    """
+    temperature = in_range(temperature)
+    u = unit_rows(features)
+    similarity = u @ finite_rows(bank).to(u.dtype).T
+    positive = similarity.gather(1, index[:, None])[:, 0]
+    logits = similarity / temperature
+    loss_rows = logits.logsumexp(1) - positive / temperature
+    loss = reduce(loss_rows, reduction)
+    if not return_stats:
+        return loss
+    negative = index[:, None] != torch.arange(len(bank), device=u.device)
+    return loss, _stats(loss_rows, similarity, positive, positive.detach().mean(), negative, temperature)
+
+
+def instance_nce(
+    features: Tensor,
+    index: Tensor,
+    noise: Tensor,
+    bank,
+    normalizer,
+    temperature=0.07,
+    reduction: str = "mean",
+    return_stats: bool = False,
+):
+    """Noise-contrastive estimation of that softmax (Wu et al. 2018, eq. 4 to 8) with m sampled images, noise (N, m).
+
+    With P = exp(s <u, bank_j>) / normalizer and h = P / (P + m / n):
+    loss_i = -log h(index_i) - sum_j log(1 - h(noise_ij)).
+    """
+    temperature = in_range(temperature)
+    u, rows = unit_rows(features), finite_rows(bank)
+    similarity = (rows[torch.cat([index[:, None], noise], 1)].to(u.dtype) @ u[:, :, None])[:, :, 0]
+    return nce_of(similarity, len(bank), normalizer, temperature, reduction, return_stats)
+
+
+def nce_of(similarity: Tensor, images: int, normalizer, temperature, reduction: str, return_stats: bool):
+    """The loss of `instance_nce` from the similarities (N, 1 + m) of each row with its own image and the noise."""
+    noise = similarity.shape[1] - 1
+    # log(P n / m)
+    logits = similarity / temperature - torch.log(
+        torch.as_tensor(normalizer, device=similarity.device) * (noise / images)
+    )
+    loss_rows = softplus(-logits[:, 0]) + softplus(logits[:, 1:]).sum(1)
+    loss = reduce(loss_rows, reduction)
+    if not return_stats:
+        return loss
+    negative, positive = similarity[:, 1:], similarity[:, 0]
+    is_negative = torch.ones_like(negative, dtype=torch.bool)
+    return loss, _stats(loss_rows, negative, positive, positive.detach().mean(), is_negative, temperature)
+
+
+def multi_positive_info_nce(
+    query: Tensor,
+    positives: Tensor,
+    negatives=None,
+    temperature=0.1,
+    form: str = "out",
+    reduction: str = "mean",
+    return_stats: bool = False,
+):
+    """InfoNCE with P positives a query, (N, P, D): SupCon's two forms over the query's positives and its negatives.
+
+    With Z_i the sum over both: out: log Z_i - mean_p s <q_i, k_ip>; in: log Z_i - log mean_p exp(s <q_i, k_ip>).
+    The negatives: as for `info_nce`; None: the other queries' positives.
+    """
+    temperature = in_range(temperature)
+    q, k = unit_rows(query), unit_rows(positives)
+    of_positives = (k @ q[:, :, None])[:, :, 0]
+    if negatives is None:
+        image = torch.arange(len(q), device=q.device)
+        similarity, negative = q @ k.flatten(0, 1).T, image[:, None] != image.repeat_interleave(k.shape[1])
+    else:
+        n = normalized_negatives(negatives).to(q.dtype)
+        similarity = q @ n.T
+        negative = torch.ones_like(similarity, dtype=torch.bool)
+    logits = (similarity / temperature).masked_fill(~negative, float("-inf"))
+    positive_logits = of_positives / temperature
+    whole = torch.cat([positive_logits, logits], 1).logsumexp(1)
+    if form == "out":
+        loss_rows = whole - positive_logits.mean(1)
+    else:
+        loss_rows = whole - positive_logits.logsumexp(1) + math.log(k.shape[1])
+    loss = reduce(loss_rows, reduction)
+    if not return_stats:
+        return loss
+    best = of_positives.gather(1, positive_logits.argmax(1, keepdim=True))[:, 0]
+    return loss, _stats(loss_rows, similarity, best, of_positives.detach().mean(), negative, temperature)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from compare import BOUNDS, assert_close
 from torch import Tensor
 
 import ssl_fast
-from ssl_fast import NegativeQueue, functional, reference
+from ssl_fast import NegativeQueue, functional, rows
 
 MATRIX_UNITS = ("triton", "cuda")  # backends that multiply half types as they are
 HALF_TYPES = {torch.float16, torch.bfloat16}
@@ -48,13 +48,13 @@ def eager_code_of(backend: str):
 
     For backends with matrix units it is the code that users have, every step of it in the half type.
     """
-    upcast = reference.upcast
+    upcast = rows.upcast
     if backend in MATRIX_UNITS:
-        reference.upcast = lambda x: x
+        rows.upcast = lambda x: x
     try:
         yield
     finally:
-        reference.upcast = upcast
+        rows.upcast = upcast
 
 
 def widened(x):

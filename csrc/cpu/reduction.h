@@ -52,7 +52,7 @@ std::vector<T> row_gradients(const at::Tensor& gradient, int64_t reduction, int6
   return std::vector<T>(n, reduction == kMean ? *data / T(n) : *data);
 }
 
-// reference.ContrastiveStats: ranks counts the candidates above each positive; similarity sums are
+// rows.ContrastiveStats: ranks counts the candidates above each positive; similarity sums are
 // over all rows, `negatives` the number of negatives of one row.
 template <typename T>
 at::Tensor contrastive_stats(const std::vector<double>& loss_rows, const std::vector<int64_t>& ranks,

@@ -204,7 +204,7 @@ constexpr double kLn2 = 0.69314718055994531, kLog2E = 1.4426950408889634;
 // The scale of scores in powers of two, s * log2(e), and what else a temperature gives.
 struct Scale {
   double s, log2_scale;
-  // Outside reference.TEMPERATURES (a tensor's value is not checked there) s is NaN.
+  // Outside rows.TEMPERATURES (a tensor's value is not checked there) s is NaN.
   explicit Scale(double temperature)
       : s(std::abs(temperature) >= 1e-8 && std::abs(temperature) <= 1e8 ? 1 / temperature
                                                                        : std::numeric_limits<double>::quiet_NaN()),

@@ -71,7 +71,7 @@ static bool finite(const T* x, int64_t dim) {
   return zero == 0;
 }
 
-constexpr double kEps = 1e-12;  // reference.EPS
+constexpr double kEps = 1e-12;  // rows.EPS
 
 template <typename T>
 static T normalize(const T* x, T* u, int64_t dim) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..reference import unit_rows
+from ..rows import unit_rows
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..momentum import ema_update_
 from ..queue import NegativeQueue
-from ..reference import ContrastiveStats, unit_rows
+from ..rows import ContrastiveStats, unit_rows
 from . import recipes
 from .encoders import Encoder, ProjectionHead
 

@@ -1,0 +1,33 @@
+"""The losses as functions: arguments are checked here, then the chosen backend runs.
+
+All take embeddings in float32, float64, bfloat16 or float16 of any strides and normalise them inside;
+NaN or Inf in one gives NaN. They return float32 (float64 for float64 inputs), make no N x M array, give the
+same bits at any thread count, and raise ValueError or TypeError for arguments that do not fit. Common to all:
+
+temperature: a number of size 1e-8 to 1e8, a 0-D tensor, which gets its gradient (a value outside gives
+    NaN), or a module that returns one: `LearnableTemperature`.
+reduction: "mean" or "sum" over the rows' losses, or "none", the rows themselves.
+return_stats: also return `ContrastiveStats` (top-1, top-5, mean similarities).
+
+Each has the same function in plain PyTorch in `ssl_fast.reference`. docs/losses.md compares them.
+"""
+
+from .instances import instance_discrimination, instance_nce
+from .pairs import clip, info_nce, moco_v3, multi_positive_info_nce, siglip
+from .primitive import similarity_lse
+from .views import dcl, hard_negative_nt_xent, nt_xent, supcon
+
+__all__ = [
+    "clip",
+    "dcl",
+    "hard_negative_nt_xent",
+    "info_nce",
+    "instance_discrimination",
+    "instance_nce",
+    "moco_v3",
+    "multi_positive_info_nce",
+    "nt_xent",
+    "siglip",
+    "similarity_lse",
+    "supcon",
+]

@@ -1,0 +1,94 @@
+"""Instance discrimination against a memory bank of all images (Wu et al. 2018)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import checks, reference, similarity
+from ..bank import MemoryBank
+from ..rows import finite_rows, reduce, softplus, unit_rows
+from ..similarity import IDS_DIFFER
+from .primitive import runs_reference
+
+
+def instance_discrimination(
+    features: Tensor,
+    index: Tensor,
+    bank: Tensor | MemoryBank,
+    temperature: float | Tensor = 0.07,
+    reduction: str = "mean",
+    return_stats: bool = False,
+):
+    """Non-parametric softmax over all n images (Wu et al. 2018, eq. 2), in full: no sampling.
+
+    loss_i = logsumexp_j(u_i . bank_j / temperature) - u_i . bank_index(i) / temperature.
+
+    features: (N, D). index: (N,) integers, the images' rows in the bank, from 0 to n - 1.
+    bank: (n, D) or a `MemoryBank`, whose rows are taken as they are and get no gradient. Update it after the
+        backward pass, which reads it.
+    """
+    rows = _check(features, index, bank)
+    temperature = checks.temperature(temperature, features.device)
+    checks.reduction(reduction)
+    if runs_reference("similarity_lse", features):
+        return reference.instance_discrimination(features, index, rows, temperature, reduction, return_stats)
+    index = index.long()
+    positive = similarity.pair_similarity(features, rows[index], True, False)
+    lse, _, ranks = similarity.similarity_lse(
+        features, rows, IDS_DIFFER, temperature, (index, torch.arange(len(rows), device=index.device)), (True, False),
+        positive=positive if return_stats else None,
+    )  # fmt: skip
+    loss_rows = softplus(lse - positive / temperature)
+    loss = reduce(loss_rows, reduction)
+    if not return_stats:
+        return loss
+    with torch.no_grad():
+        sums = unit_rows(features).sum(0), finite_rows(rows).sum(0)
+        excluded, pairs = positive.double().sum(), len(features) * (len(rows) - 1)
+    return loss, similarity.statistics(loss_rows, ranks, positive.mean(), sums, excluded, pairs)
+
+
+def instance_nce(
+    features: Tensor,
+    index: Tensor,
+    noise: Tensor,
+    bank: Tensor | MemoryBank,
+    normalizer: float | Tensor,
+    temperature: float | Tensor = 0.07,
+    reduction: str = "mean",
+    return_stats: bool = False,
+):
+    """Noise-contrastive estimation of `instance_discrimination` (Wu et al. 2018, eq. 4 to 8), as in the original.
+
+    With P(j) = exp(u_i . bank_j / temperature) / normalizer and h = P / (P + m / n):
+    loss_i = -log h(index_i) - sum_j log(1 - h(noise_ij)).
+
+    noise: (N, m) integers, the sampled images of each row. normalizer: the estimate of the softmax's sum (Z, about
+        n times the mean exponential), a number or a 0-D tensor. The others: as for `instance_discrimination`.
+    Gathered rows are never all there at a time. In plain PyTorch on every backend: work is N m, not N n.
+    """
+    rows = _check(features, index, bank)
+    checks.ids("noise", noise, (len(features), *noise.shape[1:2]), "features", features)
+    checks.scalar("normalizer", normalizer, features.device)
+    temperature = checks.temperature(temperature, features.device)
+    checks.reduction(reduction)
+    if runs_reference("similarity_lse", features):
+        return reference.instance_nce(
+            features, index, noise, rows, normalizer, temperature, reduction, return_stats
+        )  # fmt: skip
+    candidates = torch.cat([index[:, None], noise], 1).long()
+    similarities = similarity.sampled_similarity(unit_rows(features), finite_rows(rows), candidates)
+    return reference.nce_of(similarities, len(rows), normalizer, temperature, reduction, return_stats)
+
+
+def _check(features: Tensor, index: Tensor, bank: Tensor | MemoryBank) -> Tensor:
+    """The bank's rows."""
+    rows = bank.bank if isinstance(bank, MemoryBank) else bank
+    checks.embeddings("features", features)
+    checks.embeddings("bank", rows)
+    if rows.shape[1] != features.shape[1]:
+        raise ValueError(f"bank: expected {features.shape[1]} columns as features, got {tuple(rows.shape)}")
+    checks.same_device("bank", rows, "features", features)
+    checks.ids("index", index, features.shape[:1], "features", features)
+    return rows.detach()

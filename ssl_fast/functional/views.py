@@ -1,0 +1,190 @@
+"""Losses of rows with each other: two or more views, or labels."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import checks, reference, similarity
+from ..rows import ContrastiveStats, reduce, reduce_with_positives, softplus, unit_rows, views_of
+from ..similarity import IDS_DIFFER, IDS_EQUAL, NOT_SELF, split
+from .primitive import runs_reference
+
+
+def nt_xent(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float | Tensor = 0.1,
+    reduction: str = "mean",
+    return_stats: bool = False,
+):
+    """NT-Xent, the loss of SimCLR (Chen et al. 2020, eq. 1), without its 2N x 2N matrix.
+
+    With u = normalize(cat([z1, z2])), every row against all others but itself:
+    loss_i = logsumexp_{k != i}(u_i . u_k / temperature) - u_i . u_partner(i) / temperature.
+
+    z1, z2: (N, D), row i of both from the same image. The rows' losses: (2N,), those of z1 first.
+    """
+    checks.pair("z2", z2, "z1", z1)
+    temperature = checks.temperature(temperature, z1.device)
+    checks.reduction(reduction)
+    if runs_reference("nt_xent", z1):
+        return reference.nt_xent(z1, z2, temperature, reduction, return_stats)
+    loss, stats, _ = torch.ops.ssl_fast.nt_xent(
+        z1, z2, *split(temperature), checks.REDUCTIONS.index(reduction), return_stats
+    )
+    return (loss, ContrastiveStats(*stats.unbind())) if return_stats else loss
+
+
+def supcon(
+    features: Tensor,
+    labels: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    form: str = "out",
+    count_without_positive: bool = True,
+    reduction: str = "mean",
+    return_stats: bool = False,
+):
+    """Supervised contrastive loss (Khosla et al. 2020), without masks: positives are taken from class sums.
+
+    With P(i) the other rows of row i's label, "out" (eq. 2, the usual one) is the mean over p in P(i) of
+    logsumexp_{k != i}(u_i . u_k / temperature) - u_i . u_p / temperature; "in" (eq. 3) takes the log of the mean
+    of the exponentials of the last term.
+
+    features: (N, D) with labels (N,), integers; or (B, V, D), V views of each of B images, with labels (B,) or
+        None, each image its own class.
+    count_without_positive: a row without positives has a loss of 0; whether the mean counts it.
+    Statistics: top-1 is whether the most similar row has the same label; the best positives take a pass of their
+    own. The rows' losses: (N,), of (B, V, D) (B V,) with the views of an image together.
+    """
+    checks.embeddings("features", features, (2, 3))
+    if labels is not None:
+        checks.ids("labels", labels, features.shape[:1], "features", features)
+    elif features.dim() == 2:
+        raise ValueError("labels: expected integers for features without views, (rows, dim), got None")
+    temperature = checks.temperature(temperature, features.device)
+    checks.choice("form", form, checks.FORMS)
+    checks.reduction(reduction)
+    if runs_reference("similarity_lse", features):
+        return reference.supcon(features, labels, temperature, form, count_without_positive, reduction, return_stats)
+    z, labels = views_of(features, labels)
+    classes, u = similarity.dense(labels), unit_rows(z)
+    sums = similarity.same_class_sums(u, classes)
+    positives = similarity.same_class_sums(torch.ones_like(classes), classes) - 1
+    best = similarity.best_same_class(u.detach(), classes, temperature) if return_stats else None
+    if form == "out":
+        lse, _, ranks = similarity.similarity_lse(z, None, NOT_SELF, temperature, positive=best)
+        loss_rows = lse - (u * (sums - u)).sum(1) / positives.clamp_min(1) / temperature
+    else:
+        lse, _, ranks = similarity.similarity_lse(z, None, IDS_DIFFER, temperature, (classes, None), positive=best)
+        of_positives, *_ = similarity.similarity_lse(z, None, IDS_EQUAL, temperature, (classes, None))
+        of_positives = of_positives.masked_fill(positives == 0, 0.0)
+        loss_rows = softplus(lse - of_positives) + positives.clamp_min(1).log()
+    # Without a positive 0; a row that is NaN stays NaN.
+    loss_rows = torch.where((positives > 0) | lse.isnan(), loss_rows, 0.0)
+    loss = reduce_with_positives(loss_rows, positives, reduction, count_without_positive)
+    if not return_stats:
+        return loss
+    with torch.no_grad():
+        itself, same = (u.double() ** 2).sum(), (u.double() * sums).sum()
+        positive_mean = (same - itself) / positives.sum()
+        total = u.sum(0)
+        pairs = len(u) ** 2 - (positives + 1).sum()
+    return loss, similarity.statistics(loss_rows, ranks, positive_mean, (total, total), same, pairs)
+
+
+def dcl(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float | Tensor = 0.1,
+    sigma: float | None = None,
+    reduction: str = "mean",
+    return_stats: bool = False,
+):
+    """Decoupled contrastive loss (Yeh et al. 2022, eq. 6): NT-Xent whose positive is not in the denominator.
+
+    loss_i = logsumexp_{k != i, partner(i)}(u_i . u_k / temperature) - w_i u_i . u_partner(i) / temperature.
+
+    z1, z2: (N, D), N at least 2, row i of both from the same image. The rows' losses: (2N,), those of z1 first.
+    sigma: None for weights w_i of 1 (DCL); a number for DCLW's (eq. 7), 2 - N softmax(u_i . u_partner(i) / sigma)
+        over the N pairs, without gradient.
+    """
+    _check_two_views(z1, z2)
+    temperature = checks.temperature(temperature, z1.device)
+    checks.reduction(reduction)
+    if sigma is not None:
+        checks.number("sigma", sigma, 1e-8)
+    if runs_reference("similarity_lse", z1):
+        return reference.dcl(z1, z2, temperature, sigma, reduction, return_stats)
+    views = _TwoViews(z1, z2, return_stats)
+    lse, ranks = views.negatives_lse(temperature)
+    weights = 1 if sigma is None else reference.von_mises_fisher_weights(views.positive, sigma)
+    loss_rows = lse - (weights * views.positive / temperature).repeat(2)
+    return views.result(loss_rows, ranks, reduction)
+
+
+def hard_negative_nt_xent(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float | Tensor = 0.5,
+    beta: float = 1.0,
+    tau_plus: float = 0.0,
+    reduction: str = "mean",
+    return_stats: bool = False,
+):
+    """Contrastive loss with hard negatives (Robinson et al. 2021, eq. 4), which weigh by their similarity.
+
+    With n = exp(u_i . u_k / temperature) of the M = 2N - 2 negatives and p that of the positive:
+    loss_i = log(1 + G / p), G = M (mean(n^(1 + beta)) / mean(n^beta) - tau_plus p) / (1 - tau_plus), which is kept
+    at least M exp(-1 / |temperature|). Two log-sum-exps at two scales: no matrix either.
+
+    z1, z2: (N, D), N at least 2, row i of both from the same image. The rows' losses: (2N,), those of z1 first.
+    beta: 0 weighs all alike, larger ones the hard more. tau_plus: probability that a negative is of the same
+        class, from 0 to below 1 (debiased, Chuang et al. 2020).
+    """
+    _check_two_views(z1, z2)
+    temperature = checks.temperature(temperature, z1.device)
+    checks.number("beta", beta, 0.0)
+    checks.number("tau_plus", tau_plus, 0.0, 1.0)
+    checks.reduction(reduction)
+    if runs_reference("similarity_lse", z1):
+        return reference.hard_negative_nt_xent(z1, z2, temperature, beta, tau_plus, reduction, return_stats)
+    views, negatives = _TwoViews(z1, z2, return_stats), 2 * len(z1) - 2
+    lse, ranks = views.negatives_lse(temperature / (1 + beta))
+    tilted = views.negatives_lse(temperature / beta)[0] if beta else math.log(negatives)
+    positive_logits = (views.positive / temperature).repeat(2)
+    loss_rows = reference.hard_negative_rows(lse - tilted, positive_logits, 1 / temperature, negatives, tau_plus)
+    return views.result(loss_rows, ranks, reduction)
+
+
+def _check_two_views(z1: Tensor, z2: Tensor) -> None:
+    checks.pair("z2", z2, "z1", z1)
+    if len(z1) < 2:
+        raise ValueError(f"z1: expected at least 2 rows, for one image has no negatives, got {tuple(z1.shape)}")
+
+
+class _TwoViews:
+    """The 2N rows of two views, their positives and the log-sum-exp over their negatives."""
+
+    def __init__(self, z1: Tensor, z2: Tensor, return_stats: bool):
+        self.z, self.return_stats = torch.cat([z1, z2]), return_stats
+        self.positive = similarity.pair_similarity(z1, z2)  # (N,)
+        self.image = torch.arange(len(z1), device=z1.device).repeat(2)
+
+    def negatives_lse(self, temperature) -> tuple[Tensor, Tensor]:
+        positive = self.positive.repeat(2) if self.return_stats else None
+        ids = (self.image, None)
+        lse, _, ranks = similarity.similarity_lse(self.z, None, IDS_DIFFER, temperature, ids, positive=positive)
+        return lse, ranks
+
+    def result(self, loss_rows: Tensor, ranks: Tensor, reduction: str):
+        loss = reduce(loss_rows, reduction)
+        if not self.return_stats:
+            return loss
+        with torch.no_grad():
+            u, positive = unit_rows(self.z), self.positive.double()
+            excluded = (u.double() ** 2).sum() + 2 * positive.sum()
+            total, pairs = u.sum(0), len(u) * (len(u) - 2)
+        return loss, similarity.statistics(loss_rows, ranks, positive.mean(), (total, total), excluded, pairs)

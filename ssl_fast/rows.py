@@ -1,0 +1,118 @@
+"""Rows of embeddings and of losses: normalisation, reduction, statistics. What all formulas share.
+
+Notation: u_i = x_i / max(|x_i|, EPS), s = 1 / temperature (any sign, not zero).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+EPS = 1e-12
+# Sizes of a temperature. Beyond these, logits in float32 are rounding noise or all equal.
+TEMPERATURES = (1e-8, 1e8)
+
+
+class ContrastiveStats(NamedTuple):
+    """How well the batch separates positives from negatives; four 0-D tensors without gradient.
+
+    top1, top5: share of anchors whose positive is (among) the 1 / 5 most similar candidates,
+    where similarity counts with the sign of the temperature and ties go to the positive.
+    positive_similarity, negative_similarity: mean cosine similarity of anchor-positive pairs and
+    of anchor-negative pairs (NaN where there is no negative).
+    """
+
+    top1: Tensor
+    top5: Tensor
+    positive_similarity: Tensor
+    negative_similarity: Tensor
+
+
+def upcast(x: Tensor) -> Tensor:
+    """float16 and bfloat16 become float32; a float16 gradient saturates instead of becoming Inf.
+
+    The gradient of a zero row is dU / EPS, which float16 cannot hold.
+    """
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        return x
+    x32 = x.float()
+    if x.dtype == torch.float16 and x32.requires_grad:
+        largest = torch.finfo(torch.float16).max
+        x32.register_hook(lambda gradient: gradient.clamp(-largest, largest))
+    return x32
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """u = x / max(|x|, EPS) along the last dimension, in float32 or wider.
+
+    The row is first divided by its largest entry, so that no finite row overflows its norm. A row
+    that holds Inf becomes NaN.
+    """
+    x = upcast(x)
+    largest = x.detach().abs().amax(dim=-1, keepdim=True)
+    # Rows of ordinary size are left alone: their norm is taken directly, as everyone does.
+    size = torch.where(largest > 1e15, largest, torch.ones_like(largest))
+    x = x / size
+    # x / size is in [-1, 1] or the row is ordinary; EPS shrinks with it.
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / torch.maximum(norm, EPS / size)
+
+
+def random_unit_rows(size: int, dim: int, seed: int | None) -> Tensor:
+    """(size, dim) random directions. seed: None draws from torch's global generator."""
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    return unit_rows(torch.randn(size, dim, generator=generator))
+
+
+def finite_rows(x: Tensor) -> Tensor:
+    """The rows as they are; one that holds Inf becomes NaN, as in `unit_rows`: a logit of -Inf is a finite loss."""
+    x = upcast(x)
+    return x.masked_fill(~x.isfinite().all(-1, keepdim=True), float("nan"))
+
+
+def in_range(temperature):
+    """A tensor's value outside TEMPERATURES becomes NaN; numbers are checked by the public functions."""
+    if not isinstance(temperature, Tensor):
+        return temperature
+    size = temperature.abs()
+    return torch.where((size >= TEMPERATURES[0]) & (size <= TEMPERATURES[1]), temperature, float("nan"))
+
+
+def reduce(loss_rows: Tensor, reduction: str) -> Tensor:
+    """The mean or the sum of the rows' losses (N,), or the rows themselves."""
+    if reduction == "mean":
+        return loss_rows.mean()
+    return loss_rows.sum() if reduction == "sum" else loss_rows
+
+
+def stats_of(loss_rows: Tensor, ranks: Tensor, positive_mean: Tensor, negative_mean: Tensor) -> ContrastiveStats:
+    """ranks: of each anchor, how many candidates are more similar than its positive."""
+    # A NaN row has no rank: NaN - NaN carries it into the shares.
+    nan_or_zero = (loss_rows - loss_rows).detach()
+    return ContrastiveStats(
+        ((ranks < 1) + nan_or_zero).mean(), ((ranks < 5) + nan_or_zero).mean(), positive_mean, negative_mean
+    )
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), exact to rounding on both sides."""
+    return torch.nn.functional.softplus(x, threshold=50)
+
+
+def views_of(features: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(N, D) with labels (N,); (B, V, D) becomes (B V, D), all views of a row with its label or, without, its index."""
+    if features.dim() == 2:
+        return features, labels
+    count, views, dim = features.shape
+    if labels is None:
+        labels = torch.arange(count, device=features.device)
+    return features.reshape(count * views, dim), labels.repeat_interleave(views)
+
+
+def reduce_with_positives(loss_rows: Tensor, positives: Tensor, reduction: str, count_without_positive: bool):
+    """positives (N,): how many each row has. Rows without one are 0, and not in the mean unless they count."""
+    if reduction != "mean" or count_without_positive:
+        return reduce(loss_rows, reduction)
+    return loss_rows.sum() / (positives > 0).sum()

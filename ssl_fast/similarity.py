@@ -1,0 +1,166 @@
+"""The operators that losses are composed of, on the CPU and the GPU: see csrc/ops.cpp for what they compute.
+
+Losses call these after their checks, and only where a kernel was chosen.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .rows import ContrastiveStats, stats_of
+
+# The pairs (i, k) that count: all; k != i; those whose ids differ; those whose ids are equal.
+ALL, NOT_SELF, IDS_DIFFER, IDS_EQUAL = range(4)
+
+
+def split(temperature) -> tuple[float, Tensor | None]:
+    """A temperature as the operators take it: a number, or a tensor that may want a gradient."""
+    return (1.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
+
+
+def similarity_lse(
+    a: Tensor,
+    b: Tensor | None,
+    mask: int,
+    temperature,
+    ids: tuple[Tensor | None, Tensor | None] = (None, None),
+    normalize: tuple[bool, bool] = (True, True),
+    columns: bool = False,
+    positive: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(lse (N,), of columns (M,) or (0,), ranks (directions, N) of `positive`, a similarity each, or (0, N)).
+
+    b: None for a itself, which takes half the products.
+    """
+    lse, column_lse, ranks, _ = torch.ops.ssl_fast.similarity_lse(
+        a, b, *ids, mask, *normalize, columns, *split(temperature), None if positive is None else positive.detach()
+    )
+    return lse, column_lse, ranks
+
+
+def pair_similarity(a: Tensor, b: Tensor, normalize_a: bool = True, normalize_b: bool = True) -> Tensor:
+    """<u_i, v_i> (N,) of the rows that belong together, rounded as similarity_lse does."""
+    return torch.ops.ssl_fast.pair_similarity(a, b, normalize_a, normalize_b)
+
+
+def similarity_softplus(
+    a: Tensor, b: Tensor, normalize: bool, temperature, bias, positive: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(row i's sum over k != i of softplus(s <u_i, v_k> + bias) (N,), ranks (2, N) of `positive` or (0, N))."""
+    if not isinstance(bias, Tensor):
+        bias = torch.full((), bias, dtype=torch.float64)
+    sums, ranks = torch.ops.ssl_fast.similarity_softplus(
+        a, b, normalize, *split(temperature), bias, None if positive is None else positive.detach()
+    )
+    return sums[0], ranks
+
+
+@torch.no_grad()
+def statistics(
+    loss_rows: Tensor, ranks: Tensor, positive_mean: Tensor, sums: tuple[Tensor, Tensor], excluded, pairs: int | Tensor
+) -> ContrastiveStats:
+    """sums: of all rows u and of all rows v. excluded: sum of the similarities of pairs that are no negatives.
+
+    pairs: how many are. ranks: of each row in the order of loss_rows.
+    """
+    total = sums[0].double() @ sums[1].double() - excluded
+    pairs = torch.as_tensor(pairs, device=total.device)
+    negative_mean = torch.where(pairs > 0, total / pairs, float("nan")).to(loss_rows.dtype)
+    return stats_of(loss_rows, ranks.flatten(), positive_mean.to(loss_rows.dtype), negative_mean)
+
+
+def dense(labels: Tensor) -> Tensor:
+    """Labels (N,) -> classes from 0 to N - 1, equal where they were; without waiting for a device."""
+    ordered, order = labels.sort(stable=True)
+    new = torch.cat([ordered.new_zeros(1, dtype=torch.int64), (ordered[1:] != ordered[:-1]).long()])
+    return torch.empty_like(order).scatter_(0, order, new.cumsum(0))
+
+
+def class_sums(x: Tensor, classes: Tensor) -> Tensor:
+    """x (N, ...) -> (N, ...), row c the sum of the rows of class c; the same bits in every run."""
+    return add_by_class(torch.zeros_like(x), x, classes)
+
+
+def add_by_class(out: Tensor, x: Tensor, classes: Tensor) -> Tensor:
+    # On a GPU index_add is atomic; index_put sorts.
+    return out.index_put((classes,), x, accumulate=True) if x.is_cuda else out.index_add(0, classes, x)
+
+
+def equal_pairs(u: Tensor, v: Tensor, classes_u: Tensor, classes_v: Tensor) -> tuple[Tensor, Tensor]:
+    """(sum of <u_i, v_k>, number) of the pairs of one class, in O((N + M) D). Classes: of both, from 0 to N + M - 1."""
+
+    def by_class(x: Tensor, classes: Tensor) -> Tensor:
+        return add_by_class(x.new_zeros(len(u) + len(v), *x.shape[1:]), x, classes)
+
+    counts = [by_class(torch.ones_like(classes), classes) for classes in (classes_u, classes_v)]
+    total = (by_class(u.double(), classes_u) * by_class(v.double(), classes_v)).sum()
+    return total, (counts[0] * counts[1]).sum()
+
+
+class _SameClassSums(torch.autograd.Function):
+    """Row i -> the sum of all rows of its class: a symmetric matrix, and so its own gradient."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, classes: Tensor) -> Tensor:
+        ctx.save_for_backward(classes)
+        return class_sums(x, classes).index_select(0, classes)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor):
+        (classes,) = ctx.saved_tensors
+        return class_sums(gradient, classes).index_select(0, classes), None
+
+
+def same_class_sums(x: Tensor, classes: Tensor) -> Tensor:
+    """(N, D): for each row the sum over the rows of its class, itself too."""
+    return _SameClassSums.apply(x, classes)
+
+
+# Elements of a matrix, or of gathered rows, that may exist at a time.
+CHUNK_ELEMENTS = 1 << 22
+
+
+@torch.no_grad()
+def best_same_class(u: Tensor, classes: Tensor, temperature) -> Tensor:
+    """Each unit row's most similar other row of its class (N,), by the sign of the temperature; -+Inf without one.
+
+    In a pass of its own, some rows at a time, for statistics where positives are many.
+    """
+    sign = torch.sign(torch.as_tensor(temperature, device=u.device).detach().to(u.dtype))
+    step, best = max(1, CHUNK_ELEMENTS // len(u)), []
+    place = torch.arange(len(u), device=u.device)
+    with torch.autocast(u.device.type, enabled=False):
+        for first in range(0, len(u), step):
+            rows = slice(first, first + step)
+            others = (classes[rows, None] == classes) & (place[rows, None] != place)
+            best.append((sign * (u[rows] @ u.T)).masked_fill(~others, float("-inf")).amax(1))
+    # The library's products are not rounded as the kernels' are: what is equal must not count as above.
+    return sign * (torch.cat(best) + 8 * torch.finfo(u.dtype).eps)
+
+
+class _SampledSimilarity(torch.autograd.Function):
+    """<u_i, bank_j> for j in index_i, gathering a part of the rows at a time."""
+
+    @staticmethod
+    def forward(ctx, u: Tensor, bank: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(bank, index)
+        pieces = zip(u.split(_step(bank, index)), index.split(_step(bank, index)), strict=True)
+        return torch.cat([(bank[rows].to(u.dtype) @ own[:, :, None])[:, :, 0] for own, rows in pieces])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor):
+        bank, index = ctx.saved_tensors
+        pieces = zip(gradient.split(_step(bank, index)), index.split(_step(bank, index)), strict=True)
+        return torch.cat([(own[:, None] @ bank[rows].to(own.dtype))[:, 0] for own, rows in pieces]), None, None
+
+
+def _step(bank: Tensor, index: Tensor) -> int:
+    return max(1, CHUNK_ELEMENTS // (index.shape[1] * bank.shape[1]))
+
+
+def sampled_similarity(u: Tensor, bank: Tensor, index: Tensor) -> Tensor:
+    """(N, m) similarities of rows (N, D) with the rows index (N, m) of the bank, which gets no gradient."""
+    return _SampledSimilarity.apply(u, bank, index)
