@@ -100,6 +100,35 @@ Tensor pair_similarity(const Tensor& a, const Tensor& b, bool normalize_a, bool 
   return PairSimilarity::apply(a, b, normalize_a, normalize_b);
 }
 
+using ClassSignature = Two(const Tensor&, const Tensor&);
+using ClassBackwardSignature = Tensor(const Tensor&, const Tensor&, const Tensor&);
+
+Two call_class(const Tensor& x, const Tensor& labels) {
+  at::AutoDispatchBelowADInplaceOrView below;
+  return find<ClassSignature>("ssl_fast::class_similarity").call(x, labels);
+}
+
+struct ClassSimilarity : torch::autograd::Function<ClassSimilarity> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& labels) {
+    auto [similarities, positives] = call_class(x, labels);
+    ctx->save_for_backward({x, labels});
+    ctx->mark_non_differentiable({positives});
+    return {similarities, positives};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+    const auto saved = ctx->get_saved_variables();
+    return {find<ClassBackwardSignature>("ssl_fast::class_similarity_backward").call(gradients[0], saved[0], saved[1]),
+            {}};
+  }
+};
+
+Two class_similarity(const Tensor& x, const Tensor& labels) {
+  if (!tracked(x)) return call_class(x, labels);
+  const variable_list out = ClassSimilarity::apply(x, labels);
+  return {out[0], out[1]};
+}
+
 using SoftplusSignature = Two(const Tensor&, const Tensor&, bool, double, const OptionalTensor&, const Tensor&,
                               const OptionalTensor&);
 using SoftplusBackwardSignature = Four(const Tensor&, const Tensor&, const Tensor&, bool, double,
@@ -156,8 +185,10 @@ Two similarity_softplus(const Tensor& a, const Tensor& b, bool normalize, double
 TORCH_LIBRARY_IMPL(ssl_fast, Autograd, m) {
   m.impl("similarity_lse", &similarity_lse);
   m.impl("pair_similarity", &pair_similarity);
+  m.impl("class_similarity", &class_similarity);
   m.impl("similarity_softplus", &similarity_softplus);
   for (const char* backward :
-       {"similarity_lse_backward", "pair_similarity_backward", "similarity_softplus_backward"})
+       {"similarity_lse_backward", "pair_similarity_backward", "class_similarity_backward",
+        "similarity_softplus_backward"})
     m.impl(backward, torch::autograd::autogradNotImplementedFallback());
 }

@@ -49,6 +49,9 @@ TORCH_LIBRARY(ssl_fast, m) {
   m.def(
       "pair_similarity_backward(Tensor gradient, Tensor a, Tensor b, bool normalize_a, bool normalize_b)"
       " -> (Tensor a, Tensor b)");
+  // similarities (N): the sum of <u_i, u_p> over the other rows p with i's label, int64 (N); positives (N): how many.
+  m.def("class_similarity(Tensor x, Tensor labels) -> (Tensor similarities, Tensor positives)");
+  m.def("class_similarity_backward(Tensor gradient, Tensor x, Tensor labels) -> Tensor");
   // sums (2, N): over k != i of softplus(x_ik) and of sigmoid(x_ik), x_ik = s <u_i, v_k> + bias (0-D). ranks as above.
   m.def(
       "similarity_softplus(Tensor a, Tensor b, bool normalize, float temperature, Tensor? temperature_tensor,"
@@ -73,6 +76,8 @@ TORCH_LIBRARY_IMPL(ssl_fast, CPU, m) {
   m.impl("similarity_lse_backward", &ssl_fast::cpu::similarity_lse_backward);
   m.impl("pair_similarity", &ssl_fast::cpu::pair_similarity);
   m.impl("pair_similarity_backward", &ssl_fast::cpu::pair_similarity_backward);
+  m.impl("class_similarity", &ssl_fast::cpu::class_similarity);
+  m.impl("class_similarity_backward", &ssl_fast::cpu::class_similarity_backward);
   m.impl("similarity_softplus", &ssl_fast::cpu::similarity_softplus);
   m.impl("similarity_softplus_backward", &ssl_fast::cpu::similarity_softplus_backward);
   m.impl("ema_update_", &ssl_fast::cpu::ema_update_);

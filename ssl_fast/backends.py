@@ -21,6 +21,7 @@ IMPLEMENTATIONS = {
     "info_nce": ("cpu", "triton"),
     "similarity_lse": ("cpu", "triton"),
     "pair_similarity": ("cpu", "triton"),
+    "class_similarity": ("cpu", "triton"),
     "similarity_softplus": ("cpu", "triton"),
     "ema_update_": ("cpu", "triton"),
     "enqueue_": ("cpu", "triton"),

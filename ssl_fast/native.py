@@ -111,6 +111,14 @@ def _register_fake_kernels() -> None:
     def _(gradient, a, b, normalize_a, normalize_b):
         return given(a, True), given(b, True)
 
+    @torch.library.register_fake("ssl_fast::class_similarity")
+    def _(x, labels):
+        return x.new_empty(x.shape[0], dtype=wide(x)), torch.empty_like(labels)
+
+    @torch.library.register_fake("ssl_fast::class_similarity_backward")
+    def _(gradient, x, labels):
+        return given(x, True)
+
     @torch.library.register_fake("ssl_fast::similarity_softplus")
     def _(a, b, normalize, temperature, temperature_tensor, bias, positive):
         rows = a.shape[0]

@@ -44,6 +44,11 @@ def pair_similarity(a: Tensor, b: Tensor, normalize_a: bool = True, normalize_b:
     return torch.ops.ssl_fast.pair_similarity(a, b, normalize_a, normalize_b)
 
 
+def class_similarity(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """For each row of x (N, D) the sum of its similarities with the other rows of its label, and how many they are."""
+    return torch.ops.ssl_fast.class_similarity(x, labels)
+
+
 def similarity_softplus(
     a: Tensor, b: Tensor, normalize: bool, temperature, bias, positive: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -77,45 +82,17 @@ def dense(labels: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(0, order, new.cumsum(0))
 
 
-def class_sums(x: Tensor, classes: Tensor) -> Tensor:
-    """x (N, ...) -> (N, ...), row c the sum of the rows of class c; the same bits in every run."""
-    return add_by_class(torch.zeros_like(x), x, classes)
-
-
-def add_by_class(out: Tensor, x: Tensor, classes: Tensor) -> Tensor:
-    # On a GPU index_add is atomic; index_put sorts.
-    return out.index_put((classes,), x, accumulate=True) if x.is_cuda else out.index_add(0, classes, x)
-
-
 def equal_pairs(u: Tensor, v: Tensor, classes_u: Tensor, classes_v: Tensor) -> tuple[Tensor, Tensor]:
     """(sum of <u_i, v_k>, number) of the pairs of one class, in O((N + M) D). Classes: of both, from 0 to N + M - 1."""
 
     def by_class(x: Tensor, classes: Tensor) -> Tensor:
-        return add_by_class(x.new_zeros(len(u) + len(v), *x.shape[1:]), x, classes)
+        sums = x.new_zeros(len(u) + len(v), *x.shape[1:])
+        # On a GPU index_add is atomic; index_put sorts.
+        return sums.index_put((classes,), x, accumulate=True) if x.is_cuda else sums.index_add(0, classes, x)
 
     counts = [by_class(torch.ones_like(classes), classes) for classes in (classes_u, classes_v)]
     total = (by_class(u.double(), classes_u) * by_class(v.double(), classes_v)).sum()
     return total, (counts[0] * counts[1]).sum()
-
-
-class _SameClassSums(torch.autograd.Function):
-    """Row i -> the sum of all rows of its class: a symmetric matrix, and so its own gradient."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, classes: Tensor) -> Tensor:
-        ctx.save_for_backward(classes)
-        return class_sums(x, classes).index_select(0, classes)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor):
-        (classes,) = ctx.saved_tensors
-        return class_sums(gradient, classes).index_select(0, classes), None
-
-
-def same_class_sums(x: Tensor, classes: Tensor) -> Tensor:
-    """(N, D): for each row the sum over the rows of its class, itself too."""
-    return _SameClassSums.apply(x, classes)
 
 
 # Elements of a matrix, or of gathered rows, that may exist at a time.

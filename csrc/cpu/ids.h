@@ -10,13 +10,19 @@
 
 namespace ssl_fast {
 
+inline std::vector<int64_t> int64_values(const at::Tensor& x) {
+  const at::Tensor contiguous = x.contiguous();
+  const int64_t* first = contiguous.data_ptr<int64_t>();
+  return {first, first + x.size(0)};
+}
+
 template <typename T>
 class Ids {
  public:
   // Int64 (N) and (M), or none at all; with a alone it serves both sides.
   Ids(const std::optional<at::Tensor>& a, const std::optional<at::Tensor>& b) : alone_(!b) {
     if (!a) return;
-    std::vector<int64_t> of_a = values(*a), of_b = b ? values(*b) : std::vector<int64_t>();
+    std::vector<int64_t> of_a = int64_values(*a), of_b = b ? int64_values(*b) : std::vector<int64_t>();
     if (!(fit(of_a) && fit(of_b))) number(of_a, of_b);
     a_ = narrowed(of_a), b_ = narrowed(of_b);
   }
@@ -24,11 +30,6 @@ class Ids {
   const Id<T>* b() const { return alone_ ? a() : b_.data(); }
 
  private:
-  static std::vector<int64_t> values(const at::Tensor& x) {
-    const at::Tensor contiguous = x.contiguous();
-    const int64_t* first = contiguous.data_ptr<int64_t>();
-    return {first, first + x.size(0)};
-  }
   static bool fit(const std::vector<int64_t>& ids) {
     return std::all_of(ids.begin(), ids.end(), [](int64_t id) { return id == Id<T>(id); });
   }

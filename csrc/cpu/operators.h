@@ -42,6 +42,9 @@ Tensor pair_similarity(const Tensor& a, const Tensor& b, bool normalize_a, bool 
 std::tuple<Tensor, Tensor> pair_similarity_backward(const Tensor& gradient, const Tensor& a, const Tensor& b,
                                                     bool normalize_a, bool normalize_b);
 
+std::tuple<Tensor, Tensor> class_similarity(const Tensor& x, const Tensor& labels);
+Tensor class_similarity_backward(const Tensor& gradient, const Tensor& x, const Tensor& labels);
+
 std::tuple<Tensor, Tensor> similarity_softplus(const Tensor& a, const Tensor& b, bool normalize, double temperature,
                                                const OptionalTensor& temperature_tensor, const Tensor& bias,
                                                const OptionalTensor& positive);

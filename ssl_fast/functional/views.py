@@ -70,16 +70,16 @@ def supcon(
     if runs_reference("similarity_lse", features):
         return reference.supcon(features, labels, temperature, form, count_without_positive, reduction, return_stats)
     z, labels = views_of(features, labels)
-    classes, u = similarity.dense(labels), unit_rows(z)
-    sums = similarity.same_class_sums(u, classes)
-    positives = similarity.same_class_sums(torch.ones_like(classes), classes) - 1
-    best = similarity.best_same_class(u.detach(), classes, temperature) if return_stats else None
+    labels = labels.long()
+    best = similarity.best_same_class(unit_rows(z.detach()), labels, temperature) if return_stats else None
     if form == "out":
+        same, positives = similarity.class_similarity(z, labels)
         lse, _, ranks = similarity.similarity_lse(z, None, NOT_SELF, temperature, positive=best)
-        loss_rows = lse - (u * (sums - u)).sum(1) / positives.clamp_min(1) / temperature
+        loss_rows = lse - same / positives.clamp_min(1) / temperature
     else:
-        lse, _, ranks = similarity.similarity_lse(z, None, IDS_DIFFER, temperature, (classes, None), positive=best)
-        of_positives, *_ = similarity.similarity_lse(z, None, IDS_EQUAL, temperature, (classes, None))
+        positives = similarity.class_similarity(z.detach(), labels)[1]
+        lse, _, ranks = similarity.similarity_lse(z, None, IDS_DIFFER, temperature, (labels, None), positive=best)
+        of_positives, *_ = similarity.similarity_lse(z, None, IDS_EQUAL, temperature, (labels, None))
         of_positives = of_positives.masked_fill(positives == 0, 0.0)
         loss_rows = softplus(lse - of_positives) + positives.clamp_min(1).log()
     # Without a positive 0; a row that is NaN stays NaN.
@@ -88,11 +88,11 @@ def supcon(
     if not return_stats:
         return loss
     with torch.no_grad():
-        itself, same = (u.double() ** 2).sum(), (u.double() * sums).sum()
-        positive_mean = (same - itself) / positives.sum()
+        u, classes = unit_rows(z).double(), similarity.dense(labels)
+        same, pairs = similarity.equal_pairs(u, u, classes, classes)
+        positive_mean = (same - (u * u).sum()) / positives.sum()
         total = u.sum(0)
-        pairs = len(u) ** 2 - (positives + 1).sum()
-    return loss, similarity.statistics(loss_rows, ranks, positive_mean, (total, total), same, pairs)
+    return loss, similarity.statistics(loss_rows, ranks, positive_mean, (total, total), same, len(u) ** 2 - pairs)
 
 
 def dcl(
