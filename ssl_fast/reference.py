@@ -54,7 +54,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature=0.1, reduction: str = "mean", re
         return loss
     positive = similarity.gather(1, partner[:, None])[:, 0]
     negative = ~itself & (partner[:, None] != torch.arange(rows, device=u.device))
-    return loss, _stats(loss_rows, similarity, positive, positive.mean(), negative, temperature)
+    return loss, _stats(loss_rows, similarity, positive, positive.detach().mean(), negative, temperature)
 
 
 def info_nce(

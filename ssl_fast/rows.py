@@ -80,11 +80,32 @@ def in_range(temperature):
     return torch.where((size >= TEMPERATURES[0]) & (size <= TEMPERATURES[1]), temperature, float("nan"))
 
 
+# PyTorch shares out more elements than this among its threads, and rounds by how many there are.
+ONE_THREAD = 1 << 15
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum of all elements, in an order that their number alone decides: the same bits at any thread count."""
+    x = x.flatten()
+    while x.numel() > ONE_THREAD:
+        padding = -x.numel() % 1024
+        x = torch.cat([x, x.new_zeros(padding)]).view(-1, 1024).sum(1)
+    return x.sum()
+
+
+def by_pieces(function, *tensors: Tensor) -> Tensor:
+    """function(*tensors) of rows, some rows at a time: exp and log differ where a thread's share ends."""
+    step = max(1, ONE_THREAD * len(tensors[0]) // tensors[0].numel())
+    if len(tensors[0]) <= step:
+        return function(*tensors)
+    return torch.cat([function(*pieces) for pieces in zip(*(x.split(step) for x in tensors), strict=True)])
+
+
 def reduce(loss_rows: Tensor, reduction: str) -> Tensor:
     """The mean or the sum of the rows' losses (N,), or the rows themselves."""
     if reduction == "mean":
-        return loss_rows.mean()
-    return loss_rows.sum() if reduction == "sum" else loss_rows
+        return total(loss_rows) / loss_rows.numel()
+    return total(loss_rows) if reduction == "sum" else loss_rows
 
 
 def stats_of(loss_rows: Tensor, ranks: Tensor, positive_mean: Tensor, negative_mean: Tensor) -> ContrastiveStats:
@@ -98,7 +119,12 @@ def stats_of(loss_rows: Tensor, ranks: Tensor, positive_mean: Tensor, negative_m
 
 def softplus(x: Tensor) -> Tensor:
     """log(1 + exp(x)), exact to rounding on both sides."""
-    return torch.nn.functional.softplus(x, threshold=50)
+    return by_pieces(lambda piece: torch.nn.functional.softplus(piece, threshold=50), x)
+
+
+def logsumexp(x: Tensor) -> Tensor:
+    """Of each row of x (N, P)."""
+    return by_pieces(lambda piece: piece.logsumexp(1), x)
 
 
 def views_of(features: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -115,4 +141,4 @@ def reduce_with_positives(loss_rows: Tensor, positives: Tensor, reduction: str, 
     """positives (N,): how many each row has. Rows without one are 0, and not in the mean unless they count."""
     if reduction != "mean" or count_without_positive:
         return reduce(loss_rows, reduction)
-    return loss_rows.sum() / (positives > 0).sum()
+    return total(loss_rows) / (positives > 0).sum()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .rows import ContrastiveStats, stats_of
+from .rows import ContrastiveStats, stats_of, total
 
 # The pairs (i, k) that count: all; k != i; those whose ids differ; those whose ids are equal.
 ALL, NOT_SELF, IDS_DIFFER, IDS_EQUAL = range(4)
@@ -69,10 +69,11 @@ def statistics(
 
     pairs: how many are. ranks: of each row in the order of loss_rows.
     """
-    total = sums[0].double() @ sums[1].double() - excluded
-    pairs = torch.as_tensor(pairs, device=total.device)
-    negative_mean = torch.where(pairs > 0, total / pairs, float("nan")).to(loss_rows.dtype)
-    return stats_of(loss_rows, ranks.flatten(), positive_mean.to(loss_rows.dtype), negative_mean)
+    negative_sum = sums[0].double() @ sums[1].double() - excluded
+    pairs = torch.as_tensor(pairs, device=negative_sum.device)
+    negative_mean = torch.where(pairs > 0, negative_sum / pairs, float("nan"))
+    means = (mean.detach().to(loss_rows.dtype) for mean in (positive_mean, negative_mean))
+    return stats_of(loss_rows, ranks.flatten(), *means)
 
 
 def dense(labels: Tensor) -> Tensor:
@@ -91,8 +92,8 @@ def equal_pairs(u: Tensor, v: Tensor, classes_u: Tensor, classes_v: Tensor) -> t
         return sums.index_put((classes,), x, accumulate=True) if x.is_cuda else sums.index_add(0, classes, x)
 
     counts = [by_class(torch.ones_like(classes), classes) for classes in (classes_u, classes_v)]
-    total = (by_class(u.double(), classes_u) * by_class(v.double(), classes_v)).sum()
-    return total, (counts[0] * counts[1]).sum()
+    sums = total(by_class(u.double(), classes_u) * by_class(v.double(), classes_v))
+    return sums, (counts[0] * counts[1]).sum()
 
 
 # Elements of a matrix, or of gathered rows, that may exist at a time.

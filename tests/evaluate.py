@@ -25,7 +25,7 @@ class Result(NamedTuple):
 def evaluate(operator, backend, arguments, temperature, wants=(), reduction="mean", upstream=None) -> Result:
     """The loss of `operator` on a backend, and the gradient of every argument named in `wants`.
 
-    arguments: by name, tensors in the order of the signature, or None, or a NegativeQueue.
+    arguments: by name, tensors, a NegativeQueue, and options.
     temperature: a number or a 0-D tensor, which "temperature" in wants asks the gradient of.
     """
     leaves = {
@@ -33,7 +33,7 @@ def evaluate(operator, backend, arguments, temperature, wants=(), reduction="mea
         for name, x in {**arguments, "temperature": temperature}.items()
     }
     with ssl_fast.backend(backend):
-        loss = getattr(functional, operator)(*leaves.values(), reduction=reduction)
+        loss = getattr(functional, operator)(**leaves, reduction=reduction)
         wanted = [leaves[name] for name in wants]
         if not wanted:
             return Result(loss, {})
@@ -61,12 +61,12 @@ def widened(x):
     """The same values in float64."""
     if isinstance(x, NegativeQueue):
         return copy.deepcopy(x).double()
-    return x.double() if isinstance(x, Tensor) else x
+    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def _dtypes(arguments) -> set[torch.dtype]:
     tensors = [x.queue if isinstance(x, NegativeQueue) else x for x in arguments.values()]
-    return {x.dtype for x in tensors if x is not None}
+    return {x.dtype for x in tensors if isinstance(x, Tensor) and x.is_floating_point()}
 
 
 def bound_dtype(own: torch.dtype, dtypes: set[torch.dtype], backend: str) -> torch.dtype:

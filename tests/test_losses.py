@@ -1,13 +1,15 @@
 """What all losses share, on every backend: autograd, determinism, errors, torch.compile, reductions."""
 
+import inspect
 import math
 
 import pytest
 import torch
 from backends import INTERPRETED, device_of
-from evaluate import assert_agrees, evaluate
+from evaluate import assert_agrees, evaluate, widened
 from loss_cases import (
     CASES,
+    OPERATOR_CASES,
     arguments_of,
     every_case,
     gradients_of,
@@ -21,9 +23,20 @@ from loss_cases import (
 from strategies import LAYOUTS, upstream
 
 import ssl_fast
-from ssl_fast import InfoNCELoss, NegativeQueue, NTXentLoss
+from ssl_fast import NegativeQueue
 
-CLASSES = {"nt_xent": NTXentLoss, "info_nce": InfoNCELoss}
+CLASSES = {
+    "nt_xent": ssl_fast.NTXentLoss,
+    "info_nce": ssl_fast.InfoNCELoss,
+    "multi_positive_info_nce": ssl_fast.MultiPositiveInfoNCELoss,
+    "moco_v3": ssl_fast.MoCoV3Loss,
+    "supcon": ssl_fast.SupConLoss,
+    "dcl": ssl_fast.DCLLoss,
+    "hard_negative_nt_xent": ssl_fast.HardNegativeNTXentLoss,
+    "clip": ssl_fast.ClipLoss,
+    "siglip": ssl_fast.SigLipLoss,
+    "instance_discrimination": ssl_fast.InstanceDiscriminationLoss,
+}
 REDUCTIONS = ["none", "mean", "sum"]
 # Several blocks of rows, of negatives and of dimensions, ragged all.
 LARGE = {"count": 80, "negatives": 150, "dim": 70} if INTERPRETED else {"count": 230, "negatives": 1300, "dim": 70}
@@ -135,11 +148,13 @@ def test_strides_of_the_upstream_gradient(case, backend, kind):
         for g in (gradient, gradient.contiguous())
     )
     for name, value in expected.gradients.items():
-        assert torch.equal(got.gradients[name], value)
+        # PyTorch's own functions round a strided row as they like.
+        tolerance = {"rtol": 0, "atol": 0} if case in OPERATOR_CASES else {"rtol": 1e-5, "atol": 1e-8}
+        torch.testing.assert_close(got.gradients[name], value, **tolerance)
 
 
 @on_every_fused_backend
-@every_case()
+@every_case(but=("dcl weighted",))  # its weights count as constants
 @pytest.mark.parametrize("temperature", [0.3, -0.4, 0.02])
 def test_gradcheck(case, backend, temperature):
     arguments = arguments_of(case, backend, count=5, negatives=4, dim=3, dtype=torch.float64)
@@ -210,7 +225,7 @@ def test_temperature_gradient_has_its_dtype(case, backend, dtype):
     t = torch.nn.Parameter(torch.tensor(0.5, dtype=dtype))
     loss_of(case, backend, arguments_of(case, backend), t).backward()
     truth = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-    wide = {name: x.double() if isinstance(x, torch.Tensor) else x for name, x in arguments_of(case).items()}
+    wide = {name: widened(x) for name, x in arguments_of(case).items()}
     loss_of(case, "reference", wide, truth).backward()
     assert t.grad.dtype == dtype
     assert t.grad.item() == pytest.approx(truth.grad.item(), rel=1e-2 if dtype == torch.bfloat16 else 1e-5)
@@ -232,10 +247,14 @@ def test_reductions_are_of_the_rows(case, backend):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_class_is_the_function(case, backend, reduction):
     arguments = arguments_of(case, backend)
-    module = CLASSES[operator_of(case)](0.3, reduction)
+    of_class = inspect.signature(CLASSES[operator_of(case)]).parameters
+    options = {name: value for name, value in arguments.items() if name in of_class}
+    tensors = {name: value for name, value in arguments.items() if name not in options}
+    module = CLASSES[operator_of(case)](temperature=0.3, reduction=reduction, **options)
     with ssl_fast.backend(backend):
-        assert torch.equal(module(*arguments.values()), loss_of(case, backend, arguments, 0.3, reduction))
-    assert f"temperature=0.3, reduction='{reduction}'" in repr(module)
+        assert torch.equal(module(**tensors), loss_of(case, backend, arguments, 0.3, reduction))
+    for name, value in {"temperature": 0.3, "reduction": reduction, **options}.items():
+        assert f"{name}={value!r}" in repr(module)
 
 
 # The same bits
@@ -271,18 +290,14 @@ def test_same_bits_at_any_thread_count(case, backend, temperature, dtype, one_an
 def test_a_bad_entry_is_never_a_finite_loss(case, backend, bad, temperature):
     for name in gradients_of(case):
         arguments = arguments_of(case, backend, **large(case))
-        place = (3, 4, 5) if case == "info_nce own" and name == "negatives" else (205 % len(arguments[name]), 5)
+        place = (205 % len(arguments[name]), *(2,) * (arguments[name].dim() - 2), 5)
         arguments[name][place] = bad
         leaf = leaves(arguments, gradients_of(case))
         loss = loss_of(case, backend, leaf, temperature, "none")
         loss.sum().backward()
-        hit = loss.isnan()
-        if case == "nt_xent" or (name == "negatives" and case == "info_nce shared") or (
-            name == "positive" and case == "info_nce in batch"
-        ):  # fmt: skip
-            assert hit.all()
-        else:
-            assert hit.nonzero().flatten().tolist() == [place[0]]
+        expected = loss_of(case, "reference", arguments, temperature, "none").isnan()
+        assert expected.any()
+        assert torch.equal(loss.isnan(), expected)
         assert not leaf[name].grad[place[0]].isfinite().any()
 
 
@@ -302,7 +317,7 @@ def test_a_nan_with_any_bits_is_never_a_finite_loss(case, backend, dtype, intege
     assert bad.isnan()
     for name in gradients_of(case):
         arguments = arguments_of(case, backend, dtype=dtype)
-        arguments[name][..., 5, 3] = bad
+        arguments[name][..., min(5, arguments[name].shape[-2] - 1), 3] = bad
         assert loss_of(case, backend, arguments, reduction="none").isnan().any()
         assert loss_of(case, backend, arguments).isnan()
 

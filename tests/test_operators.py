@@ -9,6 +9,7 @@ import pytest
 import torch
 from backends import only_compiled
 from loss_cases import (
+    OPERATOR_CASES,
     arguments_of,
     every_case,
     gradients_of,
@@ -40,7 +41,7 @@ def test_the_operator_itself_refuses_shapes_it_would_misread(name, arguments):
 
 
 @only_compiled
-@every_case()
+@every_case(of=OPERATOR_CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(case, dtype):
     arguments = list(arguments_of(case, count=9, negatives=7, dim=5, dtype=dtype).values())
@@ -76,14 +77,14 @@ def backward_inputs(case):
 
 
 @only_compiled
-@every_case()
+@every_case(of=OPERATOR_CASES)
 def test_opcheck_of_the_backward(case):
     operator, inputs = backward_inputs(case)
     torch.library.opcheck(operator, tuple(inputs))
 
 
 @only_compiled
-@every_case()
+@every_case(of=OPERATOR_CASES)
 def test_the_backward_refuses_what_it_would_misread(case):
     operator, good = backward_inputs(case)
     names = [argument.name for argument in operator.default._schema.arguments]
@@ -115,8 +116,8 @@ def compiled_agrees(case, backend, compiler, dynamic=None):
     names = gradients_of(case)
     operator = getattr(functional, operator_of(case))
 
-    def step(*tensors, temperature):
-        loss, stats = operator(*tensors, temperature, return_stats=True)
+    def step(temperature, **arguments):
+        loss, stats = operator(**arguments, temperature=temperature, return_stats=True)
         return 2 * loss, stats.top1
 
     torch._dynamo.reset()  # each case compiles the same function: together they would pass its limit
@@ -128,7 +129,7 @@ def compiled_agrees(case, backend, compiler, dynamic=None):
             arguments = leaves(arguments_of(case, backend, count=count), names)
             temperature = torch.tensor(0.2, requires_grad=True)
             with ssl_fast.backend(backend):
-                loss, top1 = run(*arguments.values(), temperature=temperature)
+                loss, top1 = run(temperature, **arguments)
             loss.backward()
             results.append([loss.detach(), top1, temperature.grad, *(arguments[name].grad for name in names)])
         for eager, fused in zip(*results, strict=True):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import checks, reference, similarity
 from ..bank import MemoryBank
-from ..rows import finite_rows, reduce, softplus, unit_rows
+from ..rows import finite_rows, reduce, softplus, total, unit_rows
 from ..similarity import IDS_DIFFER
 from .primitive import runs_reference
 
@@ -45,8 +45,8 @@ def instance_discrimination(
         return loss
     with torch.no_grad():
         sums = unit_rows(features).sum(0), finite_rows(rows).sum(0)
-        excluded, pairs = positive.double().sum(), len(features) * (len(rows) - 1)
-    return loss, similarity.statistics(loss_rows, ranks, positive.mean(), sums, excluded, pairs)
+        excluded, pairs = total(positive.double()), len(features) * (len(rows) - 1)
+    return loss, similarity.statistics(loss_rows, ranks, total(positive) / positive.numel(), sums, excluded, pairs)
 
 
 def instance_nce(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import checks, reference, similarity
 from ..queue import NegativeQueue
-from ..rows import ContrastiveStats, finite_rows, reduce, softplus, unit_rows
+from ..rows import ContrastiveStats, finite_rows, logsumexp, reduce, softplus, total, unit_rows
 from ..similarity import ALL, IDS_DIFFER, NOT_SELF, split
 from .primitive import pair_of_ids, runs_reference
 
@@ -72,7 +72,9 @@ def _info_nce_by_ids(query, positive, rows, normalize, temperature, reduction, r
         classes = similarity.dense(torch.cat(ids)).split((len(u), len(v)))
         excluded, equal = similarity.equal_pairs(u, v, *classes)
     sums, pairs = (u.sum(0), v.sum(0)), len(u) * len(v) - equal
-    return loss, similarity.statistics(loss_rows, ranks, similarities.mean(), sums, excluded, pairs)
+    return loss, similarity.statistics(
+        loss_rows, ranks, total(similarities) / similarities.numel(), sums, excluded, pairs
+    )
 
 
 def multi_positive_info_nce(
@@ -120,7 +122,7 @@ def multi_positive_info_nce(
     elif not normalize:
         rows = rows.clone()  # autograd keeps it, and MoCo enqueues before the backward pass
     lse, _, ranks = similarity.similarity_lse(query, rows, mask, temperature, ids, (True, normalize), positive=best)
-    of_all = logits.logsumexp(1)
+    of_all = logsumexp(logits)
     attraction = of_all - logits.mean(1) if form == "out" else math.log(each)
     loss_rows = softplus(lse - of_all) + attraction
     loss = reduce(loss_rows, reduction)
@@ -129,9 +131,11 @@ def multi_positive_info_nce(
     with torch.no_grad():
         u, v = unit_rows(query), (unit_rows if normalize else finite_rows)(rows)
         in_batch = mask == IDS_DIFFER
-        excluded, pairs = (of_positives.double().sum(), count * each) if in_batch else (0, 0)
+        excluded, pairs = (total(of_positives.double()), count * each) if in_batch else (0, 0)
         sums, pairs = (u.sum(0), v.sum(0)), len(u) * len(v) - pairs
-    return loss, similarity.statistics(loss_rows, ranks, of_positives.mean(), sums, excluded, pairs)
+    return loss, similarity.statistics(
+        loss_rows, ranks, total(of_positives) / of_positives.numel(), sums, excluded, pairs
+    )
 
 
 def _best(similarities: Tensor, temperature) -> Tensor:
@@ -235,8 +239,8 @@ def _of_pairs(a, b, normalize, positive, loss_rows, anchors, ranks, reduction):
     with torch.no_grad():
         prepared = unit_rows if normalize else finite_rows
         sums = prepared(a).sum(0), prepared(b).sum(0)
-        excluded, pairs = positive.double().sum(), len(a) * (len(a) - 1)
-    return loss, similarity.statistics(anchors, ranks, positive.mean(), sums, excluded, pairs)
+        excluded, pairs = total(positive.double()), len(a) * (len(a) - 1)
+    return loss, similarity.statistics(anchors, ranks, total(positive) / positive.numel(), sums, excluded, pairs)
 
 
 def _negative_rows(query: Tensor, negatives, dims: tuple[int, ...] = (2, 3)) -> Tensor | None:

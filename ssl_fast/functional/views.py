@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import checks, reference, similarity
-from ..rows import ContrastiveStats, reduce, reduce_with_positives, softplus, unit_rows, views_of
+from ..rows import ContrastiveStats, by_pieces, reduce, reduce_with_positives, softplus, total, unit_rows, views_of
 from ..similarity import IDS_DIFFER, IDS_EQUAL, NOT_SELF, split
 from .primitive import runs_reference
 
@@ -90,9 +90,9 @@ def supcon(
     with torch.no_grad():
         u, classes = unit_rows(z).double(), similarity.dense(labels)
         same, pairs = similarity.equal_pairs(u, u, classes, classes)
-        positive_mean = (same - (u * u).sum()) / positives.sum()
-        total = u.sum(0)
-    return loss, similarity.statistics(loss_rows, ranks, positive_mean, (total, total), same, len(u) ** 2 - pairs)
+        positive_mean = (same - total(u * u)) / positives.sum()
+        sums = (u.sum(0),) * 2
+    return loss, similarity.statistics(loss_rows, ranks, positive_mean, sums, same, len(u) ** 2 - pairs)
 
 
 def dcl(
@@ -151,11 +151,15 @@ def hard_negative_nt_xent(
     checks.reduction(reduction)
     if runs_reference("similarity_lse", z1):
         return reference.hard_negative_nt_xent(z1, z2, temperature, beta, tau_plus, reduction, return_stats)
+    if isinstance(temperature, Tensor):
+        temperature = temperature.double()  # rounded once, where it is used
     views, negatives = _TwoViews(z1, z2, return_stats), 2 * len(z1) - 2
     lse, ranks = views.negatives_lse(temperature / (1 + beta))
     tilted = views.negatives_lse(temperature / beta)[0] if beta else math.log(negatives)
     positive_logits = (views.positive / temperature).repeat(2)
-    loss_rows = reference.hard_negative_rows(lse - tilted, positive_logits, 1 / temperature, negatives, tau_plus)
+    loss_rows = by_pieces(
+        lambda *x: reference.hard_negative_rows(*x, 1 / temperature, negatives, tau_plus), lse - tilted, positive_logits
+    )
     return views.result(loss_rows, ranks, reduction)
 
 
@@ -185,6 +189,7 @@ class _TwoViews:
             return loss
         with torch.no_grad():
             u, positive = unit_rows(self.z), self.positive.double()
-            excluded = (u.double() ** 2).sum() + 2 * positive.sum()
-            total, pairs = u.sum(0), len(u) * (len(u) - 2)
-        return loss, similarity.statistics(loss_rows, ranks, positive.mean(), (total, total), excluded, pairs)
+            of_positives = total(positive)
+            excluded, pairs = total(u.double() ** 2) + 2 * of_positives, len(u) * (len(u) - 2)
+            mean, sums = of_positives / len(positive), (u.sum(0),) * 2
+        return loss, similarity.statistics(loss_rows, ranks, mean, sums, excluded, pairs)
