@@ -101,8 +101,8 @@ def ids(name: str, x, shape: tuple[int, ...], other_name: str, other: Tensor) ->
         raise TypeError(f"{name}: expected a Tensor, got {type(x).__name__}")
     if x.dtype.is_floating_point or x.dtype.is_complex or x.dtype == torch.bool:
         raise TypeError(f"{name}: expected integers, got {x.dtype}")
-    if tuple(x.shape) != shape:
-        raise ValueError(f"{name}: expected shape {shape} for {other_name}, got {tuple(x.shape)}")
+    if x.shape != shape:
+        raise ValueError(f"{name}: expected shape {tuple(shape)} for {other_name}, got {tuple(x.shape)}")
     same_device(name, x, other_name, other)
 
 

@@ -46,6 +46,38 @@ def _info_nce(device: str, dtype: torch.dtype) -> dict[str, list[Tensor]]:
     return results
 
 
+def _similarity_lse(device: str, dtype: torch.dtype) -> dict[str, list[Tensor]]:
+    a, b = _random(device, dtype, (90, 70), (250, 70))
+    ids = [torch.arange(count, device=device) % 40 for count in (90, 250)]
+    results = {"loss": [], "gradient": []}
+    for other, exclude in ((a, "self"), (b, None), (b, ids)):
+        # One way where ids leave pairs out, else both ways from one pass.
+        lse = functional.similarity_lse(a, other, 10.0, exclude, columns=exclude is None)
+        loss = lse.mean() if isinstance(lse, Tensor) else lse[0].mean() + lse[1].mean()
+        for kind, tensors in _loss_and_gradient(loss, [a] if other is a else [a, b]).items():
+            results[kind] += tensors
+    return results
+
+
+def _two_by_two(device: str, dtype: torch.dtype) -> list[Tensor]:
+    return _random(device, dtype, (150, 70), (150, 70))
+
+
+def _pair_similarity(device: str, dtype: torch.dtype) -> dict[str, list[Tensor]]:
+    a, b = _two_by_two(device, dtype)
+    return _loss_and_gradient(functional.clip(a, b), [a, b])
+
+
+def _class_similarity(device: str, dtype: torch.dtype) -> dict[str, list[Tensor]]:
+    features, _ = _two_by_two(device, dtype)
+    return _loss_and_gradient(functional.supcon(features, torch.arange(150, device=device) % 7), [features])
+
+
+def _similarity_softplus(device: str, dtype: torch.dtype) -> dict[str, list[Tensor]]:
+    a, b = _two_by_two(device, dtype)
+    return _loss_and_gradient(functional.siglip(a, b), [a, b])
+
+
 def _ema_update_(device: str, dtype: torch.dtype) -> dict[str, list[Tensor]]:
     *target, source, other_source = (x.detach() for x in _random(device, dtype, (1000,), (7, 9), (1000,), (7, 9)))
     ema_update_(target, [source, other_source], 0.99)
@@ -60,7 +92,16 @@ def _enqueue_(device: str, dtype: torch.dtype) -> dict[str, list[Tensor]]:
     return {"values": [queue.queue, queue.queue_ptr]}
 
 
-CHECKS = {"nt_xent": _nt_xent, "info_nce": _info_nce, "ema_update_": _ema_update_, "enqueue_": _enqueue_}
+CHECKS = {
+    "nt_xent": _nt_xent,
+    "info_nce": _info_nce,
+    "similarity_lse": _similarity_lse,
+    "pair_similarity": _pair_similarity,  # by a loss that uses it, as the next two
+    "class_similarity": _class_similarity,
+    "similarity_softplus": _similarity_softplus,
+    "ema_update_": _ema_update_,
+    "enqueue_": _enqueue_,
+}
 
 
 def error_of(got: Tensor, expected: Tensor) -> float:
@@ -124,11 +165,11 @@ def _print_choices(devices: list[str]) -> None:
                 chosen = backends.choose(operator, device)
             except ValueError as error:
                 chosen = f"none ({error})"
-            print(f"  {operator:12} on {device:5} {chosen}")
+            print(f"  {operator:19} on {device:5} {chosen}")
             for name in backends.BACKENDS:
                 reason = backends.why_not(operator, name, device)
                 if reason:
-                    print(f"{'':24}not {name}: {reason}")
+                    print(f"{'':31}not {name}: {reason}")
 
 
 def _print_checks(devices: list[str]) -> bool:
@@ -145,7 +186,7 @@ def _print_checks(devices: list[str]) -> bool:
                     continue
                 passed, text = check(operator, name, device)
                 all_passed = all_passed and passed
-                print(f"  {'ok    ' if passed else 'FAILED'} {operator:12} on {device:5} {name:10} {text}")
+                print(f"  {'ok    ' if passed else 'FAILED'} {operator:19} on {device:5} {name:10} {text}")
     return all_passed
 
 

@@ -4,21 +4,44 @@ import inspect
 from pathlib import Path
 
 import pytest
+from loss_cases import ALL_CASES, operator_of
 
 import ssl_fast
-from ssl_fast import NegativeQueue, backends, functional, native, reference
+from ssl_fast import NegativeQueue, backends, doctor, functional, native, reference, similarity
 
 TESTS = Path(__file__).parent
-LOSSES = {"nt_xent": ssl_fast.NTXentLoss, "info_nce": ssl_fast.InfoNCELoss}
-# The public function of each operator.
-PUBLIC = {
+LOSSES = {
+    "nt_xent": ssl_fast.NTXentLoss,
+    "info_nce": ssl_fast.InfoNCELoss,
+    "multi_positive_info_nce": ssl_fast.MultiPositiveInfoNCELoss,
+    "moco_v3": ssl_fast.MoCoV3Loss,
+    "supcon": ssl_fast.SupConLoss,
+    "dcl": ssl_fast.DCLLoss,
+    "hard_negative_nt_xent": ssl_fast.HardNegativeNTXentLoss,
+    "clip": ssl_fast.ClipLoss,
+    "siglip": ssl_fast.SigLipLoss,
+    "instance_discrimination": ssl_fast.InstanceDiscriminationLoss,
+}
+# Functions without a class of their own name: the primitive, and what InstanceDiscriminationLoss chooses.
+OTHERS = {"similarity_lse", "instance_nce"}
+# What the class has besides, in its options or in what forward takes.
+EXTRA = {"clip": {"logit_scale": None}, "siglip": {"logit_scale": None}, "instance_discrimination": {"negatives": None}}
+# The Python function that calls each operator.
+CALLERS = {
     "nt_xent": functional.nt_xent,
     "info_nce": functional.info_nce,
+    "similarity_lse": similarity.similarity_lse,
+    "pair_similarity": similarity.pair_similarity,
+    "class_similarity": similarity.class_similarity,
+    "similarity_softplus": similarity.similarity_softplus,
     "ema_update_": ssl_fast.ema_update_,
     "enqueue_": NegativeQueue.enqueue_,
 }
-# What the operator's files are called, in tests/, csrc/ and kernels/.
-FILES = {"nt_xent": "nt_xent", "info_nce": "info_nce", "ema_update_": "ema", "enqueue_": "enqueue"}
+# What the operator's files are called in csrc/ and kernels/, and its tests where they have another name.
+FILES = {name: name for name in CALLERS} | {"ema_update_": "ema", "enqueue_": "enqueue"}
+TEST_FILES = dict.fromkeys(
+    ("similarity_lse", "pair_similarity", "class_similarity", "similarity_softplus"), "similarity"
+)
 
 
 def parameters(function) -> dict[str, object]:
@@ -34,9 +57,17 @@ def public_names(module) -> set[str]:
 
 
 def test_every_list_has_the_same_operators():
-    assert set(backends.IMPLEMENTATIONS) == set(PUBLIC) == set(FILES)
-    assert set(LOSSES) == public_names(functional)
-    assert set(PUBLIC) <= public_names(reference)
+    assert set(backends.IMPLEMENTATIONS) == set(CALLERS) == set(FILES) == set(doctor.CHECKS)
+    assert set(LOSSES) | OTHERS == set(functional.__all__) <= public_names(reference)
+    assert {operator_of(case) for case in ALL_CASES} == set(LOSSES)
+
+
+def test_all_losses_run_on_the_same_backends():
+    # functional asks for one operator and may use several; loss_cases.py has one list of backends.
+    losses = {
+        names for operator, names in backends.IMPLEMENTATIONS.items() if operator not in ("ema_update_", "enqueue_")
+    }
+    assert len(losses) == 1
 
 
 def test_every_implementation_is_a_backend():
@@ -44,10 +75,10 @@ def test_every_implementation_is_a_backend():
         assert set(names) <= set(backends.BACKENDS) - {"reference"}, operator
 
 
-@pytest.mark.parametrize("operator", PUBLIC)
+@pytest.mark.parametrize("operator", CALLERS)
 def test_every_operator_has_its_files(operator):
     name = FILES[operator]
-    assert (TESTS / f"test_{name}.py").is_file()
+    assert (TESTS / f"test_{TEST_FILES.get(operator, name)}.py").is_file()
     folders = {"cpu": ("csrc/cpu", ".cpp"), "triton": ("kernels", ".py"), "cuda": ("csrc/cuda", ".cu")}
     for backend in backends.IMPLEMENTATIONS[operator]:
         folder, suffix = folders[backend]
@@ -62,10 +93,11 @@ def test_every_compiled_operator_is_registered_under_its_name():
         name.removeprefix("ssl_fast::") for name in torch._C._dispatch_get_all_op_names() if "ssl_fast" in name
     }
     compiled = {operator for operator, names in backends.IMPLEMENTATIONS.items() if "cpu" in names}
-    assert registered == compiled | {f"{operator}_backward" for operator in LOSSES}
+    differentiable = compiled - {"ema_update_", "enqueue_"}
+    assert registered == compiled | {f"{operator}_backward" for operator in differentiable}
 
 
-@pytest.mark.parametrize("operator", LOSSES)
+@pytest.mark.parametrize("operator", functional.__all__)
 def test_function_and_reference_have_one_signature(operator):
     function = getattr(functional, operator)
     assert function.__name__ == operator
@@ -75,8 +107,9 @@ def test_function_and_reference_have_one_signature(operator):
 @pytest.mark.parametrize("operator", LOSSES)
 def test_class_takes_the_options_and_forward_the_tensors(operator):
     options, tensors = parameters(LOSSES[operator].__init__), parameters(LOSSES[operator].forward)
-    assert list(options) == ["temperature", "reduction"]
-    expected = parameters(getattr(functional, operator))
+    assert next(iter(options)) == "temperature"
+    assert list(options)[-1] == "reduction"
+    expected = parameters(getattr(functional, operator)) | EXTRA.get(operator, {})
     # Statistics are the function's: a module returns a loss.
     assert expected.pop("return_stats") is False
     assert {**tensors, **options} == expected
