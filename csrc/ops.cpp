@@ -32,7 +32,8 @@ TORCH_LIBRARY(ssl_fast, m) {
       " -> (Tensor query, Tensor positive, Tensor negatives, Tensor temperature)");
 
   // u, v: unit rows of a (N, D) and b (M, D), or the rows as they are. lse_i = log of the sum over the k that mask
-  // allows of exp(s <u_i, v_k>), s = 1 / temperature; -inf where it allows none. mask: 0 all, 1 k != i, 2 ids differ,
+  // allows of exp(s <u_i, v_k>), s = 1 / temperature; -inf where it allows none. In float64: losses subtract a
+  // score from it, and both are as large as s. mask: 0 all, 1 k != i, 2 ids differ,
   // 3 ids equal, and k != i where b is none: then b is a, ids_a serve both and half the products do.
   // columns: also column_lse (M) over each column. positive (N), cosine similarities: ranks (1, N), with columns
   // (2, N), count the allowed k more similar, by the sign of s; else (0, N).

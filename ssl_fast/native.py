@@ -92,7 +92,7 @@ def _register_fake_kernels() -> None:
     ):  # fmt: skip
         rows, others = a.shape[0], b.shape[0] if columns else 0
         ranks = a.new_empty((0 if positive is None else 1 + columns, rows), dtype=torch.int64)
-        lse, column_lse = (a.new_empty(count, dtype=wide(a)) for count in (rows, others))
+        lse, column_lse = (a.new_empty(count, dtype=torch.float64) for count in (rows, others))
         return lse, column_lse, ranks, a.new_empty((2 if a.device.type == "cpu" else 3, rows + others), dtype=wide(a))
 
     @torch.library.register_fake("ssl_fast::similarity_lse_backward")

@@ -156,7 +156,7 @@ def supcon(
     if form == "out":
         attraction = logits.masked_fill(~positive, 0).sum(1) / count
     else:
-        attraction = logits.masked_fill(~positive, float("-inf")).logsumexp(1) - count.log()
+        attraction = logits.masked_fill(~positive, float("-inf")).logsumexp(1) - count.to(u.dtype).log()
     # A row that is NaN stays NaN.
     loss_rows = torch.where((count > 0) | whole.isnan(), whole - attraction, 0)
     loss = reduce_with_positives(loss_rows, count, reduction, count_without_positive)
@@ -232,11 +232,13 @@ def hard_negative_nt_xent(
 
 def hard_negative_rows(log_mean: Tensor, positive_logits: Tensor, scale, negatives: int, tau_plus: float) -> Tensor:
     """log(1 + G / p) of each row, from the log of the negatives' reweighted mean."""
-    shift = abs(scale)  # both exponentials below are at most 1
     if tau_plus:
-        mean = ((log_mean - shift).exp() - tau_plus * (positive_logits - shift).exp()) / (1 - tau_plus)
-        log_mean = mean.clamp_min(torch.finfo(mean.dtype).tiny).log() + shift
-    log_mean = torch.maximum(log_mean, torch.zeros_like(log_mean) - shift)
+        # By the larger of the two: neither exponential overflows, and not both underflow.
+        largest = torch.maximum(log_mean, positive_logits).detach()
+        mean = ((log_mean - largest).exp() - tau_plus * (positive_logits - largest).exp()) / (1 - tau_plus)
+        none_left = mean <= 0  # not for NaN, which stays
+        log_mean = (mean.masked_fill(none_left, 1).log() + largest).masked_fill(none_left, float("-inf"))
+    log_mean = torch.maximum(log_mean, torch.zeros_like(log_mean) - abs(scale))
     return softplus(log_mean + math.log(negatives) - positive_logits)
 
 
@@ -354,7 +356,7 @@ def nce_of(similarity: Tensor, images: int, normalizer, temperature, reduction: 
     noise = similarity.shape[1] - 1
     # log(P n / m)
     logits = similarity / temperature - torch.log(
-        torch.as_tensor(normalizer, device=similarity.device) * (noise / images)
+        torch.as_tensor(normalizer, dtype=similarity.dtype, device=similarity.device) * (noise / images)
     )
     loss_rows = softplus(-logits[:, 0]) + softplus(logits[:, 1:]).sum(1)
     loss = reduce(loss_rows, reduction)

@@ -141,4 +141,4 @@ def reduce_with_positives(loss_rows: Tensor, positives: Tensor, reduction: str, 
     """positives (N,): how many each row has. Rows without one are 0, and not in the mean unless they count."""
     if reduction != "mean" or count_without_positive:
         return reduce(loss_rows, reduction)
-    return total(loss_rows) / (positives > 0).sum()
+    return total(loss_rows) / (positives > 0).sum().clamp_min(1)

@@ -5,6 +5,8 @@ Losses call these after their checks, and only where a kernel was chosen.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from .rows import ContrastiveStats, stats_of, total
 
 # The pairs (i, k) that count: all; k != i; those whose ids differ; those whose ids are equal.
 ALL, NOT_SELF, IDS_DIFFER, IDS_EQUAL = range(4)
+LN2, LOG2E = math.log(2), math.log2(math.e)
 
 
 def split(temperature) -> tuple[float, Tensor | None]:
@@ -29,7 +32,7 @@ def similarity_lse(
     columns: bool = False,
     positive: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(lse (N,), of columns (M,) or (0,), ranks (directions, N) of `positive`, a similarity each, or (0, N)).
+    """(lse (N,), of columns (M,) or (0,), both float64, ranks (directions, N) of `positive`, similarities, or (0, N)).
 
     b: None for a itself, which takes half the products.
     """
@@ -37,6 +40,18 @@ def similarity_lse(
         a, b, *ids, mask, *normalize, columns, *split(temperature), None if positive is None else positive.detach()
     )
     return lse, column_lse, ranks
+
+
+def scores(similarities: Tensor, temperature) -> Tensor:
+    """similarities / temperature in float64, as it is subtracted from a log-sum-exp as large as itself.
+
+    With the scale rounded as the kernels round theirs, in powers of two: then what should cancel does.
+    """
+    if isinstance(temperature, Tensor):
+        scale = (temperature.double().reciprocal() * LOG2E).to(similarities.dtype)
+    else:
+        scale = torch.full((), 1 / temperature * LOG2E, dtype=similarities.dtype, device=similarities.device)
+    return similarities.double() * (scale.double() * LN2)
 
 
 def pair_similarity(a: Tensor, b: Tensor, normalize_a: bool = True, normalize_b: bool = True) -> Tensor:

@@ -112,6 +112,52 @@ def test_the_backward_refuses_what_it_would_misread(case):
             operator(*inputs)
 
 
+def _leaf(*shape):
+    return torch.randn(shape, requires_grad=True)
+
+
+OPCHECKS = [
+    ("similarity_lse", lambda: (_leaf(5, 3), None, IDS5, None, 3, True, True, False, 1.0, TEMPERATURE, None)),
+    ("similarity_lse", lambda: (_leaf(5, 3), _leaf(5, 3), None, None, 1, True, False, True, 0.2, None, torch.zeros(5))),
+    ("similarity_lse", lambda: (_leaf(5, 3), _leaf(7, 3), IDS5, IDS7, 2, True, True, False, 0.2, None, None)),
+    ("pair_similarity", lambda: (_leaf(5, 3), _leaf(5, 3), True, False)),
+    ("class_similarity", lambda: (_leaf(5, 3), IDS5)),
+    ("similarity_softplus", lambda: (_leaf(5, 3), _leaf(5, 3), True, 1.0, TEMPERATURE, _leaf(), torch.zeros(5))),
+]  # fmt: skip
+IDS5, IDS7, TEMPERATURE = torch.arange(5) % 3, torch.arange(7), torch.tensor(0.2, requires_grad=True)
+
+
+@only_compiled
+@pytest.mark.parametrize(("name", "inputs"), OPCHECKS)
+def test_opcheck_of_what_losses_are_made_of(name, inputs):
+    torch.library.opcheck(getattr(torch.ops.ssl_fast, name), inputs())
+
+
+@only_compiled
+@pytest.mark.parametrize(("name", "inputs"), OPCHECKS)
+def test_opcheck_of_their_backward(name, inputs):
+    with torch.no_grad():
+        arguments = [x.detach() if isinstance(x, torch.Tensor) else x for x in inputs()]
+        operator, ops = getattr(torch.ops.ssl_fast, f"{name}_backward"), torch.ops.ssl_fast
+        if name == "similarity_lse":
+            *_, sums = ops.similarity_lse(*arguments)
+            a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, *temperature, _ = arguments
+            of_columns = torch.ones(5) if columns else None
+            arguments = [torch.ones(5), of_columns, a, b, ids_a, ids_b, mask, normalize_a, normalize_b, *temperature,
+                         sums, True, b is not None]  # fmt: skip
+        elif name == "similarity_softplus":
+            sums, _ = ops.similarity_softplus(*arguments)
+            arguments = [torch.ones(5), *arguments[:-1], sums, True, True]
+        else:
+            arguments = [torch.ones(5), *arguments]
+        torch.library.opcheck(operator, tuple(arguments))
+        for place, bad in ((0, torch.ones(4)), (0, torch.ones(()))):
+            wrong = list(arguments)
+            wrong[place] = bad
+            with pytest.raises(ValueError, match="expected"):
+                operator(*wrong)
+
+
 def compiled_agrees(case, backend, compiler, dynamic=None):
     names = gradients_of(case)
     operator = getattr(functional, operator_of(case))

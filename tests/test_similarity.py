@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from backends import INTERPRETED, device_of, every_backend, every_fused_backend, only_compiled
-from compare import assert_close
-from evaluate import row_norms
+from compare import BOUNDS, assert_close
+from evaluate import MATRIX_UNITS, eager_code_of, row_norms
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import dims, dtypes, embeddings, kinds, lay_out, layouts, rows, seeds, temperatures, upstream
@@ -54,7 +54,8 @@ def assert_lse(backend, a, b, temperature, mask, ids, normalize=True, columns=Fa
     options |= mask_options(mask, *ids)
     got, gradients = run(backend, a, b, scale, upstreams, **options)
     truth, expected = run("reference", *wide, scale, upstreams, **options)
-    eager, of_eager = run("reference", a, b, scale, upstreams, **options)
+    with eager_code_of(backend):
+        eager, of_eager = run("reference", a, b, scale, upstreams, **options)
     coarsest = min((x.dtype for x in (a, b) if x is not None), key=lambda dtype: -torch.finfo(dtype).eps)
     for x, y, z in zip(got, truth, eager, strict=True):
         assert x.dtype == (torch.float64 if a.dtype == torch.float64 else torch.float32)
@@ -65,11 +66,18 @@ def assert_lse(backend, a, b, temperature, mask, ids, normalize=True, columns=Fa
         of = tensors[i]
         assert x.dtype == of.dtype
         norms = row_norms(of) if of.dim() == 2 and normalize else torch.ones((), device=device)
-        floor = 0.1 * (abs(1 / temperature) if of.dim() == 2 else 1)
         dtype = of.dtype if of.dtype in HALF_TYPES else coarsest
+        if of.dim() == 2:
+            floor = 0.1 * abs(1 / temperature)
+        else:  # where weights are rounded to a half type, equal ones are all rounded the same way
+            share = torch.finfo(dtype).eps / 2 / BOUNDS[dtype].gradient if dtype in HALF_TYPES else 0.1
+            floor = share * sum(g.abs().sum().item() for g in upstreams)
         largest = torch.finfo(torch.float16).max if x.dtype == torch.float16 else math.inf
         y = y.clamp(-largest, largest)
-        assert_close(x.double() * norms, y * norms, dtype, "gradient", z.double() * norms, scale=floor)
+        roundoff = torch.finfo(dtype).eps / 2 if backend in MATRIX_UNITS and dtype in HALF_TYPES else 0.0
+        assert_close(
+            x.double() * norms, y * norms, dtype, "gradient", z.double() * norms, scale=floor, roundoff=roundoff
+        )  # fmt: skip
 
 
 every_lse = every_backend("similarity_lse")
@@ -280,49 +288,3 @@ X, IDS = torch.ones(4, 5), torch.arange(4)
 def test_the_operator_itself_refuses_shapes_it_would_misread(name, arguments):
     with pytest.raises(ValueError, match="expected"):
         getattr(torch.ops.ssl_fast, name)(*arguments)
-
-
-def _leaf(*shape):
-    return torch.randn(shape, requires_grad=True)
-
-
-OPCHECKS = [
-    ("similarity_lse", lambda: (_leaf(5, 3), None, IDS5, None, 3, True, True, False, 1.0, TEMPERATURE, None)),
-    ("similarity_lse", lambda: (_leaf(5, 3), _leaf(5, 3), None, None, 1, True, False, True, 0.2, None, torch.zeros(5))),
-    ("similarity_lse", lambda: (_leaf(5, 3), _leaf(7, 3), IDS5, IDS7, 2, True, True, False, 0.2, None, None)),
-    ("pair_similarity", lambda: (_leaf(5, 3), _leaf(5, 3), True, False)),
-    ("class_similarity", lambda: (_leaf(5, 3), IDS5)),
-    ("similarity_softplus", lambda: (_leaf(5, 3), _leaf(5, 3), True, 1.0, TEMPERATURE, _leaf(), torch.zeros(5))),
-]  # fmt: skip
-IDS5, IDS7, TEMPERATURE = torch.arange(5) % 3, torch.arange(7), torch.tensor(0.2, requires_grad=True)
-
-
-@only_compiled
-@pytest.mark.parametrize(("name", "inputs"), OPCHECKS)
-def test_opcheck(name, inputs):
-    torch.library.opcheck(getattr(torch.ops.ssl_fast, name), inputs())
-
-
-@only_compiled
-@pytest.mark.parametrize(("name", "inputs"), OPCHECKS)
-def test_opcheck_of_the_backward(name, inputs):
-    with torch.no_grad():
-        arguments = [x.detach() if isinstance(x, torch.Tensor) else x for x in inputs()]
-        operator, ops = getattr(torch.ops.ssl_fast, f"{name}_backward"), torch.ops.ssl_fast
-        if name == "similarity_lse":
-            *_, sums = ops.similarity_lse(*arguments)
-            a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, *temperature, _ = arguments
-            of_columns = torch.ones(5) if columns else None
-            arguments = [torch.ones(5), of_columns, a, b, ids_a, ids_b, mask, normalize_a, normalize_b, *temperature,
-                         sums, True, b is not None]  # fmt: skip
-        elif name == "similarity_softplus":
-            sums, _ = ops.similarity_softplus(*arguments)
-            arguments = [torch.ones(5), *arguments[:-1], sums, True, True]
-        else:
-            arguments = [torch.ones(5), *arguments]
-        torch.library.opcheck(operator, tuple(arguments))
-        for place, bad in ((0, torch.ones(4)), (0, torch.ones(()))):
-            wrong = list(arguments)
-            wrong[place] = bad
-            with pytest.raises(ValueError, match="expected"):
-                operator(*wrong)

@@ -100,11 +100,11 @@ struct Forward {
 
   std::tuple<Tensor, Tensor, Tensor, Tensor> results() const {
     const int64_t n = job.n(), count = job.sums();
-    Tensor lse = new_empty<T>({n}), column_lse = new_empty<T>({count - n}), sums = new_empty<T>({2, count});
+    Tensor lse = new_empty<double>({n}), column_lse = new_empty<double>({count - n}), sums = new_empty<T>({2, count});
     T *high = sums.template data_ptr<T>(), *low = high + count;
     for (int64_t i = 0; i < count; i++) {
       const double log_sum = log_sums[i];
-      (i < n ? lse : column_lse).template data_ptr<T>()[i < n ? i : i - n] = T(log_sum * kLn2);
+      (i < n ? lse : column_lse).template data_ptr<double>()[i < n ? i : i - n] = log_sum * kLn2;
       // A row without pairs has no weights: any finite number does. What rounding takes from a sum of
       // |s| = 1000 would be in all weights: it is kept too.
       const double whole = std::isinf(log_sum) ? 0 : log_sum;

@@ -9,7 +9,7 @@ from .. import checks, reference, similarity
 from ..bank import MemoryBank
 from ..rows import finite_rows, reduce, softplus, total, unit_rows
 from ..similarity import IDS_DIFFER
-from .primitive import runs_reference
+from .primitive import as_computed, runs_reference
 
 
 def instance_discrimination(
@@ -33,13 +33,13 @@ def instance_discrimination(
     checks.reduction(reduction)
     if runs_reference("similarity_lse", features):
         return reference.instance_discrimination(features, index, rows, temperature, reduction, return_stats)
-    index = index.long()
+    (features,), index = as_computed(features), index.long()
     positive = similarity.pair_similarity(features, rows[index], True, False)
     lse, _, ranks = similarity.similarity_lse(
         features, rows, IDS_DIFFER, temperature, (index, torch.arange(len(rows), device=index.device)), (True, False),
         positive=positive if return_stats else None,
     )  # fmt: skip
-    loss_rows = softplus(lse - positive / temperature)
+    loss_rows = softplus(lse - similarity.scores(positive, temperature)).to(positive.dtype)
     loss = reduce(loss_rows, reduction)
     if not return_stats:
         return loss

@@ -11,7 +11,7 @@ from .. import checks, reference, similarity
 from ..queue import NegativeQueue
 from ..rows import ContrastiveStats, finite_rows, logsumexp, reduce, softplus, total, unit_rows
 from ..similarity import ALL, IDS_DIFFER, NOT_SELF, split
-from .primitive import pair_of_ids, runs_reference
+from .primitive import as_computed, pair_of_ids, runs_reference
 
 
 def info_nce(
@@ -55,6 +55,7 @@ def info_nce(
 
 
 def _info_nce_by_ids(query, positive, rows, normalize, temperature, reduction, return_stats, ids):
+    query, positive = as_computed(query, positive)
     if rows is None:
         rows, normalize = positive, True
     elif not normalize:
@@ -63,7 +64,7 @@ def _info_nce_by_ids(query, positive, rows, normalize, temperature, reduction, r
     lse, _, ranks = similarity.similarity_lse(
         query, rows, IDS_DIFFER, temperature, ids, (True, normalize), positive=similarities if return_stats else None
     )
-    loss_rows = softplus(lse - similarities / temperature)
+    loss_rows = softplus(lse - similarity.scores(similarities, temperature)).to(similarities.dtype)
     loss = reduce(loss_rows, reduction)
     if not return_stats:
         return loss
@@ -110,10 +111,11 @@ def multi_positive_info_nce(
         return reference.multi_positive_info_nce(
             query, positives, negatives, temperature, form, reduction, return_stats
         )  # fmt: skip
+    query, positives = as_computed(query, positives)
     count, each = positives.shape[:2]
     flat = positives.flatten(0, 1)
     of_positives = similarity.pair_similarity(query.repeat_interleave(each, 0), flat).view(count, each)
-    logits = of_positives / temperature
+    logits = similarity.scores(of_positives, temperature)
     best = _best(of_positives.detach(), temperature) if return_stats else None
     mask, ids, normalize = ALL, (None, None), isinstance(negatives, Tensor)
     if rows is None:
@@ -124,7 +126,7 @@ def multi_positive_info_nce(
     lse, _, ranks = similarity.similarity_lse(query, rows, mask, temperature, ids, (True, normalize), positive=best)
     of_all = logsumexp(logits)
     attraction = of_all - logits.mean(1) if form == "out" else math.log(each)
-    loss_rows = softplus(lse - of_all) + attraction
+    loss_rows = (softplus(lse - of_all) + attraction).to(of_positives.dtype)
     loss = reduce(loss_rows, reduction)
     if not return_stats:
         return loss
@@ -192,12 +194,14 @@ def clip(
     checks.reduction(reduction)
     if runs_reference("similarity_lse", a):
         return reference.clip(a, b, temperature, normalize, reduction, return_stats)
+    a, b = as_computed(a, b)
     positive = similarity.pair_similarity(a, b, normalize, normalize)
     rows, columns, ranks = similarity.similarity_lse(
         a, b, NOT_SELF, temperature, normalize=(normalize, normalize), columns=True,
         positive=positive if return_stats else None,
     )  # fmt: skip
-    loss_rows = softplus(torch.cat([rows, columns]) - (positive / temperature).repeat(2))
+    loss_rows = softplus(torch.cat([rows, columns]) - similarity.scores(positive, temperature).repeat(2))
+    loss_rows = loss_rows.to(positive.dtype)
     return _of_pairs(a, b, normalize, positive, loss_rows, loss_rows, ranks, reduction)
 
 
@@ -223,6 +227,7 @@ def siglip(
     checks.reduction(reduction)
     if runs_reference("similarity_softplus", a):
         return reference.siglip(a, b, temperature, bias, normalize, reduction, return_stats)
+    a, b = as_computed(a, b)
     positive = similarity.pair_similarity(a, b, normalize, normalize)
     sums, ranks = similarity.similarity_softplus(
         a, b, normalize, temperature, bias, positive if return_stats else None

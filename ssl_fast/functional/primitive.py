@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from .. import backends, checks, reference, similarity
+from ..rows import upcast
 from ..similarity import ALL, IDS_DIFFER, IDS_EQUAL, NOT_SELF
 
 
@@ -47,7 +49,9 @@ def similarity_lse(
     lse, column_lse, _ = similarity.similarity_lse(
         a, other[0], mask, temperature, other[1], (normalize, normalize), columns and not symmetric
     )
-    return (lse, lse if symmetric else column_lse) if columns else lse
+    dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
+    lse = lse.to(dtype)
+    return (lse, lse if symmetric else column_lse.to(dtype)) if columns else lse
 
 
 def _mask_of(a: Tensor, b: Tensor, exclude, only):
@@ -75,3 +79,11 @@ def pair_of_ids(name: str, ids, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def runs_reference(operator: str, x: Tensor) -> bool:
     return backends.choose(operator, x.device.type) == "reference"
+
+
+def as_computed(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Half types as float32 for the CPU's kernels, which compute in it: a sum of gradients is then rounded once.
+
+    On a GPU they stay what they are, for its matrix units.
+    """
+    return tuple(upcast(x) if backends.choose("similarity_lse", x.device.type) == "cpu" else x for x in tensors)

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import checks, reference, similarity
 from ..rows import ContrastiveStats, by_pieces, reduce, reduce_with_positives, softplus, total, unit_rows, views_of
 from ..similarity import IDS_DIFFER, IDS_EQUAL, NOT_SELF, split
-from .primitive import runs_reference
+from .primitive import as_computed, runs_reference
 
 
 def nt_xent(
@@ -69,21 +69,21 @@ def supcon(
     checks.reduction(reduction)
     if runs_reference("similarity_lse", features):
         return reference.supcon(features, labels, temperature, form, count_without_positive, reduction, return_stats)
-    z, labels = views_of(features, labels)
+    z, labels = views_of(*as_computed(features), labels)
     labels = labels.long()
     best = similarity.best_same_class(unit_rows(z.detach()), labels, temperature) if return_stats else None
     if form == "out":
         same, positives = similarity.class_similarity(z, labels)
         lse, _, ranks = similarity.similarity_lse(z, None, NOT_SELF, temperature, positive=best)
-        loss_rows = lse - same / positives.clamp_min(1) / temperature
+        loss_rows = lse - similarity.scores(same, temperature) / positives.clamp_min(1)
     else:
-        positives = similarity.class_similarity(z.detach(), labels)[1]
+        same, positives = similarity.class_similarity(z.detach(), labels)
         lse, _, ranks = similarity.similarity_lse(z, None, IDS_DIFFER, temperature, (labels, None), positive=best)
         of_positives, *_ = similarity.similarity_lse(z, None, IDS_EQUAL, temperature, (labels, None))
         of_positives = of_positives.masked_fill(positives == 0, 0.0)
-        loss_rows = softplus(lse - of_positives) + positives.clamp_min(1).log()
+        loss_rows = softplus(lse - of_positives) + positives.clamp_min(1).to(lse.dtype).log()
     # Without a positive 0; a row that is NaN stays NaN.
-    loss_rows = torch.where((positives > 0) | lse.isnan(), loss_rows, 0.0)
+    loss_rows = torch.where((positives > 0) | lse.isnan(), loss_rows, 0.0).to(same.dtype)
     loss = reduce_with_positives(loss_rows, positives, reduction, count_without_positive)
     if not return_stats:
         return loss
@@ -121,7 +121,7 @@ def dcl(
     views = _TwoViews(z1, z2, return_stats)
     lse, ranks = views.negatives_lse(temperature)
     weights = 1 if sigma is None else reference.von_mises_fisher_weights(views.positive, sigma)
-    loss_rows = lse - (weights * views.positive / temperature).repeat(2)
+    loss_rows = lse - similarity.scores(weights * views.positive, temperature).repeat(2)
     return views.result(loss_rows, ranks, reduction)
 
 
@@ -156,7 +156,7 @@ def hard_negative_nt_xent(
     views, negatives = _TwoViews(z1, z2, return_stats), 2 * len(z1) - 2
     lse, ranks = views.negatives_lse(temperature / (1 + beta))
     tilted = views.negatives_lse(temperature / beta)[0] if beta else math.log(negatives)
-    positive_logits = (views.positive / temperature).repeat(2)
+    positive_logits = similarity.scores(views.positive, temperature).repeat(2)
     loss_rows = by_pieces(
         lambda *x: reference.hard_negative_rows(*x, 1 / temperature, negatives, tau_plus), lse - tilted, positive_logits
     )
@@ -173,6 +173,7 @@ class _TwoViews:
     """The 2N rows of two views, their positives and the log-sum-exp over their negatives."""
 
     def __init__(self, z1: Tensor, z2: Tensor, return_stats: bool):
+        z1, z2 = as_computed(z1, z2)
         self.z, self.return_stats = torch.cat([z1, z2]), return_stats
         self.positive = similarity.pair_similarity(z1, z2)  # (N,)
         self.image = torch.arange(len(z1), device=z1.device).repeat(2)
@@ -184,6 +185,7 @@ class _TwoViews:
         return lse, ranks
 
     def result(self, loss_rows: Tensor, ranks: Tensor, reduction: str):
+        loss_rows = loss_rows.to(self.positive.dtype)
         loss = reduce(loss_rows, reduction)
         if not self.return_stats:
             return loss
