@@ -89,12 +89,14 @@ def row_norms(x: Tensor) -> Tensor:
 
 
 def assert_agrees(
-    operator, backend, arguments, temperature, wants=(), reduction="mean", upstream=None, with_eager=False, floor=0.0
-):
+    operator, backend, arguments, temperature, wants=(), reduction="mean", upstream=None, with_eager=False, floor=0.0,
+    rounded_logits=False,
+):  # fmt: skip
     """Loss and gradients on `backend` against the float64 reference.
 
     with_eager: allow what the reference in the same dtype needs too; bfloat16 and float16 always do.
     floor: least scale of the gradients, in units of |1 / temperature| * (largest upstream gradient).
+    rounded_logits: a logit of size |1 / temperature| is rounded once in float32, whatever luck the reference has.
     Returns the result.
     """
     settings = {"wants": wants, "reduction": reduction, "upstream": upstream}
@@ -115,6 +117,8 @@ def assert_agrees(
     if backend == "reference" and dtypes != {torch.float64}:
         # It subtracts float32 logits; the kernels do not, and have every digit of a loss near 0.
         resolution = max(resolution, 1e-7 * scale / BOUNDS[coarsest].never)
+    if rounded_logits and coarsest != torch.float64:
+        resolution = max(resolution, 2**-24 * scale / BOUNDS[coarsest].loss)
     assert_close(result.loss, truth.loss, coarsest, "loss", eager.loss if widen else None, scale=resolution)
     largest = 1 / len(next(iter(arguments.values()))) if upstream is None else upstream.abs().max().item()
     for name, gradient in result.gradients.items():

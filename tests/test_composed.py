@@ -57,7 +57,7 @@ def test_any_input(case, backend, count, dim, dtype, kind, layout, temperature, 
     gradient = upstream(loss_rows(case, count), seed, "random") if per_row else torch.tensor(1.3)
     assert_agrees(
         operator_of(case), backend, arguments, temperature, gradients_of(case), "none" if per_row else "mean", gradient,
-        with_eager=True, floor=1.0,
+        with_eager=True, floor=1.0, rounded_logits=True,
     )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def test_several_blocks(case, backend, dtype, temperature):
     wants = [*gradients_of(case), "temperature"]
     t = torch.tensor(temperature, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     gradient = upstream(loss_rows(case, count), 0, "random")
-    assert_agrees(operator_of(case), backend, arguments, t, wants, "none", gradient, with_eager=True, floor=1.0)
+    assert_agrees(operator_of(case), backend, arguments, t, wants, "none", gradient, True, 1.0, True)
 
 
 @on_every_fused_backend
