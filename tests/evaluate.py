@@ -96,7 +96,8 @@ def assert_agrees(
 
     with_eager: allow what the reference in the same dtype needs too; bfloat16 and float16 always do.
     floor: least scale of the gradients, in units of |1 / temperature| * (largest upstream gradient).
-    rounded_logits: a logit of size |1 / temperature| is rounded once in float32, whatever luck the reference has.
+    rounded_logits: a similarity and its logit, of size |1 / temperature|, are each rounded in float32, whatever luck the
+    reference has.
     Returns the result.
     """
     settings = {"wants": wants, "reduction": reduction, "upstream": upstream}
@@ -118,7 +119,7 @@ def assert_agrees(
         # It subtracts float32 logits; the kernels do not, and have every digit of a loss near 0.
         resolution = max(resolution, 1e-7 * scale / BOUNDS[coarsest].never)
     if rounded_logits and coarsest != torch.float64:
-        resolution = max(resolution, 2**-24 * scale / BOUNDS[coarsest].loss)
+        resolution = max(resolution, 2**-23 * scale / BOUNDS[coarsest].loss)
     assert_close(result.loss, truth.loss, coarsest, "loss", eager.loss if widen else None, scale=resolution)
     largest = 1 / len(next(iter(arguments.values()))) if upstream is None else upstream.abs().max().item()
     for name, gradient in result.gradients.items():
