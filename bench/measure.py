@@ -63,9 +63,11 @@ from ssl_fast import NegativeQueue, functional
 
 torch.set_num_threads({threads})
 
+def x(*sizes):
+    return torch.randn(*sizes, {dim}, requires_grad=True)
+
 def inputs(rows, queue_size):
-    pair = [torch.randn(rows, {dim}, requires_grad=True) for _ in range(2)]
-    return [*pair, NegativeQueue(queue_size, {dim})] if queue_size else pair
+    return {inputs}
 
 def status(field):
     return int(open("/proc/self/status").read().split(field)[1].split()[0])
@@ -80,18 +82,30 @@ print(status("VmHWM:") - before)
 """
 
 
+TWO_ROWS = "[x(rows), x(rows)]"
+
+
 def loss_memory(
-    operator: str, rows: int, dim: int = 128, queue_size: int = 0, backend: str = "auto", threads: int = 2
+    operator: str,
+    rows: int,
+    dim: int = 128,
+    queue_size: int = 0,
+    backend: str = "auto",
+    threads: int = 2,
+    inputs: str = TWO_ROWS,
 ) -> int | None:
     """Bytes of resident memory that one forward and backward pass adds to its inputs, in a process of its own.
 
-    The inputs are two (rows, dim) in float32, whose gradients count, and a queue of queue_size rows
-    unless that is 0. None where no process can set its peak back (only Linux lets it).
+    inputs: the arguments as Python, of rows and queue_size, where x(rows) is (rows, dim) in float32, whose gradient
+    counts. With queue_size a NegativeQueue follows TWO_ROWS. None where no process can set its peak back (only Linux
+    lets it).
     """
     if not Path("/proc/self/clear_refs").exists():
         return None
+    if queue_size and inputs == TWO_ROWS:
+        inputs = f"{TWO_ROWS} + [NegativeQueue(queue_size, {dim})]"
     program = LOSS_MEMORY.format(
-        operator=operator, rows=rows, dim=dim, queue_size=queue_size, backend=backend, threads=threads
+        inputs=inputs, operator=operator, rows=rows, dim=dim, queue_size=queue_size, backend=backend, threads=threads
     )
     command = [sys.executable, "-W", "ignore", "-c", program]
     answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

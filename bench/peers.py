@@ -27,7 +27,7 @@ def eager_info_nce(query: Tensor, positive: Tensor, queue: Tensor, temperature: 
     return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
 
-def _installed(module: str):
+def installed(module: str):
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -47,10 +47,10 @@ def nt_xent_peers(rows: int, temperature: float) -> dict[str, Callable[[Tensor, 
         "eager": lambda z1, z2: eager_nt_xent(z1, z2, temperature),
         "compile": lambda z1, z2: compiled(z1, z2, temperature),
     }
-    if lightly := _installed("lightly.loss"):
+    if lightly := installed("lightly.loss"):
         peers["lightly"] = lightly.NTXentLoss(temperature=temperature)
     # Its memory grows with the cube of the rows: 34 GB a temporary at 1024.
-    if rows <= 256 and (pml := _installed("pytorch_metric_learning.losses")):
+    if rows <= 256 and (pml := installed("pytorch_metric_learning.losses")):
         peers["pytorch-metric-learning"] = pml.SelfSupervisedLoss(pml.NTXentLoss(temperature=temperature))
     return peers
 
@@ -62,9 +62,9 @@ def info_nce_peers(queue: Tensor, temperature: float) -> dict[str, Callable[[Ten
         "eager": lambda query, positive: eager_info_nce(query, positive, queue, temperature),
         "compile": lambda query, positive: compiled(query, positive, queue, temperature),
     }
-    if library := _installed("info_nce"):
+    if library := installed("info_nce"):
         peers["info-nce-pytorch"] = lambda query, positive: library.info_nce(query, positive, queue, temperature)
-    if lightly := _installed("lightly.loss"):
+    if lightly := installed("lightly.loss"):
         loss = lightly.NTXentLoss(temperature=temperature, memory_bank_size=tuple(queue.shape))
         loss.memory_bank.bank = queue.clone()
 

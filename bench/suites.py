@@ -35,7 +35,7 @@ class Work:
     threads: int | None = None  # of the whole run unless given
 
 
-def _verified(losses: dict[str, Callable], truth: Tensor, inputs: tuple[Tensor, ...]) -> dict[str, Callable]:
+def verified(losses: dict[str, Callable], truth: Tensor, inputs: tuple[Tensor, ...]) -> dict[str, Callable]:
     """The losses, after each has given the float64 truth: no wrong answer is timed."""
     for name, loss in losses.items():
         value = loss(*inputs).item()
@@ -44,7 +44,7 @@ def _verified(losses: dict[str, Callable], truth: Tensor, inputs: tuple[Tensor, 
     return losses
 
 
-def _steps(losses: dict[str, Callable], inputs: tuple[Tensor, ...]) -> dict[str, Callable]:
+def steps(losses: dict[str, Callable], inputs: tuple[Tensor, ...]) -> dict[str, Callable]:
     """Forward and backward of each loss."""
 
     def step(loss):
@@ -67,12 +67,12 @@ def _variants(
     suite: str, name: str, size: int, losses: dict, inputs: tuple, flops: float, about: dict, memory: dict | None = None
 ) -> Iterator[Work]:
     """Forward and backward, and at D=128 also forward alone and on one thread."""
-    steps = _steps(losses, inputs)
-    yield Work(suite, name, size, steps, flops, memory=memory, about=about)
+    timed = steps(losses, inputs)
+    yield Work(suite, name, size, timed, flops, memory=memory, about=about)
     if about["D"] == 128 and len(losses) > 1:
         yield Work(f"{suite} forward", name, size, _forwards(losses, inputs), about=about)
         # What torch.compile has compiled keeps the thread count that it was compiled for.
-        alone = {name: run for name, run in steps.items() if name != "compile"}
+        alone = {name: run for name, run in timed.items() if name != "compile"}
         yield Work(f"{suite} 1 thread", name, size, alone, about=about, threads=1)
 
 
@@ -89,7 +89,7 @@ def nt_xent(quick: bool) -> Iterator[Work]:
         with torch.no_grad(), ssl_fast.backend("reference" if rows <= LARGEST_REFERENCE else "auto"):
             truth = functional.nt_xent(z1.double(), z2.double(), TEMPERATURE)
         with torch.no_grad():
-            _verified(losses, truth, (z1, z2))
+            verified(losses, truth, (z1, z2))
         flops = 4.0 * rows * rows * dim  # forward N²D, backward 3 N²D: similarities again, two products
         memory = {"operator": "nt_xent", "rows": rows // 2, "dim": dim}
         about = {"N": rows, "D": dim}
@@ -110,7 +110,7 @@ def info_nce(quick: bool) -> Iterator[Work]:
             losses = {name: losses[name] for name in ("ssl_fast", "eager")}
         with torch.no_grad():
             truth = reference.info_nce(query.double(), positive.double(), queue.queue.double(), TEMPERATURE)
-            _verified(losses, truth, (query, positive))
+            verified(losses, truth, (query, positive))
         about = {"N": rows, "K": size, "D": dim}
         memory = {"operator": "info_nce", "rows": rows, "dim": dim, "queue_size": size} if dim == 128 else None
         name, flops = f"N={rows} K={size} D={dim}", 4.0 * rows * size * dim
@@ -187,4 +187,10 @@ def step(quick: bool) -> Iterator[Work]:
         yield Work("step", f"{name}, batch 256 of digits", 256, runs, about={"batch": 256})
 
 
-SUITES = {"losses": losses, "ema": ema, "queue": queue, "step": step}
+def composed(quick: bool) -> Iterator[Work]:
+    from .composed import composed  # which imports this module
+
+    yield from composed(quick)
+
+
+SUITES = {"losses": losses, "composed": composed, "ema": ema, "queue": queue, "step": step}

@@ -96,8 +96,8 @@ def assert_agrees(
 
     with_eager: allow what the reference in the same dtype needs too; bfloat16 and float16 always do.
     floor: least scale of the gradients, in units of |1 / temperature| * (largest upstream gradient).
-    rounded_logits: a similarity and its logit, of size |1 / temperature|, are each rounded in float32, whatever luck the
-    reference has.
+    rounded_logits: a similarity and its logit, of size |1 / temperature|, are each rounded in float32, whatever luck
+    the reference has.
     Returns the result.
     """
     settings = {"wants": wants, "reduction": reduction, "upstream": upstream}

@@ -5,6 +5,7 @@ import sys
 import pytest
 from backends import every_backend
 
+from bench import composed
 from bench.measure import loss_memory
 
 MEGABYTE = 2**20
@@ -25,3 +26,11 @@ def test_nt_xent_of_32768_rows(backend):
 def test_info_nce_of_a_long_queue(backend):
     # The matrix would be 67 MB. The queue is 34 MB and is not copied.
     assert loss_memory("info_nce", 256, queue_size=65536, backend=backend) < 15 * MEGABYTE
+
+
+@every_backend("similarity_lse", but=("reference", "triton"))
+@pytest.mark.parametrize("name", composed.LOSSES)
+def test_no_loss_stores_its_matrix(backend, name):
+    # The matrix would be 268 MB or more, the inputs are 4 to 25 MB.
+    case = composed.LOSSES[name]
+    assert loss_memory(**case.memory(8192), backend=backend) < 100 * MEGABYTE
