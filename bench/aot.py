@@ -23,14 +23,15 @@ from ssl_fast.kernels import (
     configs,
     ema,
     enqueue,
+    exp_sums,
+    gradients,
     info_nce_paired,
-    nt_xent,
     reduction,
     rows,
-    similarity_lse,
+    walk,
 )
 
-MODULES = (attractions, ema, enqueue, info_nce_paired, nt_xent, reduction, rows, similarity_lse)
+MODULES = (attractions, ema, enqueue, exp_sums, gradients, info_nce_paired, reduction, rows, walk)
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),

@@ -3,7 +3,8 @@
 With P_ik = exp2(score_ik - log_sum_i), row i receives
     sum_k (g_i P_ik + g_k P_ki) u_k
 over the k that the mask leaves: the first term where the rows have a softmax of their own, the second
-where the others have. A program owns a block of rows and walks over the others: no atomics.
+where the others have. Losses of sigmoids have those in place of P. A program owns a block of rows and walks over the
+others: no atomics.
 """
 
 from __future__ import annotations
@@ -16,26 +17,32 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
+from .pairs import Pairs
 from .rows import Rows, wide
 from .scale import Scale
-from .similarity_lse import HALF_UNIT, add_weighted, in_units
 from .tiles import (
     BY_SCALE,
     FIXED,
     ONLINE,
+    SIGMOID,
     dot,
     exp2_of,
     has_fixed_shift,
     kept,
     load_rows,
     load_vector,
+    log2_bias,
     log2_scale,
     needs_mask,
+    score_of,
+    sigmoid_of,
 )
+from .walk import HALF_UNIT, add_weighted, in_units
 
 
 class Softmax(NamedTuple):
-    """log_sums (3, n): the sums that a forward pass returned. gradients (n): of the rows' losses; None where all are 1.
+    """log_sums (3, n): the sums that a forward pass returned, of sigmoids not read. gradients (n): of the rows' losses;
+    None where all are 1.
 
     unit: 0-D, what the gradients are counted in, so that their products stay in range; None for 1.
     """
@@ -46,15 +53,21 @@ class Softmax(NamedTuple):
 
 
 @triton.jit
+def _exponent(largest):
+    x = tl.load(largest).to(tl.float64)
+    exponent = ((x.to(tl.int64, bitcast=True) >> 52) & 0x7FF) - 1023
+    return tl.where((exponent > -1000) & (exponent < 1000), exponent, 0)
+
+
+@triton.jit
+def _power_of_two(exponent):
+    return ((exponent + 1023) << 52).to(tl.float64, bitcast=True)
+
+
+@triton.jit
 def gradient_unit(largest):
     """A power of two near the largest gradient; 1 where that is 0, NaN or Inf."""
-    if largest is None:
-        return 1.0
-    else:
-        x = tl.load(largest).to(tl.float64)
-        exponent = ((x.to(tl.int64, bitcast=True) >> 52) & 0x7FF) - 1023
-        ordinary = (exponent > -1000) & (exponent < 1000)
-        return tl.where(ordinary, tl.exp2(tl.where(ordinary, exponent, 0).to(tl.float64)), 1.0)
+    return 1.0 if largest is None else _power_of_two(_exponent(largest))
 
 
 @triton.jit
@@ -68,12 +81,16 @@ def _load_softmax(
         gradient = tl.where(index < count, 1.0, 0.0).to(log_sum.dtype)
     else:
         gradient = load_vector(gradients, first, count, BLOCK)
-        gradient = (gradient.to(tl.float64) / gradient_unit(unit)).to(log_sum.dtype)
-    # What rounding took from the log of the sum.
-    rest = load_vector(log_sums + 2 * count, first, count, BLOCK)
-    if TWO and FORM == FIXED:
-        rest += (log_sum.to(tl.float64) - shift.to(tl.float64)).to(rest.dtype)
-    return log_sum, gradient * tl.exp2(-rest)
+        # Not a division: in float64 that is a call, around which registers spill.
+        if unit is not None:
+            gradient = (gradient.to(tl.float64) * _power_of_two(-_exponent(unit))).to(log_sum.dtype)
+    if FORM != SIGMOID:
+        # What rounding took from the log of the sum.
+        rest = load_vector(log_sums + 2 * count, first, count, BLOCK)
+        if TWO and FORM == FIXED:
+            rest += (log_sum.to(tl.float64) - shift.to(tl.float64)).to(rest.dtype)
+        gradient *= tl.exp2(-rest)
+    return log_sum, gradient
 
 
 @triton.jit
@@ -82,7 +99,10 @@ def _weights(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
     """The weights of a tile; scale (rows, 1) and column factors are already in the dots' units."""
-    if ROWS and COLUMNS and FORM == FIXED:
+    if FORM == SIGMOID:
+        p = sigmoid_of(score_of(dots, scale, shift))
+        return p * (row_gradients[:, None] if ROWS else column_gradients[None, :])
+    elif ROWS and COLUMNS and FORM == FIXED:
         # One exponential serves both: E_ik (a_i + a_k).
         return exp2_of(dots, scale, shift) * (row_gradients[:, None] + column_gradients[None, :])
     elif ROWS and COLUMNS:
@@ -97,9 +117,15 @@ def _weights(
 
 
 @triton.jit
+def _shift(s, bias, accumulator: tl.constexpr, FORM: tl.constexpr):
+    """What is subtracted from the scores of a form that has one shift for all."""
+    return (-log2_bias(bias) if FORM == SIGMOID else tl.abs(s)).to(accumulator)
+
+
+@triton.jit
 def _attractions_kernel(
-    x, x_factors, x_log_sums, x_gradients, y, y_factors, y_log_sums, y_gradients, unit, out, scale, temperature,
-    rows, columns, length, half,
+    x, x_factors, x_log_sums, x_gradients, y, y_factors, y_log_sums, y_gradients, unit, bias, out, scale, temperature,
+    rows, columns, length, half, row_ids, column_ids,
     MASK: tl.constexpr, FORM: tl.constexpr, LAUNCHED: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -110,7 +136,7 @@ def _attractions_kernel(
     ROWS: tl.constexpr = x_log_sums is not None
     COLUMNS: tl.constexpr = y_log_sums is not None
     accumulator: tl.constexpr = out.dtype.element_ty
-    shift = tl.abs(s).to(accumulator)
+    shift = _shift(s, bias, accumulator, FORM)
     row, piece = tl.program_id(0) * BLOCK_M, tl.program_id(1)
     own = load_rows(x, row, rows, 0, WIDTH, BLOCK_M, WIDTH)
     own_scale = tl.zeros((BLOCK_M,), accumulator) + s.to(accumulator)
@@ -140,7 +166,8 @@ def _attractions_kernel(
             ROWS, COLUMNS, FORM,
         )  # fmt: skip
         if needs_mask(row, rows, column, columns, half, MASK, BLOCK_M, BLOCK_N):
-            weights = tl.where(kept(row, rows, column, columns, half, MASK, BLOCK_M, BLOCK_N), weights, 0.0)
+            keep = kept(row, rows, column, columns, half, row_ids, column_ids, MASK, BLOCK_M, BLOCK_N)
+            weights = tl.where(keep, weights, 0.0)
         result = add_weighted(result, weights, factors, other, PRECISION)
     i = row + tl.arange(0, BLOCK_M)
     place = (piece.to(tl.int64) * rows + i)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
@@ -149,8 +176,8 @@ def _attractions_kernel(
 
 @triton.jit
 def _weights_kernel(
-    dots, weights, x_factors, x_log_sums, x_gradients, y_factors, y_log_sums, y_gradients, unit, scale, temperature,
-    first, rows, columns, half, unit_of_weights,
+    dots, weights, x_factors, x_log_sums, x_gradients, y_factors, y_log_sums, y_gradients, unit, bias, scale,
+    temperature, first, rows, columns, half, row_ids, column_ids, unit_of_weights,
     MASK: tl.constexpr, FORM: tl.constexpr, LAUNCHED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Products (chunk, columns) of rows first .. -> their weights: the element-wise part of the kernel above."""
@@ -161,7 +188,7 @@ def _weights_kernel(
     ROWS: tl.constexpr = x_log_sums is not None
     COLUMNS: tl.constexpr = y_log_sums is not None
     accumulator: tl.constexpr = dots.dtype.element_ty
-    shift = tl.abs(s).to(accumulator)
+    shift = _shift(s, bias, accumulator, FORM)
     chunk_row, column = tl.program_id(1) * BLOCK_M, tl.program_id(0) * BLOCK_N
     row = first + chunk_row
     i, k = chunk_row + tl.arange(0, BLOCK_M), column + tl.arange(0, BLOCK_N)
@@ -187,7 +214,7 @@ def _weights_kernel(
     result = _weights(
         tile, own_scale[:, None], shift, row_sums, row_gradients, column_sums, column_gradients, ROWS, COLUMNS, FORM
     )
-    keep = kept(row, rows, column, columns, half, MASK, BLOCK_M, BLOCK_N)
+    keep = kept(row, rows, column, columns, half, row_ids, column_ids, MASK, BLOCK_M, BLOCK_N)
     result = tl.where(keep, result, 0.0)
     if y_factors is not None:
         result *= factors[None, :]
@@ -200,28 +227,31 @@ def attractions(
     scale: Scale,
     x_softmax: Softmax | None,
     y_softmax: Softmax | None,
-    mask: int,
-    half: int = 0,
+    pairs: Pairs,
     launched: int = ONLINE.value,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """(pieces, n, width), whose sum over pieces is every row's sum over the rows of y.
 
-    launched: which forms, FIXED or ONLINE, or BY_SCALE for both; FIXED only where both have a softmax.
+    launched: which forms, FIXED or ONLINE, or BY_SCALE for both; FIXED only where both have a softmax. SIGMOID: of
+    one side, with a bias on the device.
     """
     forms = (FIXED.value, ONLINE.value) if launched == BY_SCALE.value else (launched,)
     run = _fused if x.width <= configs.FUSED_WIDTH else _by_chunks
-    options = {"MASK": mask, "LAUNCHED": launched}
+    options = {"MASK": pairs.mask, "LAUNCHED": launched}
     unit = next((softmax.unit for softmax in (x_softmax, y_softmax) if softmax and softmax.unit is not None), None)
     one_sided = (None, None)
     sides = [x.factors, *(x_softmax[:2] if x_softmax else one_sided)]
     others = [y.factors, *(y_softmax[:2] if y_softmax else one_sided)]
     # Library products would follow the caller's autocast.
     with torch.autocast(x.values.device.type, enabled=False):
-        return run(x, y, scale, sides, others, unit, options, half, forms)
+        return run(x, y, scale, sides, others, (unit, bias), options, pairs, forms)
 
 
-def _fused(x, y, scale, of_x, of_y, unit, options, half, forms) -> Tensor:
+def _fused(x, y, scale, of_x, of_y, unit_and_bias, options, pairs, forms) -> Tensor:
     tile = x.tile("attractions")
+    if pairs.row_ids is not None:
+        tile = tile.narrower()
     blocks = triton.cdiv(x.count, tile.rows)
     pieces, length = configs.pieces(x.values.device, blocks, y.count, tile.columns)
     out = torch.empty((pieces, x.count, x.width), dtype=wide(x.values.dtype), device=x.values.device)
@@ -231,13 +261,13 @@ def _fused(x, y, scale, of_x, of_y, unit, options, half, forms) -> Tensor:
             *of_x,
             y.values,
             *of_y,
-            unit,
+            *unit_and_bias,
             out,
             *scale.arguments,
             x.count,
             y.count,
             length,
-            half,
+            *pairs.arguments,
             **options,
             FORM=form,
             WIDTH=x.width,
@@ -256,7 +286,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
 
 
-def _by_chunks(x, y, scale, of_x, of_y, unit, options, half, forms) -> Tensor:
+def _by_chunks(x, y, scale, of_x, of_y, unit_and_bias, options, pairs, forms) -> Tensor:
     """Rows too wide for a program's registers: two library products and one element-wise pass, a chunk of rows each."""
     out = torch.empty((1, x.count, x.width), dtype=wide(x.values.dtype), device=x.values.device)
     tile = configs.WEIGHTS_TILE
@@ -275,12 +305,12 @@ def _by_chunks(x, y, scale, of_x, of_y, unit, options, half, forms) -> Tensor:
                 weights,
                 *of_x,
                 *of_y,
-                unit,
+                *unit_and_bias,
                 *scale.arguments,
                 first,
                 x.count,
                 y.count,
-                half,
+                *pairs.arguments,
                 unit_of_weights,
                 **options,
                 FORM=form,

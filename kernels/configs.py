@@ -37,6 +37,10 @@ class Tile(NamedTuple):
     def options(self) -> dict:
         return {"num_warps": self.warps, "num_stages": self.stages, **COMMON}
 
+    def narrower(self) -> Tile:
+        """With room in registers for the ids of rows and columns."""
+        return self._replace(columns=max(16, self.columns // 2))
+
 
 WEIGHTS_TILE = Tile(32, 128, 0, 4, 1)
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import configs, info_nce_paired, reduction
+from . import configs, gradients, info_nce_paired, reduction
 from .attractions import Softmax, attractions
-from .rows import Rows, as_they_are, pair_dots, prepare, wide
+from .pairs import Pairs
+from .rows import Rows, keys_of, pair_dots, prepare, product_dtype, wide
 from .scale import Scale, scale_of
-from .similarity_lse import cut, new_partial, walk
 from .tiles import ALL, NOT_SELF, ONLINE
+from .walk import cut, new_partial, walk
 
 
 def _check_rows(query: Tensor, positive: Tensor, negatives: Tensor | None) -> None:
@@ -34,27 +35,19 @@ def _check_rows(query: Tensor, positive: Tensor, negatives: Tensor | None) -> No
 
 
 def _product_dtype(query: Tensor, negatives: Tensor | None) -> torch.dtype:
-    """What rows are multiplied in: their own dtype, or float32 where those of query and negatives differ."""
-    if negatives is None or negatives.dim() == 3 or query.dtype in (negatives.dtype, torch.float64):
-        return query.dtype
-    return torch.float32
+    return query.dtype if negatives is None or negatives.dim() == 3 else product_dtype(query, negatives)
 
 
 def _keys(
     positive: Rows, negatives: Tensor | None, normalize: bool, dtype: torch.dtype, query: Tensor
 ) -> tuple[Rows, bool]:
     """The negatives' rows, and whether they are read as they lie and may hold Inf."""
-    if negatives is None:
-        return positive, False
-    if normalize:
-        return prepare([negatives], dtype, query), False
-    keys = as_they_are(negatives, dtype, query)
-    return keys, keys.factors is None and keys.values.data_ptr() == negatives.data_ptr()
+    return (positive, False) if negatives is None else keys_of(negatives, normalize, dtype, query)
 
 
-def _key_means(query: Rows, keys: Rows, scale: Scale, log_sums: Tensor, mask: int) -> Tensor:
+def _key_means(query: Rows, keys: Rows, scale: Scale, log_sums: Tensor, pairs: Pairs) -> Tensor:
     """V_i of rows too wide to be summed during the walk: a second walk, with the sums known."""
-    return attractions(query, keys, scale, Softmax(log_sums), None, mask)[0, :, : query.dim].contiguous()
+    return attractions(query, keys, scale, Softmax(log_sums), None, pairs)[0, :, : query.dim].contiguous()
 
 
 def info_nce(
@@ -78,7 +71,7 @@ def info_nce(
         q, k = prepare([query], dtype, query), prepare([positive], dtype, query)
         key_means = torch.empty((count if query_gradient else 0, dim), dtype=wide(query.dtype), device=query.device)
         paired, in_batch = negatives is not None and negatives.dim() == 3, negatives is None
-        mask = NOT_SELF.value if in_batch else ALL.value
+        pairs = Pairs(NOT_SELF.value if in_batch else ALL.value)
         fused = paired or q.width <= configs.FUSED_WIDTH
         weighted = query_gradient and fused
         if paired:
@@ -94,15 +87,15 @@ def info_nce(
             keys, poison = _keys(k, negatives, normalize_negatives, dtype, query)
             share = cut(q, keys, tile)
             partial = new_partial(share.pieces, share.blocks * share.pieces, q, return_stats, weighted)
-            walk(q, keys, scale, similarities, partial, tile, mask, poison=poison)
+            walk(q, keys, scale, similarities, partial, tile, pairs, poison)
         slots = 0, partial.sums.shape[0]
         candidates = count - 1 if in_batch else negatives.shape[-2]
         loss, stats, sums = reduction.losses(
-            partial, similarities, q.factors, scale, slots, ONLINE.value, reduction_, candidates,
+            partial, similarities, scale, slots, ONLINE.value, reduction_, candidates,
             key_means if weighted else None,
         )  # fmt: skip
         if query_gradient and not fused:
-            key_means = _key_means(q, keys, scale, sums, mask)
+            key_means = _key_means(q, keys, scale, sums, pairs)
         return loss, stats, sums, key_means
 
 
@@ -137,7 +130,7 @@ def info_nce_backward(
 
         def rows_of(x: Tensor, of: Rows, total: Tensor | None, **options) -> Tensor:
             out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-            reduction.row_gradients(out, of, scale, total, gradient, divisor, **options)
+            gradients.row_gradients(out, of, scale, total, gradient, divisor, **options)
             return out
 
         wants_temperature = temperature_tensor is not None
@@ -149,7 +142,7 @@ def info_nce_backward(
         if in_batch and not negatives_gradient:
             dk = positive.new_zeros(positive.shape)
         elif in_batch:
-            attracted = attractions(k, q, scale, None, softmax, NOT_SELF.value)
+            attracted = attractions(k, q, scale, None, softmax, Pairs(NOT_SELF.value))
             dk = rows_of(positive, k, attracted, unit=unit, partners=q, shares=sums[1])
         else:
             dk = rows_of(positive, k, None, partners=q, shares=sums[1])
@@ -160,9 +153,9 @@ def info_nce_backward(
                 )  # fmt: skip
             else:
                 n = prepare([negatives], dtype, query, normalize_negatives)
-                dn = rows_of(negatives, n, attractions(n, q, scale, None, softmax, ALL.value), unit=unit)
+                dn = rows_of(negatives, n, attractions(n, q, scale, None, softmax, Pairs(ALL.value)), unit=unit)
         if wants_temperature:
-            dt = reduction.temperature_gradient(along, scale, 1.0, temperature_tensor)
+            dt = gradients.temperature_gradient(along, scale, 1.0, temperature_tensor)
         else:
             dt = torch.empty((), dtype=wide(query.dtype), device=query.device)
         return dq, dk, dn, dt

@@ -14,8 +14,8 @@ from . import configs
 from .attractions import Softmax, gradient_unit
 from .rows import Rows, inverse_norm, largest_power
 from .scale import Scale
-from .similarity_lse import Partial, new_partial
 from .tiles import LN2, exp2_of, log2_scale, narrowed
+from .walk import Partial, new_partial
 
 
 @triton.jit
@@ -69,7 +69,7 @@ def _paired_walk_kernel(
         accumulator, True, BLOCK_D,
     )  # fmt: skip
     similarity = tl.sum(tl.where(member == 0, tl.sum(v * x[None, :], 1) * factor, 0.0), 0)
-    tl.store(similarities + i, similarity)
+    tl.store(similarities + i, similarity * own)
     threshold = similarity * sign
     highest = tl.full((), -3.0e38, accumulator)
     sum_of_exp = tl.zeros((), tl.float64)

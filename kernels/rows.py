@@ -166,9 +166,27 @@ def as_they_are(x: Tensor, dtype: torch.dtype, anchors: Tensor) -> Rows:
     return prepare([x], dtype, anchors, normalize=False)
 
 
+def product_dtype(a: Tensor, b: Tensor) -> torch.dtype:
+    """What rows are multiplied in: their own dtype, or float32 where they differ."""
+    return a.dtype if a.dtype in (b.dtype, torch.float64) else torch.float32
+
+
+def keys_of(x: Tensor, normalize: bool, dtype: torch.dtype, anchors: Tensor) -> tuple[Rows, bool]:
+    """The rows of keys, and whether they are read as they lie and may hold Inf."""
+    if normalize:
+        return prepare([x], dtype, anchors), False
+    keys = as_they_are(x, dtype, anchors)
+    return keys, keys.factors is None and keys.values.data_ptr() == x.data_ptr()
+
+
+def check_pairs(a: Tensor, b: Tensor) -> None:
+    if a.dim() != 2 or a.shape != b.shape or not a.numel():
+        raise ValueError(f"b: expected the shape (N, D) of a, not empty, got {tuple(a.shape)} and {tuple(b.shape)}")
+
+
 @triton.jit
 def _pair_dots_kernel(
-    a, b, b_factors, out, count, offset,
+    a, a_factors, b, b_factors, out, count, offset,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     # As one tile of products, of which the diagonal is wanted: with the rounding of the other tiles,
@@ -186,19 +204,21 @@ def _pair_dots_kernel(
     dots = dots.to(out.dtype.element_ty)
     diagonal = tl.arange(0, BLOCK)[:, None] == tl.arange(0, BLOCK)[None, :]
     own = tl.sum(tl.where(diagonal, dots, 0.0), 1)
-    if b_factors is not None:
-        own *= tl.load(b_factors + partner, mask=row < count, other=0.0)
+    if a_factors is not None:
+        factors = tl.load(a_factors + row, mask=row < count, other=0.0)
+        own *= factors * tl.load(b_factors + partner, mask=row < count, other=0.0)
     tl.store(out + row, own, mask=row < count)
 
 
 def pair_dots(a: Rows, b: Rows, tile: configs.Tile, offset: int = 0) -> Tensor:
-    """<a_i, u_p> for all i, u_p the unit row p = (i + offset) mod n of b; times a's factor: the cosine similarity.
+    """<u_i, v_p> for all i, v_p the unit row p = (i + offset) mod n of b, rounded as in `similarities_of`.
 
     tile: of the kernel whose dots these are compared with.
     """
     out = torch.empty(a.count, dtype=wide(a.values.dtype), device=a.values.device)
     _pair_dots_kernel[(triton.cdiv(a.count, tile.rows),)](
         a.values,
+        a.factors,
         b.values,
         b.factors,
         out,

@@ -1,220 +1,175 @@
-"""One walk over keys: for every query the sum of exp2(score), its maximum and, when asked, the weighted sum of keys.
+"""Log-sum-exps over similarities, ln sum_k exp(s <u_i, v_k>) over the pairs that a mask leaves, on the GPU.
 
-The online softmax of flash attention, with queries for rows: right at any temperature and for keys of
-any norm. The sums of pieces of the keys are merged, in their order, by `reduction.py`.
+With P the softmax of the rows, Q of the columns, and W_ik = g_i P_ik + h_k Q_ik: dU_i = s sum_k W_ik v_k and
+dV_k = s sum_i W_ik u_i. Rows with each other, and rows and columns at once, take one pass over tiles (`exp_sums.py`)
+where the shift |s| can be every row's; else, and for rows alone, `walk.py` walks.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from . import configs
-from .rows import Rows, wide
-from .scale import Scale
-from .tiles import (
-    BY_SCALE,
-    INTERPRETED,
-    ONLINE,
-    dot,
-    exp2_of,
-    has_fixed_shift,
-    kept,
-    load_rows,
-    load_vector,
-    log2_scale,
-    needs_mask,
-    tile_dots,
-)
+from . import gradients, reduction
+from .attractions import Softmax, attractions
+from .exp_sums import Sums, exp_sums, squares
+from .pairs import Pairs
+from .rows import Rows, keys_of, prepare, product_dtype, wide
+from .scale import Scale, scale_of
+from .tiles import ALL, FIXED, IDS_DIFFER, IDS_EQUAL, IDS_EQUAL_NOT_SELF, NOT_SELF, ONLINE
+from .walk import Partial, cut, new_partial, walk
+
+# By the operator's number; rows with each other have masks of their own.
+MASKS = (ALL, NOT_SELF, IDS_DIFFER, IDS_EQUAL)
+SYMMETRIC_MASKS = (ALL, NOT_SELF, IDS_DIFFER, IDS_EQUAL_NOT_SELF)
 
 
-class Partial(NamedTuple):
-    """Sums over pieces of the keys, by piece and row.
-
-    sums (pieces, n) float64: of exp2(score - maximum). maxima (pieces, n): in powers of two; None where
-    all are |s|. ranks (pieces, n): keys above the positive. totals: of the similarities, in any number of
-    parts. weighted (pieces, n, width): of exp2(score - maximum) * key. The last three are None unless asked for.
-    """
-
-    sums: Tensor
-    maxima: Tensor
-    ranks: Tensor | None
-    totals: Tensor | None
-    weighted: Tensor | None
-
-
-# float16 weights below 6e-8 would be 0: they are stored times this.
-HALF_UNIT = tl.constexpr(1024.0)
-
-
-@triton.jit
-def add_weighted(accumulator, weights, key_factors, values, PRECISION: tl.constexpr):
-    """accumulator + weights @ unit keys, in units of `weight_unit`."""
-    if key_factors is not None:
-        weights *= key_factors[None, :]
-    if values.dtype == tl.float16:
-        weights *= HALF_UNIT
-    if not (INTERPRETED and values.dtype == tl.bfloat16):
-        weights = weights.to(values.dtype)
-    return accumulator + dot(weights, values, PRECISION)
+def _checked_pairs(
+    a: Tensor, b: Tensor | None, ids_a: Tensor | None, ids_b: Tensor | None, mask: int, columns: bool
+) -> Pairs:
+    """The pairs that count, of arguments that fit."""
+    if a.dim() != 2 or not a.numel():
+        raise ValueError(f"a: expected the shape (N, D), not empty, got {tuple(a.shape)}")
+    if b is not None and (b.dim() != 2 or b.shape[1] != a.shape[1] or not b.numel()):
+        raise ValueError(f"b: expected the shape (M, D) for a {tuple(a.shape)}, got {tuple(b.shape)}")
+    if not 0 <= mask < len(MASKS):
+        raise ValueError(f"mask: expected 0 to 3, got {mask}")
+    if b is None and columns:
+        raise ValueError("columns: expected b to be given")
+    with_ids = mask >= 2
+    for name, ids, of, wanted in (("ids_a", ids_a, a, with_ids), ("ids_b", ids_b, b, with_ids and b is not None)):
+        if (ids is None) == wanted or (wanted and (ids.dtype != torch.int64 or ids.shape != of.shape[:1])):
+            raise ValueError(f"{name}: expected int64 of as many rows where the mask has ids, else none")
+    if not with_ids:
+        return Pairs((SYMMETRIC_MASKS if b is None else MASKS)[mask].value)
+    ids_a = ids_a.contiguous()
+    if b is None:
+        return Pairs(SYMMETRIC_MASKS[mask].value, 0, ids_a, ids_a)
+    return Pairs(MASKS[mask].value, 0, ids_a, ids_b.contiguous())
 
 
-@triton.jit
-def in_units(accumulator, dtype: tl.constexpr):
-    return accumulator * (1.0 / HALF_UNIT) if dtype == tl.float16 else accumulator
+def _form(scale: Scale, b: Tensor | None, columns: bool, normalize_a: bool, normalize_b: bool) -> int:
+    """The shift is fixed for unit rows that meet each other or from both sides."""
+    unit_rows = normalize_a and (b is None or normalize_b)
+    return scale.form if unit_rows and (b is None or columns) else ONLINE.value
 
 
-@triton.jit
-def _walk_kernel(
-    query, query_factors, key, key_factors, positive, sums, maxima, ranks, totals, weighted, scale, temperature,
-    queries, keys, length, half,
-    POISON: tl.constexpr, MASK: tl.constexpr, LAUNCHED: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    s = log2_scale(scale, temperature)
-    if LAUNCHED == BY_SCALE:
-        if has_fixed_shift(s):
-            return
-    accumulator: tl.constexpr = maxima.dtype.element_ty
-    row, piece = tl.program_id(0) * BLOCK_M, tl.program_id(1)
-    sign = tl.where(s < 0, -1.0, 1.0)
-    # Dots get the sign, so that the largest dot is the largest score; magnitudes are of their scale.
-    magnitude = tl.zeros((BLOCK_M,), accumulator) + tl.abs(s).to(accumulator)
-    if query_factors is not None:
-        own = load_vector(query_factors, row, queries, BLOCK_M)
-        magnitude *= own
-    if ranks is not None:
-        threshold = load_vector(positive, row, queries, BLOCK_M) * sign.to(accumulator)
-        above = tl.zeros((BLOCK_M,), tl.int32)
-        total = tl.zeros((BLOCK_M,), accumulator)
-    # From -Inf, where all so far was left out, a difference would be NaN.
-    highest = tl.full((BLOCK_M,), -3.0e38, accumulator)
-    # float64: beside one large term, thousands of tiles of small ones would be rounded away.
-    sum_of_exp = tl.zeros((BLOCK_M,), tl.float64)
-    if weighted is not None:
-        weighted_sum = tl.zeros((BLOCK_M, WIDTH), accumulator)
-    if WIDTH == BLOCK_D:
-        x = load_rows(query, row, queries, 0, WIDTH, BLOCK_M, BLOCK_D)
-        if INTERPRETED and x.dtype == tl.bfloat16:
-            x = x.to(tl.float32)
-        x = tl.where(s < 0, -x, x)
-    end = tl.minimum((piece + 1) * length, keys)
-    for column in range(piece * length, end, BLOCK_N):
-        if WIDTH == BLOCK_D:
-            y = load_rows(key, column, keys, 0, WIDTH, BLOCK_N, BLOCK_D)
-            dots = dot(x, tl.trans(y), PRECISION)
-        else:
-            dots = tile_dots(query, row, queries, key, column, keys, WIDTH, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION)
-            dots *= sign.to(accumulator)
-        if key_factors is not None:
-            others = load_vector(key_factors, column, keys, BLOCK_N)
-            dots *= others[None, :]
-        if POISON:
-            # Inf in a key that is read as it is: a score of -Inf would be a finite loss without it.
-            sum_of_exp += tl.where(tl.min(dots, 1) == float("-inf"), float("nan"), 0.0)
-        if needs_mask(row, queries, column, keys, half, MASK, BLOCK_M, BLOCK_N):
-            keep = kept(row, queries, column, keys, half, MASK, BLOCK_M, BLOCK_N)
-            dots = tl.where(keep, dots, float("-inf"))
-        if ranks is not None:
-            above += tl.sum((dots > threshold[:, None]).to(tl.int32), 1)
-            total += tl.sum(tl.where(dots == float("-inf"), 0.0, dots), 1)
-        before = highest
-        highest = tl.maximum(highest, tl.max(dots, 1) * magnitude)
-        factor = tl.exp2(before - highest)
-        e = exp2_of(dots, magnitude[:, None], highest[:, None])
-        sum_of_exp = sum_of_exp * factor.to(tl.float64) + tl.sum(e, 1).to(tl.float64)
-        if weighted is not None:
-            weighted_sum *= factor[:, None]
-            weighted_sum = add_weighted(
-                weighted_sum, e, others if key_factors is not None else None, y, PRECISION
-            )  # fmt: skip
-    i = row + tl.arange(0, BLOCK_M)
-    place = piece.to(tl.int64) * queries + i
-    tl.store(sums + place, sum_of_exp, mask=i < queries)
-    tl.store(maxima + place, highest, mask=i < queries)
-    if ranks is not None:
-        tl.store(ranks + place, above, mask=i < queries)
-        total *= sign.to(accumulator)
-        if query_factors is not None:
-            total *= own
-        total = tl.where(sum_of_exp == sum_of_exp, total, float("nan"))
-        total = tl.sum(tl.where(i < queries, total, 0.0).to(tl.float64), 0)
-        tl.store(totals + tl.program_id(0) * tl.num_programs(1) + piece, total)
-    if weighted is not None:
-        column = tl.arange(0, WIDTH)
-        out = weighted + place[:, None] * WIDTH + column[None, :]
-        tl.store(out, in_units(weighted_sum, key.dtype.element_ty), mask=(i < queries)[:, None])
+def _saved(sums: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """(3, rows) of the rows and (3, others) of the columns, each contiguous in the memory of sums."""
+    flat = sums.view(-1)
+    return flat[: 3 * rows].view(3, rows), flat[3 * rows :].view(3, -1)
 
 
-def new_partial(
-    slots: int, parts: int, query: Rows, with_ranks: bool = False, with_weighted: bool = False
-) -> Partial:  # fmt: skip
-    """Memory for the sums of all queries over `slots` pieces; parts: of the totals."""
-    device, dtype, count = query.values.device, wide(query.values.dtype), query.count
-    return Partial(
-        torch.empty((slots, count), dtype=torch.float64, device=device),
-        torch.empty((slots, count), dtype=dtype, device=device),
-        torch.empty((slots, count), dtype=torch.int32, device=device) if with_ranks else None,
-        # Zero: of two launched kernels one fills its parts.
-        torch.zeros(parts, dtype=torch.float64, device=device) if with_ranks else None,
-        torch.empty((slots, count, query.width), dtype=dtype, device=device) if with_weighted else None,
-    )
-
-
-class Cut(NamedTuple):
-    """How a walk is shared: blocks of queries, pieces of `length` keys."""
-
-    blocks: int
-    pieces: int
-    length: int
-
-
-def cut(query: Rows, keys: Rows, tile: configs.Tile) -> Cut:
-    blocks = triton.cdiv(query.count, tile.rows)
-    return Cut(blocks, *configs.pieces(query.values.device, blocks, keys.count, tile.columns))
-
-
-def walk(
-    query: Rows,
-    keys: Rows,
-    scale: Scale,
-    positive: Tensor,
-    partial: Partial,
-    tile: configs.Tile,
+def similarity_lse(
+    a: Tensor,
+    b: Tensor | None,
+    ids_a: Tensor | None,
+    ids_b: Tensor | None,
     mask: int,
-    half: int = 0,
-    poison: bool = False,
-    launched: int = ONLINE.value,
-) -> None:
-    """Fills the sums of all queries over all keys that `mask` leaves, cut(query, keys, tile).pieces slots of them.
+    normalize_a: bool,
+    normalize_b: bool,
+    columns: bool,
+    temperature: float,
+    temperature_tensor: Tensor | None,
+    positive: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operator ssl_fast::similarity_lse (csrc/ops.cpp). sums: see `_saved`."""
+    pairs = _checked_pairs(a, b, ids_a, ids_b, mask, columns)
+    positive = reduction.checked_positive(positive, a)
+    if positive is not None and columns and b.shape[0] != a.shape[0]:
+        raise ValueError(f"positive: expected as many columns as rows, got {b.shape[0]} and {a.shape[0]}")
+    rows, others = a.shape[0], b.shape[0] if columns else 0
+    lse, column_lse = (torch.empty(count, dtype=torch.float64, device=a.device) for count in (rows, others))
+    sums = torch.empty((reduction.SAVED, rows + others), dtype=wide(a.dtype), device=a.device)
+    ranks = torch.empty((0 if positive is None else 1 + columns, rows), dtype=torch.int64, device=a.device)
+    with torch.cuda.device_of(a):
+        scale = scale_of(temperature, temperature_tensor, a)
+        form = _form(scale, b, columns, normalize_a, normalize_b)
+        dtype = a.dtype if b is None else product_dtype(a, b)
+        u = v = prepare([a], dtype, a, normalize_a)
+        poison = False
+        if columns:
+            v = prepare([b], dtype, a, normalize_b)
+        elif b is not None:
+            v, poison = keys_of(b, normalize_b, dtype, a)
+        partials, slots = _sums(u, None if b is None else v, scale, form, pairs, positive, poison, columns)
+        outs = zip(partials, slots, (lse, column_lse), _saved(sums, rows), strict=False)
+        for i, (partial, of, out, saved) in enumerate(outs):
+            reduction.log_sum_exp(partial, scale, of, form, out, saved, None if positive is None else ranks[i])
+        return lse, column_lse, ranks, sums
 
-    positive: of every query, in the dots' units (rows.pair_dots). poison: keys may hold Inf. Weighted sums want a
-    tile as deep as the rows are wide, up to configs.FUSED_WIDTH.
-    """
-    blocks, pieces, length = cut(query, keys, tile)
-    _walk_kernel[(blocks, pieces)](
-        query.values,
-        query.factors,
-        keys.values,
-        keys.factors,
-        positive,
-        *partial,
-        *scale.arguments,
-        query.count,
-        keys.count,
-        length,
-        half,
-        POISON=poison,
-        MASK=mask,
-        LAUNCHED=launched,
-        WIDTH=query.width,
-        BLOCK_M=tile.rows,
-        BLOCK_N=tile.columns,
-        BLOCK_D=tile.depth,
-        PRECISION=configs.precision(query.kind),
-        **tile.options,
-    )
+
+def _sums(
+    u: Rows,
+    v: Rows | None,
+    scale: Scale,
+    form: int,
+    pairs: Pairs,
+    positive: Tensor | None,
+    poison: bool,
+    columns: bool,
+) -> tuple[list[Partial], list[tuple[int, int]]]:
+    """Sums of the rows, and of the columns where asked for; how many slots of them each form fills."""
+    tile = u.tile("exp_sums")
+    # Of one depth: both kernels' dots are compared with the same positives'.
+    walk_tile = u.tile("walk")._replace(depth=tile.depth)
+    keys = u if v is None else v
+    directions = [(u, keys, pairs)] + [(keys, u, pairs.transposed())] * columns
+    _, down, along = squares(u, keys, tile)
+    fixed = [0, 0] if form == ONLINE.value else [along, down]
+    slots = [(most, cut(x, y, walk_tile).pieces) for most, (x, y, _) in zip(fixed, directions, strict=False)]
+    partials = [new_partial(max(of), 0, x, positive is not None) for of, (x, *_) in zip(slots, directions, strict=True)]
+    if form != ONLINE.value:
+        exp_sums(u, v, scale, pairs, positive, Sums(*partials), tile)
+    if form != FIXED.value:
+        for (x, y, of), partial in zip(directions, partials, strict=True):
+            walk(x, y, scale, positive, partial, walk_tile, of, poison, form)
+    return partials, slots
+
+
+def similarity_lse_backward(
+    gradient: Tensor,
+    column_gradient: Tensor | None,
+    a: Tensor,
+    b: Tensor | None,
+    ids_a: Tensor | None,
+    ids_b: Tensor | None,
+    mask: int,
+    normalize_a: bool,
+    normalize_b: bool,
+    temperature: float,
+    temperature_tensor: Tensor | None,
+    sums: Tensor,
+    a_gradient: bool,
+    b_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator ssl_fast::similarity_lse_backward (csrc/ops.cpp)."""
+    columns = column_gradient is not None
+    pairs = _checked_pairs(a, b, ids_a, ids_b, mask, columns)
+    reduction.check_sums(sums, a.shape[0] + (b.shape[0] if columns else 0), a)
+    gradient, _, unit = reduction.upstream(gradient.to(sums.dtype), reduction.NONE, a.shape[0])
+    of_rows, of_columns = _saved(sums, a.shape[0])
+    other = None
+    with torch.cuda.device_of(a):
+        if columns:
+            column_gradient, _, largest = reduction.upstream(
+                column_gradient.to(sums.dtype), reduction.NONE, b.shape[0]
+            )  # fmt: skip
+            unit = torch.maximum(unit, largest)
+            other = Softmax(of_columns, column_gradient, unit)
+        own = Softmax(of_rows, gradient, unit)
+        scale = scale_of(temperature, temperature_tensor, a)
+        form = _form(scale, b, columns, normalize_a, normalize_b)
+        dtype = a.dtype if b is None else product_dtype(a, b)
+        u = prepare([a], dtype, a, normalize_a)
+        if b is None:
+            sides = [gradients.Side(a, u, a_gradient, lambda: attractions(u, u, scale, own, own, pairs, form))]
+        else:
+            v = prepare([b], dtype, a, normalize_b) if b_gradient else keys_of(b, normalize_b, dtype, a)[0]
+            flipped = pairs.transposed()
+            sides = [
+                gradients.Side(a, u, a_gradient, lambda: attractions(u, v, scale, own, other, pairs, form)),
+                gradients.Side(b, v, b_gradient, lambda: attractions(v, u, scale, other, own, flipped, form)),
+            ]
+        out, dt = gradients.of_sides(sides, scale, unit, temperature_tensor, 0.5 if b is None else 1.0)
+        return out[0], (a.new_empty(0) if b is None else out[1]), dt

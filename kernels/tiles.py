@@ -15,10 +15,14 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
-# Pairs (row, column) that are no negatives: none, the row itself, the row and its partner half a batch away.
+# The pairs (row, column) that count: all; but the row itself; but the row and its partner half a batch away; those
+# whose ids are equal, but the row itself; whose ids are equal; whose ids differ. The second to fourth
+# leave out k = i, the last three have ids.
 ALL, NOT_SELF, NOT_SELF_NOR_PARTNER = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+IDS_EQUAL_NOT_SELF, IDS_EQUAL, IDS_DIFFER = tl.constexpr(3), tl.constexpr(4), tl.constexpr(5)
 # Which form of the softmax a launch is for. BY_SCALE: both were launched, and the temperature on the device says.
-FIXED, ONLINE, BY_SCALE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+# SIGMOID: no softmax.
+FIXED, ONLINE, BY_SCALE, SIGMOID = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 
 
 @triton.jit
@@ -92,13 +96,69 @@ def tile_dots(
 
 
 @triton.jit
-def exp2_of(dots, scale, shift):
-    """2^(dots * scale - shift), the score rounded only together with what is subtracted."""
+def score_of(dots, scale, shift):
+    """dots * scale - shift, the score rounded only together with what is subtracted."""
     scale, shift = tl.broadcast(scale, dots)[0], tl.broadcast(shift, dots)[0]
     if INTERPRETED and dots.dtype != tl.float64:  # where tl.fma is two operations
-        return tl.exp2((dots.to(tl.float64) * scale - shift).to(tl.float32))
+        return (dots.to(tl.float64) * scale - shift).to(tl.float32)
     else:
-        return tl.exp2(tl.fma(dots, scale, -shift))
+        return tl.fma(dots, scale, -shift)
+
+
+@triton.jit
+def exp2_of(dots, scale, shift):
+    """2^(dots * scale - shift)."""
+    return tl.exp2(score_of(dots, scale, shift))
+
+
+@triton.jit
+def log2_bias(bias):
+    """The bias in powers of two, NaN where it is Inf: a sum of zeros would be a finite loss."""
+    x = tl.load(bias).to(tl.float64) * LOG2E
+    return tl.where(tl.abs(x) < float("inf"), x, float("nan"))
+
+
+@triton.jit
+def sigmoid_of(score):
+    """The sigmoid of a score in powers of two, to its last digits near 0 too."""
+    small = tl.exp2(-tl.abs(score))
+    return tl.where(score < 0, small, 1.0) / (1.0 + small)
+
+
+@triton.jit
+def log2_of_1_plus(x):
+    """log2(1 + x) of x in [0, 1], to the last digits of x near 0 too."""
+    if x.dtype == tl.float64:
+        w = 1.0 + x
+        # What rounding took from 1 + x, given back as the ratio of x to what is left of it.
+        return tl.where(w == 1.0, x, tl.log(w) * (x / tl.where(w == 1.0, 1.0, w - 1.0))) * (1 / LN2)
+    else:
+        # 2 artanh(z) as a series: the devices' logarithm has few digits near 1.
+        z = x / (2.0 + x)
+        square = z * z
+        series = 1.0 / 11 + square * (1.0 / 13)
+        for odd in tl.static_range(9, 0, -2):
+            series = 1.0 / odd + square * series
+        return z * series * (2 / LN2)
+
+
+@triton.jit
+def softplus_of(score):
+    """ln(1 + e^x) of a score x in powers of two."""
+    return (tl.where(score > 0, score, 0.0) + log2_of_1_plus(tl.exp2(-tl.abs(score)))) * LN2
+
+
+@triton.jit
+def similarities_of(dots, row_factors, column_factors):
+    """<u_i, u_k> of the rows' dots. Factors are multiplied first: both sides round alike, and equal rows tie."""
+    if row_factors is None and column_factors is None:
+        return dots
+    elif column_factors is None:
+        return dots * row_factors[:, None]
+    elif row_factors is None:
+        return dots * column_factors[None, :]
+    else:
+        return dots * (row_factors[:, None] * column_factors[None, :])
 
 
 @triton.jit
@@ -121,7 +181,9 @@ def needs_mask(
 ):  # fmt: skip
     """Whether a tile has pairs to leave out: few do, and masks cost as much as products."""
     needed = (column + BLOCK_N > columns) | (row + BLOCK_M > rows)
-    if MASK != ALL:
+    if MASK >= IDS_EQUAL_NOT_SELF:
+        needed |= True
+    elif MASK != ALL:
         needed |= crosses(row, column, 0, BLOCK_M, BLOCK_N)
     if MASK == NOT_SELF_NOR_PARTNER:
         needed |= crosses(row, column, half, BLOCK_M, BLOCK_N) | crosses(row, column, -half, BLOCK_M, BLOCK_N)
@@ -129,15 +191,22 @@ def needs_mask(
 
 
 @triton.jit
-def kept(row, rows, column, columns, half, MASK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The pairs of a tile that count: negatives inside the matrix."""
+def kept(
+    row, rows, column, columns, half, row_ids, column_ids,
+    MASK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The pairs of a tile that count, inside the matrix."""
     i = (row + tl.arange(0, BLOCK_M))[:, None]
     k = (column + tl.arange(0, BLOCK_N))[None, :]
     keep = (i < rows) & (k < columns)
-    if MASK != ALL:
+    if MASK != ALL and MASK <= IDS_EQUAL_NOT_SELF:
         keep &= i != k
     if MASK == NOT_SELF_NOR_PARTNER:
         keep &= (k - i != half) & (i - k != half)
+    if MASK >= IDS_EQUAL_NOT_SELF:
+        of_rows = load_vector(row_ids, row, rows, BLOCK_M)[:, None]
+        of_columns = load_vector(column_ids, column, columns, BLOCK_N)[None, :]
+        keep &= (of_rows != of_columns) if MASK == IDS_DIFFER else (of_rows == of_columns)
     return keep
 
 

@@ -14,7 +14,16 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from bench import aot, tune
 from ssl_fast import checks
-from ssl_fast.kernels import configs, ema, enqueue, info_nce, nt_xent
+from ssl_fast.kernels import (
+    configs,
+    ema,
+    enqueue,
+    info_nce,
+    nt_xent,
+    pair_similarity,
+    similarity_lse,
+    similarity_softplus,
+)
 
 pytestmark = [
     pytest.mark.aot,
@@ -96,13 +105,55 @@ def test_wide_rows(device, kind):
     assert {"_exp_sums_kernel", "_walk_kernel", "_pair_dots_kernel", "_weights_kernel"} <= names
 
 
+def similarity_calls(kind, width, count=1024):
+    """Functions that launch the kernels in the forms that only the similarity operators have."""
+    dtype = tune.KINDS[kind]
+    wide = torch.float64 if kind == "float64" else torch.float32
+    a, b = torch.zeros(2, count, width, dtype=dtype).unbind()
+    keys = torch.zeros(4 * count, width, dtype=dtype)
+    ids, key_ids = torch.zeros(count, dtype=torch.int64), torch.zeros(4 * count, dtype=torch.int64)
+    g, bias, learnt = torch.zeros(count, dtype=wide), torch.zeros(()), torch.full((), 0.1)
+    sums, both_sums = torch.zeros(3, count, dtype=wide), torch.zeros(3, 2 * count, dtype=wide)
+    one_way, both_ways, symmetric = (a, keys, ids, key_ids), (a, b, ids, ids), (a, None, ids, None)
+    lse, lse_backward = similarity_lse.similarity_lse, similarity_lse.similarity_lse_backward
+    softplus = similarity_softplus.similarity_softplus, similarity_softplus.similarity_softplus_backward
+    return [
+        lambda: lse(*symmetric, 3, True, True, False, 1.0, learnt, g),
+        lambda: lse(*both_ways, 2, True, True, True, 1.0, learnt, g),
+        lambda: lse(a, b, None, None, 0, True, True, True, 0.1, None, None),
+        lambda: lse(*one_way, 2, True, False, False, 0.1, None, None),
+        lambda: lse_backward(g, None, *symmetric, 3, True, True, 1.0, learnt, sums, True, False),
+        lambda: lse_backward(g, g, *both_ways, 2, True, True, 1.0, learnt, both_sums, True, True),
+        lambda: lse_backward(g, None, *one_way, 2, True, True, 0.1, None, sums, True, True),
+        lambda: softplus[0](a, b, True, 0.1, None, bias, g),
+        lambda: softplus[1](g, a, b, True, 0.1, None, bias, sums[:2].contiguous(), True, True),
+    ]
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("kind", tune.KINDS)
+@pytest.mark.parametrize("device", aot.TARGETS)
+def test_similarity_forms_spill_nothing(device, kind):
+    """Ids, two sides and sigmoids, with the tiles of the table."""
+    tune.set_kind(kind)
+    found = {}
+    for call in similarity_calls(kind, 128):
+        for launch in aot.launches(call, device):
+            if launch.kernel.fn.__name__ in (*tune.KERNELS.values(), "_lse_kernel"):
+                given = tuple(x is None for x in launch.arguments)
+                found[launch.kernel.fn.__name__, given, str(launch.options)] = launch
+    assert {name for name, *_ in found} == {*tune.KERNELS.values(), "_lse_kernel"}
+    for launch in found.values():
+        check_limits(aot.compiled(launch, device), device)
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("device", ["sm_90", "gfx942"])
 def test_sizes_of_one(device):
     """Triton takes an integer argument that is 1 for a constant of the kernel, another type."""
     z, keys, one = torch.ones(1, 1), torch.ones(1, 1), torch.ones(())
     sums, means = torch.zeros(3, 2), torch.zeros(1, 1)
-    of_one = sums[:, :1].contiguous()
+    of_one, id_ = sums[:, :1].contiguous(), torch.zeros(1, dtype=torch.int64)
     for call in (
         lambda: nt_xent.nt_xent(z, z, 0.1, None, 1, True),
         lambda: nt_xent.nt_xent_backward(one, z, z, 0.1, one, 1, sums),
@@ -110,6 +161,16 @@ def test_sizes_of_one(device):
         lambda: info_nce.info_nce_backward(one, z, z, keys, False, True, 0.1, one, 1, of_one, means, True),
         lambda: info_nce.info_nce(z, z, keys[None], True, 0.1, None, 1, True, True),
         lambda: info_nce.info_nce_backward(one, z, z, keys[None], False, True, 0.1, one, 1, of_one, means, True),
+        lambda: similarity_lse.similarity_lse(z, None, id_, None, 3, True, True, False, 0.1, None, one[None]),
+        lambda: similarity_lse.similarity_lse(z, keys, id_, id_, 2, True, False, True, 0.1, None, one[None]),
+        lambda: similarity_lse.similarity_lse_backward(
+            one[None], one[None], z, keys, id_, id_, 2, True, False, 0.1, one, sums, True, True
+        ),
+        lambda: pair_similarity.pair_similarity_backward(one[None], z, keys, True, False),
+        lambda: similarity_softplus.similarity_softplus(z, keys, True, 0.1, None, one, one[None]),
+        lambda: similarity_softplus.similarity_softplus_backward(
+            one[None], z, keys, True, 0.1, one, one, sums[:2, :1].contiguous(), True, True
+        ),
         lambda: enqueue.enqueue_(z, torch.zeros(1, dtype=torch.int64), keys, True),
         lambda: ema.ema_update_([z], [keys], 0.9),
     ):

@@ -32,6 +32,8 @@ class Mutation(NamedTuple):
 NT_XENT = "test_sizes_within_the_contract and (33-65 or 70-140) and dtype0 and 0.1"
 ONLINE = "test_float64_on_both_sides and 5-0.02"
 INFO_NCE = "test_sizes_within_the_contract and dtype0 and 64-64-128"
+BLOCKS = "test_several_blocks"
+SOFTPLUS = "test_softplus_of_several_blocks and torch.float32 and True"
 MUTATIONS = [
     Mutation("drop the diagonal mask", "tiles.py", "keep &= i != k", "keep &= True", "nt_xent", NT_XENT),
     Mutation("drop the edge mask", "tiles.py", "(i < rows) & (k < columns)", "(i >= 0) & (k >= 0)", "nt_xent", NT_XENT),
@@ -55,7 +57,7 @@ MUTATIONS = [
     Mutation("a scale of another base", "scale.py", "math.log2(math.e) /", "1 /", "nt_xent", NT_XENT),
     Mutation(
         "forget the column half",
-        "nt_xent.py",
+        "exp_sums.py",
         "tl.where(member == j, tl.sum(e, 0)[None, :], 0.0)",
         "tl.where(member < 0, tl.sum(e, 0)[None, :], 0.0)",
         "nt_xent",
@@ -69,14 +71,14 @@ MUTATIONS = [
         "nt_xent",
         NT_XENT,
     ),
-    Mutation("the positive repels", "reduction.py", "d -= other", "d += other", "nt_xent", NT_XENT),
+    Mutation("the positive repels", "gradients.py", "d -= other", "d += other", "nt_xent", NT_XENT),
     Mutation(
-        "no projection", "reduction.py", "(d - u * projection[:, None])", "(d - 0 * projection[:, None])",
+        "no projection", "gradients.py", "(d - u * projection[:, None])", "(d - 0 * projection[:, None])",
         "nt_xent", NT_XENT,
     ),
     Mutation(
         "a sum that is not rescaled",
-        "similarity_lse.py",
+        "walk.py",
         "sum_of_exp * factor.to(tl.float64)",
         "sum_of_exp",
         "info_nce",
@@ -91,12 +93,12 @@ MUTATIONS = [
         "test_sizes_within_the_contract and dtype1 and 37-5000 and queue",
     ),
     Mutation(
-        "keys of another length", "similarity_lse.py", "weights *= key_factors[None, :]", "weights *= 1",
+        "keys of another length", "walk.py", "weights *= key_factors[None, :]", "weights *= 1",
         "info_nce", "test_dtypes_of_query_and_negatives and in and batch and 0.1",
     ),
     Mutation(
         "Inf in a queue overlooked",
-        "similarity_lse.py",
+        "walk.py",
         'float("nan"), 0.0)',
         "0.0, 0.0)",
         "info_nce",
@@ -115,6 +117,30 @@ MUTATIONS = [
         "tl.where(place >= size, 0 * place, place)", "queue", "sequence",
     ),
     Mutation("momentum for both", "ema.py", "t * kept + s * added", "t * kept + s * kept", "ema", "lists"),
+    Mutation("equal ids for different ones", "tiles.py", "(of_rows != of_columns)", "(of_rows == of_columns)",
+             "similarity", BLOCKS + " and 0.1-2-one"),
+    Mutation("ids of 32 bits", "tiles.py", "(of_rows != of_columns)",
+             "(of_rows.to(tl.int32) != of_columns.to(tl.int32))", "similarity", BLOCKS + " and 0.1-2-both"),
+    Mutation("itself among equal ids", "tiles.py", "MASK <= IDS_EQUAL_NOT_SELF", "MASK < IDS_EQUAL_NOT_SELF",
+             "similarity", BLOCKS + " and 0.1-3-with"),
+    Mutation("ids on edges only", "tiles.py", "needed |= True", "needed |= False",
+             "similarity", BLOCKS + " and 0.1-3-one"),
+    Mutation("a square's rows for its columns", "exp_sums.py", "tl.program_id(0) // squares",
+             "tl.program_id(0) % squares", "similarity", BLOCKS + " and 0.1-0-both"),
+    Mutation("a row's positive for a column", "exp_sums.py", "of_columns = load_vector(positive, column, columns",
+             "of_columns = load_vector(positive, row, columns", "similarity", "test_ranks_of_several_blocks"),
+    Mutation("two factors for one", "tiles.py", "(row_factors[:, None] * column_factors[None, :])",
+             "(row_factors[:, None] + column_factors[None, :])", "similarity", "test_ranks_of_several_blocks"),
+    Mutation("one gradient for rows and columns", "similarity_lse.py", "Softmax(of_columns, column_gradient, unit)",
+             "Softmax(of_columns, -column_gradient, unit)", "similarity", BLOCKS + " and 0.02-0-both"),
+    Mutation("softplus without its linear part", "tiles.py", "tl.where(score > 0, score, 0.0) +", "0 * score +",
+             "similarity", SOFTPLUS),
+    Mutation("softplus with fewer terms", "tiles.py", "tl.static_range(9, 0, -2)", "tl.static_range(5, 0, -2)",
+             "similarity", SOFTPLUS),
+    Mutation("a sigmoid of magnitudes", "tiles.py", "tl.where(score < 0, small, 1.0) /", "1.0 /",
+             "similarity", SOFTPLUS),
+    Mutation("a bias of another base", "tiles.py", "tl.load(bias).to(tl.float64) * LOG2E",
+             "tl.load(bias).to(tl.float64)", "similarity", SOFTPLUS),
     Mutation("a chunk of the width left out", "tiles.py", "range(0, WIDTH, BLOCK_D)", "range(0, BLOCK_D, BLOCK_D)",
              "nt_xent", "test_dtypes_and_small_temperature and 0.1-dtype0-130-600"),
 ]  # fmt: skip

@@ -1,0 +1,51 @@
+"""What SupCon subtracts: for each row the sum of its similarities with the other rows of its label, from class sums.
+
+O(N D) additions that PyTorch's own functions do, in a fixed order. With S_c the sum of the unit rows of a class and
+T_c that of g_p u_p: dU_i = g_i (S_c - u_i) + T_c - g_i u_i.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import rows as plain
+from ..similarity import dense
+from . import gradients, reduction
+from .rows import prepare, wide
+from .scale import scale_of
+
+
+def _check(x: Tensor, labels: Tensor) -> None:
+    if x.dim() != 2 or not x.numel():
+        raise ValueError(f"x: expected the shape (N, D), not empty, got {tuple(x.shape)}")
+    if labels.shape != x.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(f"labels: expected int64 of {x.shape[0]} rows, got {labels.dtype} {tuple(labels.shape)}")
+
+
+def _same_class(x: Tensor, classes: Tensor) -> Tensor:
+    """For each row the sum of the rows of its class."""
+    # index_put sorts where index_add would be atomic.
+    return torch.zeros_like(x).index_put((classes,), x, accumulate=True)[classes]
+
+
+def class_similarity(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The operator ssl_fast::class_similarity (csrc/ops.cpp)."""
+    _check(x, labels)
+    u, classes = plain.unit_rows(x), dense(labels)
+    positives = _same_class(torch.ones_like(classes), classes) - 1
+    return (u * (_same_class(u, classes) - u)).sum(1), positives
+
+
+def class_similarity_backward(gradient: Tensor, x: Tensor, labels: Tensor) -> Tensor:
+    """The operator ssl_fast::class_similarity_backward (csrc/ops.cpp)."""
+    _check(x, labels)
+    gradient = reduction.upstream(gradient, reduction.NONE, x.shape[0])[0]
+    u, classes = plain.unit_rows(x), dense(labels)
+    own = gradient[:, None].to(wide(x.dtype)) * u
+    du = gradient[:, None] * (_same_class(u, classes) - u) + _same_class(own, classes) - own
+    with torch.cuda.device_of(x):
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        rows, one = prepare([x], x.dtype, x), scale_of(1.0, None, x)
+        gradients.row_gradients(out, rows, one, du.contiguous(), torch.ones_like(gradient))
+        return out

@@ -1,0 +1,234 @@
+"""Sums over tiles of rows and columns at once: of exp2(score - |s|), and of softplus and sigmoid.
+
+With the fixed shift |s| the exponentials E_ik = exp(s <u_i, v_k> - |s|) serve row i and column k. Where the columns are
+the rows, E is symmetric, and tiles on and above the diagonal do.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import configs
+from .pairs import Pairs
+from .rows import Rows
+from .scale import Scale
+from .tiles import (
+    BY_SCALE,
+    FIXED,
+    exp2_of,
+    has_fixed_shift,
+    kept,
+    load_vector,
+    log2_bias,
+    log2_scale,
+    needs_mask,
+    score_of,
+    sigmoid_of,
+    similarities_of,
+    softplus_of,
+    tile_dots,
+)
+from .walk import Partial
+
+
+@triton.jit
+def _triangle(program):
+    """(row, column) of the program-th block on or above the diagonal, column by column."""
+    column = ((tl.sqrt(8.0 * program.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int32)
+    # The root is rounded.
+    column = tl.where(column * (column + 1) // 2 > program, column - 1, column)
+    column = tl.where((column + 1) * (column + 2) // 2 <= program, column + 1, column)
+    return program - column * (column + 1) // 2, column
+
+
+@triton.jit
+def _square(squares, SYMMETRIC: tl.constexpr):
+    """(row, column) of this program's square; squares: down the rows."""
+    if SYMMETRIC:
+        return _triangle(tl.program_id(0))
+    else:
+        return tl.program_id(0) % squares, tl.program_id(0) // squares
+
+
+@triton.jit
+def _store(sums, ranks, sum_, rank, slot, place, count, mask):
+    """One slot of sums and ranks, where there is memory for them."""
+    place += slot.to(tl.int64) * count
+    if sums is not None:
+        tl.store(sums + place, sum_.to(tl.float64), mask=mask)
+    if ranks is not None:
+        tl.store(ranks + place, rank, mask=mask)
+
+
+@triton.jit
+def _terms(
+    dots, scale, shift, row, rows, column, columns, half, row_ids, column_ids,
+    SOFTPLUS: tl.constexpr, MASK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """(exponentials, -) or (softplus, sigmoids) of a tile, 0 for pairs that do not count."""
+    if SOFTPLUS:
+        score = score_of(dots, scale, shift)
+        e, p = softplus_of(score), sigmoid_of(score)
+    else:
+        e = exp2_of(dots, scale, shift)
+        p = e
+    if needs_mask(row, rows, column, columns, half, MASK, BLOCK, BLOCK):
+        keep = kept(row, rows, column, columns, half, row_ids, column_ids, MASK, BLOCK, BLOCK)
+        e, p = tl.where(keep, e, 0.0), tl.where(keep, p, 0.0)
+    return e, p
+
+
+@triton.jit
+def _ranks(
+    dots, row_factors, column_factors, positive, sign, row, rows, column, columns, half, row_ids, column_ids,
+    MASK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """How many pairs of a tile are above each row's positive, and each column's; the rows' sums of similarities."""
+    keep = kept(row, rows, column, columns, half, row_ids, column_ids, MASK, BLOCK, BLOCK)
+    similarities = similarities_of(dots, row_factors, column_factors)
+    of_rows = load_vector(positive, row, rows, BLOCK) * sign
+    of_columns = load_vector(positive, column, columns, BLOCK) * sign
+    above_rows = tl.sum((keep & (similarities * sign > of_rows[:, None])).to(tl.int32), 1)
+    above_columns = tl.sum((keep & (similarities * sign > of_columns[None, :])).to(tl.int32), 0)
+    return above_rows, above_columns, tl.sum(tl.where(keep, similarities, 0.0), 1).to(tl.float64)
+
+
+@triton.jit
+def _exp_sums_kernel(
+    x, x_factors, x_sums, x_ranks, y, y_factors, y_sums, y_ranks, positive, totals, sigmoids, bias, scale, temperature,
+    rows, columns, half, row_ids, column_ids,
+    SYMMETRIC: tl.constexpr, LAUNCHED: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, MASK: tl.constexpr,
+):  # fmt: skip
+    """A square of GROUP x GROUP tiles: sums of its rows to slot `column` and of its columns to slot `row`.
+
+    Every row and column gets one sum in every slot. Where SYMMETRIC, y is x: squares on the diagonal hold each pair
+    twice and sum rows only. With a bias: sums of rows only.
+    """
+    s = log2_scale(scale, temperature)
+    if LAUNCHED == BY_SCALE:
+        if not has_fixed_shift(s):
+            return
+    accumulator: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    shift = (tl.abs(s) if bias is None else -log2_bias(bias)).to(accumulator)
+    sign = tl.where(s < 0, -1.0, 1.0).to(accumulator)
+    row_square, column_square = _square(tl.cdiv(tl.cdiv(rows, BLOCK), GROUP), SYMMETRIC)
+    member = tl.arange(0, GROUP)[:, None]
+    column_sums = tl.zeros((GROUP, BLOCK), accumulator)
+    column_ranks = tl.zeros((GROUP, BLOCK), tl.int32)
+    total = tl.zeros((BLOCK,), tl.float64)
+    for i in range(tl.minimum(GROUP, tl.cdiv(rows, BLOCK) - row_square * GROUP)):
+        row = (row_square * GROUP + i) * BLOCK
+        row_sums = tl.zeros((BLOCK,), accumulator)
+        row_sigmoids = tl.zeros((BLOCK,), accumulator)
+        row_ranks = tl.zeros((BLOCK,), tl.int32)
+        row_scale = tl.zeros((BLOCK,), accumulator) + s.to(accumulator)
+        row_factors = None
+        if x_factors is not None:
+            row_factors = load_vector(x_factors, row, rows, BLOCK)
+            row_scale *= row_factors
+        for j in range(tl.minimum(GROUP, tl.cdiv(columns, BLOCK) - column_square * GROUP)):
+            column = (column_square * GROUP + j) * BLOCK
+            dots = tile_dots(x, row, rows, y, column, columns, WIDTH, BLOCK, BLOCK, BLOCK_D, PRECISION)
+            scaled, column_factors = dots, None
+            if y_factors is not None:
+                column_factors = load_vector(y_factors, column, columns, BLOCK)
+                scaled = dots * column_factors[None, :]
+            e, p = _terms(
+                scaled, row_scale[:, None], shift, row, rows, column, columns, half, row_ids, column_ids,
+                bias is not None, MASK, BLOCK,
+            )  # fmt: skip
+            row_sums += tl.sum(e, 1)
+            row_sigmoids += tl.sum(p, 1)
+            column_sums += tl.where(member == j, tl.sum(e, 0)[None, :], 0.0)
+            if x_ranks is not None:
+                above_rows, above_columns, similarity = _ranks(
+                    dots, row_factors, column_factors, positive, sign, row, rows, column, columns, half, row_ids,
+                    column_ids, MASK, BLOCK,
+                )  # fmt: skip
+                row_ranks += above_rows
+                column_ranks += tl.where(member == j, above_columns[None, :], 0)
+                total += similarity
+        place = row + tl.arange(0, BLOCK)
+        _store(x_sums, x_ranks, row_sums, row_ranks, column_square, place, rows, place < rows)
+        if sigmoids is not None:
+            _store(sigmoids, None, row_sigmoids, row_ranks, column_square, place, rows, place < rows)
+    place = (column_square * GROUP + member) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    inside = (place < columns) & ((row_square != column_square) | (not SYMMETRIC))
+    _store(y_sums, y_ranks, column_sums, column_ranks, row_square, place, columns, inside)
+    if totals is not None:
+        tl.store(totals + tl.program_id(0), tl.sum(total, 0) * tl.where(row_square == column_square, 1.0, 2.0))
+
+
+class Squares(NamedTuple):
+    """Squares of group x group tiles: how many down the rows and along the columns, which are slots for their sums."""
+
+    group: int
+    down: int
+    along: int
+
+
+def squares(x: Rows, y: Rows, tile: configs.Tile) -> Squares:
+    """Of more squares than that, the sums would outgrow the rows themselves."""
+    down, along = triton.cdiv(x.count, tile.rows), triton.cdiv(y.count, tile.rows)
+    group = triton.next_power_of_2(triton.cdiv(max(down, along), configs.slots(x.values.device)))
+    return Squares(group, triton.cdiv(down, group), triton.cdiv(along, group))
+
+
+class Sums(NamedTuple):
+    """What the kernel fills, by slot and row: the columns' where asked for, of softplus the sigmoids' beside."""
+
+    rows: Partial
+    columns: Partial | None = None
+    sigmoids: Tensor | None = None
+
+
+def exp_sums(
+    x: Rows,
+    y: Rows | None,
+    scale: Scale,
+    pairs: Pairs,
+    positive: Tensor | None,
+    sums: Sums,
+    tile: configs.Tile,
+    bias: Tensor | None = None,
+) -> None:
+    """Fills the sums of the rows x over the rows y, None for x itself, and the other way round.
+
+    positive: similarities of the rows and of the columns, where ranks are wanted. bias: on the device, for the sums
+    of softplus.
+    """
+    columns = x if y is None else y
+    of_columns = sums.rows if y is None else sums.columns
+    group, down, along = squares(x, columns, tile)
+    _exp_sums_kernel[(down * (down + 1) // 2 if y is None else down * along,)](
+        x.values,
+        x.factors,
+        sums.rows.sums,
+        sums.rows.ranks,
+        columns.values,
+        columns.factors,
+        of_columns.sums,
+        of_columns.ranks,
+        positive,
+        sums.rows.totals,
+        sums.sigmoids,
+        bias,
+        *scale.arguments,
+        x.count,
+        columns.count,
+        *pairs.arguments,
+        SYMMETRIC=y is None,
+        LAUNCHED=FIXED.value if bias is not None else scale.form,
+        GROUP=group,
+        WIDTH=x.width,
+        BLOCK=tile.rows,
+        BLOCK_D=tile.depth,
+        PRECISION=configs.precision(x.kind),
+        MASK=pairs.mask,
+        **tile.options,
+    )

@@ -1,0 +1,100 @@
+"""Row sums of softplus(s <u_i, v_k> + bias) over k != i on the GPU: the negatives of losses of sigmoids.
+
+With sigma_ik the sigmoid of the same score: dU_i = s g_i sum_k sigma_ik v_k, dV_k = s sum_i g_i sigma_ik u_i, and
+the bias gets sum_i g_i sum_k sigma_ik, whose inner sums the forward pass keeps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import gradients, reduction
+from .attractions import Softmax, attractions
+from .exp_sums import Sums, exp_sums, squares
+from .pairs import Pairs
+from .rows import check_pairs, prepare, product_dtype, wide
+from .scale import scale_of
+from .tiles import NOT_SELF, SIGMOID
+from .walk import Partial
+
+NEGATIVES = Pairs(NOT_SELF.value)
+
+
+def _check(a: Tensor, b: Tensor, bias: Tensor) -> None:
+    check_pairs(a, b)
+    if bias.dim() != 0:
+        raise ValueError(f"bias: expected a 0-D tensor, got {tuple(bias.shape)}")
+
+
+def _on_device(bias: Tensor, a: Tensor) -> Tensor:
+    if bias.device == a.device:
+        return bias.detach()
+    return torch.full((), bias.item(), dtype=torch.float64, device=a.device)
+
+
+def similarity_softplus(
+    a: Tensor,
+    b: Tensor,
+    normalize: bool,
+    temperature: float,
+    temperature_tensor: Tensor | None,
+    bias: Tensor,
+    positive: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The operator ssl_fast::similarity_softplus (csrc/ops.cpp)."""
+    _check(a, b, bias)
+    count, device = a.shape[0], a.device
+    positive = reduction.checked_positive(positive, a)
+    with torch.cuda.device_of(a):
+        scale = scale_of(temperature, temperature_tensor, a)
+        u, v = (prepare([x], product_dtype(a, b), a, normalize) for x in (a, b))
+        tile = u.tile("exp_sums")
+        _, down, along = squares(u, v, tile)
+        sums = torch.empty((2, along, count), dtype=torch.float64, device=device)
+        ranks = [
+            None if positive is None else torch.empty((slots, count), dtype=torch.int32, device=device)
+            for slots in (along, down)
+        ]
+        of_rows, of_columns = (Partial(sums[0] if i == 0 else None, None, ranks[i], None, None) for i in (0, 1))
+        exp_sums(
+            u, v, scale, NEGATIVES, positive, Sums(of_rows, of_columns, sums[1]), tile, _on_device(bias, a)
+        )  # fmt: skip
+        counts = torch.empty((0, count), dtype=torch.int64, device=device)
+        if positive is not None:
+            counts = torch.stack([part.sum(0) for part in ranks])
+        return sums.sum(1).to(wide(a.dtype)), counts
+
+
+def similarity_softplus_backward(
+    gradient: Tensor,
+    a: Tensor,
+    b: Tensor,
+    normalize: bool,
+    temperature: float,
+    temperature_tensor: Tensor | None,
+    bias: Tensor,
+    sums: Tensor,
+    a_gradient: bool,
+    b_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operator ssl_fast::similarity_softplus_backward (csrc/ops.cpp)."""
+    _check(a, b, bias)
+    reduction.check_saved("sums", sums, (2, a.shape[0]), a)
+    gradient, _, unit = reduction.upstream(gradient, reduction.NONE, a.shape[0])
+    with torch.cuda.device_of(a):
+        scale = scale_of(temperature, temperature_tensor, a)
+        u, v = (prepare([x], product_dtype(a, b), a, normalize) for x in (a, b))
+        weights, on_device = Softmax(sums, gradient, unit), _on_device(bias, a)
+        form = SIGMOID.value
+        sides = [
+            gradients.Side(
+                a, u, a_gradient, lambda: attractions(u, v, scale, weights, None, NEGATIVES, form, on_device)
+            ),
+            gradients.Side(
+                b, v, b_gradient, lambda: attractions(v, u, scale, None, weights, NEGATIVES, form, on_device)
+            ),
+        ]
+        (da, db), dt = gradients.of_sides(sides, scale, unit, temperature_tensor, 1.0)
+        dbias = (gradient.double() * sums[1]).sum().to(bias.device, bias.dtype)
+        return da, db, dt, dbias
