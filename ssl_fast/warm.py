@@ -16,7 +16,7 @@ def warmup(
     dtypes: Iterable[torch.dtype] = (torch.float32,),
     queue_size: int | None = None,
 ) -> None:
-    """Compiles and loads the kernels of both losses and of the queue, forward and backward, for these shapes.
+    """Compiles and loads the kernels of all losses and of the queue, forward and backward, for these shapes.
 
     To be called before a CUDA-graph capture, inside which nothing may be compiled, loaded or waited for,
     and before timing. Triton compiles for the device's architecture, for dtype and width, and for sizes
@@ -49,7 +49,7 @@ def _run(device: torch.device, count: int, dim: int, dtype: torch.dtype, queue_s
     # A number on either side of the fixed shift, and a temperature that is learnt.
     for temperature in (0.1, 0.02, on_device):
         for return_stats in (False, True):
-            for call in (functional.nt_xent, *(_against(each) for each in negatives)):
+            for call in (functional.nt_xent, *(_against(each) for each in negatives), *COMPOSED):
                 result = call(*views, temperature=temperature, return_stats=return_stats)
                 (result[0] if return_stats else result).backward()
     if queue_size is not None:
@@ -62,3 +62,19 @@ def _against(negatives):
         return functional.info_nce(query, positive, negatives, **options)
 
     return call
+
+
+def _excluding(query, positive, **options):
+    ids = torch.arange(len(query), device=query.device)
+    return functional.info_nce(query, positive, exclude=(ids, ids), **options)
+
+
+def _labelled(form: str):
+    def call(one, other, **options):
+        return functional.supcon(torch.stack([one, other], 1), form=form, **options)
+
+    return call
+
+
+# Between them every way through the primitive: rows with each other, both ways, one way, by place and by ids.
+COMPOSED = (_labelled("out"), _labelled("in"), functional.clip, functional.siglip, _excluding)
