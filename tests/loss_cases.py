@@ -108,12 +108,12 @@ ALL_CASES = {
     "siglip": Case(_pair, _AB),
     "instance_discrimination": Case(_instances, ("features",)),
 }
-# The interpreter takes seconds for what takes milliseconds: there a case for every way through the kernels.
-_INTERPRETED = [
+# A case for every way through the kernels: the interpreter takes seconds for what takes milliseconds.
+REPRESENTATIVE = [
     "nt_xent", "info_nce in batch", "info_nce shared", "info_nce own", "info_nce queue", "info_nce by ids, shared",
     "supcon", "supcon in", "clip", "siglip",
 ]  # fmt: skip
-CASES = _INTERPRETED if INTERPRETED else list(ALL_CASES)
+CASES = REPRESENTATIVE if INTERPRETED else list(ALL_CASES)
 # The losses with kernels of their own; the others are made of the primitive's.
 OPERATOR_CASES = list(ALL_CASES)[:5]
 

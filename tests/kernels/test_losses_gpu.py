@@ -6,8 +6,8 @@ Graphs, no waiting for the device, the same bits in every run, memory, matrix un
 import pytest
 import torch
 from backends import why_not
-from evaluate import assert_agrees
-from loss_cases import CASES, arguments_of, gradients_of, leaves, loss_of, operator_of
+from evaluate import assert_agrees, widened
+from loss_cases import REPRESENTATIVE, arguments_of, gradients_of, leaves, loss_of, operator_of
 
 import ssl_fast
 from bench import gpu
@@ -15,7 +15,7 @@ from ssl_fast import NegativeQueue, ema_update_, functional
 
 reason = why_not("nt_xent", "triton")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(reason), reason=f"triton: {reason}")]
-every_case = pytest.mark.parametrize("case", CASES)
+every_case = pytest.mark.parametrize("case", REPRESENTATIVE)
 SIZES = {"count": 1000, "negatives": 5000, "dim": 128}
 
 
@@ -62,7 +62,7 @@ def test_tf32_is_within_its_bound(case):
         loss.backward()
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
-    wide = leaves({n: x.double() if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}, names)
+    wide = leaves({name: widened(x) for name, x in arguments.items()}, names)
     truth = loss_of(case, "reference", wide)
     truth.backward()
     assert abs(loss.item() - truth.item()) <= 2e-3 * abs(truth.item())
