@@ -89,12 +89,12 @@ def _ranks(
 ):  # fmt: skip
     """How many pairs of a tile are above each row's positive, and each column's; the rows' sums of similarities."""
     keep = kept(row, rows, column, columns, half, row_ids, column_ids, MASK, BLOCK, BLOCK)
-    similarities = similarities_of(dots, row_factors, column_factors)
+    similarities = similarities_of(dots, row_factors, column_factors) * sign
     of_rows = load_vector(positive, row, rows, BLOCK) * sign
     of_columns = load_vector(positive, column, columns, BLOCK) * sign
-    above_rows = tl.sum((keep & (similarities * sign > of_rows[:, None])).to(tl.int32), 1)
-    above_columns = tl.sum((keep & (similarities * sign > of_columns[None, :])).to(tl.int32), 0)
-    return above_rows, above_columns, tl.sum(tl.where(keep, similarities, 0.0), 1).to(tl.float64)
+    above_rows = tl.sum((keep & (similarities > of_rows[:, None])).to(tl.int32), 1)
+    above_columns = tl.sum((keep & (similarities > of_columns[None, :])).to(tl.int32), 0)
+    return above_rows, above_columns, tl.sum(tl.where(keep, similarities, 0.0), 1) * sign
 
 
 @triton.jit
@@ -120,7 +120,7 @@ def _exp_sums_kernel(
     member = tl.arange(0, GROUP)[:, None]
     column_sums = tl.zeros((GROUP, BLOCK), accumulator)
     column_ranks = tl.zeros((GROUP, BLOCK), tl.int32)
-    total = tl.zeros((BLOCK,), tl.float64)
+    total = tl.zeros((BLOCK,), accumulator)
     for i in range(tl.minimum(GROUP, tl.cdiv(rows, BLOCK) - row_square * GROUP)):
         row = (row_square * GROUP + i) * BLOCK
         row_sums = tl.zeros((BLOCK,), accumulator)
@@ -134,17 +134,10 @@ def _exp_sums_kernel(
         for j in range(tl.minimum(GROUP, tl.cdiv(columns, BLOCK) - column_square * GROUP)):
             column = (column_square * GROUP + j) * BLOCK
             dots = tile_dots(x, row, rows, y, column, columns, WIDTH, BLOCK, BLOCK, BLOCK_D, PRECISION)
-            scaled, column_factors = dots, None
+            column_factors = None
             if y_factors is not None:
                 column_factors = load_vector(y_factors, column, columns, BLOCK)
-                scaled = dots * column_factors[None, :]
-            e, p = _terms(
-                scaled, row_scale[:, None], shift, row, rows, column, columns, half, row_ids, column_ids,
-                bias is not None, MASK, BLOCK,
-            )  # fmt: skip
-            row_sums += tl.sum(e, 1)
-            row_sigmoids += tl.sum(p, 1)
-            column_sums += tl.where(member == j, tl.sum(e, 0)[None, :], 0.0)
+            # Before the exponentials: beside them the registers would not do.
             if x_ranks is not None:
                 above_rows, above_columns, similarity = _ranks(
                     dots, row_factors, column_factors, positive, sign, row, rows, column, columns, half, row_ids,
@@ -153,6 +146,14 @@ def _exp_sums_kernel(
                 row_ranks += above_rows
                 column_ranks += tl.where(member == j, above_columns[None, :], 0)
                 total += similarity
+            scaled = dots if column_factors is None else dots * column_factors[None, :]
+            e, p = _terms(
+                scaled, row_scale[:, None], shift, row, rows, column, columns, half, row_ids, column_ids,
+                bias is not None, MASK, BLOCK,
+            )  # fmt: skip
+            row_sums += tl.sum(e, 1)
+            row_sigmoids += tl.sum(p, 1)
+            column_sums += tl.where(member == j, tl.sum(e, 0)[None, :], 0.0)
         place = row + tl.arange(0, BLOCK)
         _store(x_sums, x_ranks, row_sums, row_ranks, column_square, place, rows, place < rows)
         if sigmoids is not None:
@@ -161,7 +162,7 @@ def _exp_sums_kernel(
     inside = (place < columns) & ((row_square != column_square) | (not SYMMETRIC))
     _store(y_sums, y_ranks, column_sums, column_ranks, row_square, place, columns, inside)
     if totals is not None:
-        tl.store(totals + tl.program_id(0), tl.sum(total, 0) * tl.where(row_square == column_square, 1.0, 2.0))
+        tl.store(totals + tl.program_id(0), tl.sum(total.to(tl.float64), 0) * tl.where(row_square == column_square, 1.0, 2.0))
 
 
 class Squares(NamedTuple):
