@@ -194,6 +194,7 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 
 
 @needs_triton
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_mistake_is_noticed(mutation, started):
@@ -202,6 +203,7 @@ def test_a_mistake_is_noticed(mutation, started):
 
 
 @needs_triton
+@pytest.mark.slow
 def test_the_copy_itself_is_right():
     """Else a test that always fails would notice everything."""
     for suite, tests in sorted({(mutation.suite, mutation.tests) for mutation in MUTATIONS[:2]}):
