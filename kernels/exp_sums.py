@@ -162,7 +162,8 @@ def _exp_sums_kernel(
     inside = (place < columns) & ((row_square != column_square) | (not SYMMETRIC))
     _store(y_sums, y_ranks, column_sums, column_ranks, row_square, place, columns, inside)
     if totals is not None:
-        tl.store(totals + tl.program_id(0), tl.sum(total.to(tl.float64), 0) * tl.where(row_square == column_square, 1.0, 2.0))
+        both = tl.where(row_square == column_square, 1.0, 2.0)
+        tl.store(totals + tl.program_id(0), tl.sum(total.to(tl.float64), 0) * both)
 
 
 class Squares(NamedTuple):
