@@ -12,27 +12,32 @@ class NegativeQueue(nn.Module):
     """The last `size` keys, written round and round; correct for any batch size.
 
     size: rows K. dim: columns D. dtype: of the stored rows. seed: of the first, random rows; None
-    draws from torch's global generator.
+    draws from torch's global generator. ids: whether each key has an id, of its image, so that
+    `functional.info_nce(..., exclude=(ids, queue.queue_ids))` leaves keys of the query's own image out.
 
     Buffers `queue` (K, D), unit rows at the start, and `queue_ptr` (1,) int64, the row written
-    next. Both are in the state dict, so a resumed run keeps its negatives.
+    next; with ids `queue_ids` (K,) int64, -1 at the start. All are in the state dict, so a resumed run
+    keeps its negatives.
     Raises ValueError where size or dim is below 1, TypeError for another dtype than a float.
     """
 
-    def __init__(self, size: int, dim: int, dtype: torch.dtype = torch.float32, seed: int | None = None):
+    def __init__(
+        self, size: int, dim: int, dtype: torch.dtype = torch.float32, seed: int | None = None, ids: bool = False
+    ):
         super().__init__()
         checks.sizes(size=size, dim=dim)
         checks.float_dtype("dtype", dtype)
         self.register_buffer("queue", rows.random_unit_rows(size, dim, seed).to(dtype))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
+        self.register_buffer("queue_ids", torch.full((size,), -1) if ids else None)
 
     @torch.no_grad()
-    def enqueue_(self, keys: Tensor, normalize: bool = False) -> None:
+    def enqueue_(self, keys: Tensor, normalize: bool = False, ids: Tensor | None = None) -> None:
         """Writes key j to row (queue_ptr + j) mod K and advances the pointer, in place.
 
         keys: (B, D) of any float dtype, any B. The loss takes the queue's rows as they are: give unit
             rows, or normalize=True, which writes keys / max(|key|, 1e-12).
-        With B > K the last K keys stay. No device sync.
+        ids: (B,) integers, of a queue that has ids. With B > K the last K keys stay. No device sync.
         Raises ValueError or TypeError, before anything is written, for keys that do not fit.
         """
         queue, queue_ptr = self.queue, self.queue_ptr  # found once: a module looks its buffers up
@@ -40,6 +45,14 @@ class NegativeQueue(nn.Module):
         if keys.shape[1] != queue.shape[1]:
             raise ValueError(f"keys: expected {queue.shape[1]} columns as the queue, got {tuple(keys.shape)}")
         checks.same_device("keys", keys, "the queue", queue)
+        if (ids is None) != (self.queue_ids is None):
+            expected = "None without" if self.queue_ids is None else "one a key with"
+            raise ValueError(f"ids: expected {expected} ids in the queue, got {type(ids).__name__}")
+        if ids is not None:
+            checks.ids("ids", ids, keys.shape[:1], "the keys", queue)
+            count, size = len(keys), len(queue)
+            stay = torch.arange(max(count - size, 0), count, device=queue.device)
+            self.queue_ids.index_copy_(0, (queue_ptr + stay) % size, ids[stay].long())
         if backends.choose("enqueue_", keys.device.type) == "reference":
             reference.enqueue_(queue, queue_ptr, keys, normalize)
         else:

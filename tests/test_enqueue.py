@@ -254,3 +254,49 @@ def test_compile_without_graph_breaks(backend):
             expected.enqueue_(2 * keys)
     assert torch.equal(queue.queue, expected.queue)
     assert torch.equal(queue.queue_ptr, expected.queue_ptr)
+
+
+@pytest.mark.parametrize("batches", [(3, 4, 5), (20,), (1, 13, 7)])
+def test_ids_lie_beside_their_keys(batches):
+    queue = NegativeQueue(7, 2, seed=0, ids=True)
+    assert (queue.queue_ids == -1).all()
+    assert "queue_ids" in queue.state_dict()
+    assert "queue_ids" not in NegativeQueue(7, 2).state_dict()
+    number = 0
+    for count in batches:
+        ids = torch.arange(number, number + count)
+        queue.enqueue_(ids[:, None].expand(count, 2).float(), ids=ids.int())
+        number += count
+    written = queue.queue_ids >= 0
+    assert written.sum() == min(7, number)
+    assert torch.equal(queue.queue[written, 0], queue.queue_ids[written].float())
+
+
+def test_bad_ids_change_nothing():
+    queue, keys = NegativeQueue(7, 2, seed=0, ids=True), torch.ones(3, 2)
+    before = {name: x.clone() for name, x in queue.state_dict().items()}
+    for ids, error, message in (
+        (None, ValueError, "ids: expected one a key with ids in the queue"),
+        (torch.ones(3), TypeError, "ids: expected integers"),
+        (torch.arange(4), ValueError, r"ids: expected shape \(3,\)"),
+    ):
+        with pytest.raises(error, match=message):
+            queue.enqueue_(keys, ids=ids)
+    with pytest.raises(ValueError, match="ids: expected None without ids"):
+        NegativeQueue(7, 2).enqueue_(keys, ids=torch.arange(3))
+    assert all(torch.equal(x, before[name]) for name, x in queue.state_dict().items())
+
+
+def test_keys_of_the_querys_image_are_left_out():
+    queue, loss = NegativeQueue(8, 4, seed=0, ids=True), ssl_fast.InfoNCELoss(0.2)
+    query, positive, ids = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4), torch.tensor([5, 6, 7])
+    before = loss(query, positive, queue, exclude=(ids, queue.queue_ids))
+    old = torch.nn.functional.normalize(torch.randn(2, 4))
+    queue.queue[:2], queue.queue_ids[:2] = old, torch.tensor([6, 6])
+    now = ssl_fast.InfoNCELoss(0.2, "none")(query, positive, queue, (ids, queue.queue_ids))
+    kept = NegativeQueue(6, 4)
+    kept.queue.copy_(queue.queue[2:])
+    torch.testing.assert_close(now[1], ssl_fast.InfoNCELoss(0.2, "none")(query, positive, kept)[1])
+    queue.enqueue_(positive, ids=ids)  # before the backward passes
+    (before + now.sum()).backward()
+    assert query.grad.isfinite().all()

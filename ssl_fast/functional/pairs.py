@@ -59,7 +59,8 @@ def _info_nce_by_ids(query, positive, rows, normalize, temperature, reduction, r
     if rows is None:
         rows, normalize = positive, True
     elif not normalize:
-        rows = rows.clone()  # autograd keeps it, and MoCo enqueues before the backward pass
+        # Autograd keeps them, and MoCo enqueues before the backward pass.
+        rows, ids = rows.clone(), (ids[0], ids[1].clone())
     similarities = similarity.pair_similarity(query, positive)
     lse, _, ranks = similarity.similarity_lse(
         query, rows, IDS_DIFFER, temperature, ids, (True, normalize), positive=similarities if return_stats else None
