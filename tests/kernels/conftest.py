@@ -45,6 +45,12 @@ class InterpretedRun(pytest.Item):
 
 
 @pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Their results are asked for last: the tests of this process run meanwhile."""
+    items.sort(key=lambda item: isinstance(item, InterpretedRun))
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_finish(session):
     """All runs are started at once, one a core, beside the tests of this process."""
     runs = [item for item in session.items if isinstance(item, InterpretedRun)]

@@ -65,6 +65,7 @@ def upstream_of(problem, seed=0, kind="random"):
     return [upstream(count, seed + i, kind) for i, count in enumerate(counts)]
 
 
+@pytest.mark.slow  # test_primitive_interpreted.py draws such inputs too
 @given(
     form=st.sampled_from(FORMS), n=rows, m=rows, dim=st.one_of(dims, st.just(300)), dtype=dtypes,
     mask=st.sampled_from([ALL, NOT_SELF, IDS_DIFFER, IDS_EQUAL]), kind=kinds, layout=layouts, seed=seeds,
@@ -80,6 +81,7 @@ def test_any_unit_rows(form, n, m, dim, dtype, mask, kind, layout, seed, tempera
     check_lse(problem, upstream_of(problem, seed, upstream_kind))
 
 
+@pytest.mark.slow  # test_primitive_interpreted.py draws such inputs too
 @given(
     form=st.sampled_from(FORMS), n=rows, m=rows, dim=dims, dtype=dtypes, seed=seeds, kind=st.sampled_from(PLAIN_KINDS),
     mask=st.sampled_from([ALL, NOT_SELF, IDS_DIFFER, IDS_EQUAL]), temperature=st.floats(0.5, 2),
@@ -108,6 +110,7 @@ def test_dtypes_of_both_sides(dtype, other):
         check_lse(problem, upstream_of(problem))
 
 
+@pytest.mark.slow  # test_primitive_interpreted.py draws such inputs too
 @given(n=rows, dim=dims, dtype=dtypes, kind=kinds, seed=seeds, temperature=temperatures, form=st.sampled_from(FORMS),
        mask=st.sampled_from([ALL, NOT_SELF, IDS_DIFFER, IDS_EQUAL]))  # fmt: skip
 def test_ranks(n, dim, dtype, kind, seed, temperature, form, mask):
@@ -226,6 +229,7 @@ def test_bad_bias_and_rows_of_softplus(bad):
         assert sums.isnan().sum() == 2 * 19  # row 3 does not meet it
 
 
+@pytest.mark.slow  # test_primitive_interpreted.py draws such inputs too
 @given(n=rows, dim=st.one_of(dims, st.just(300)), dtype=dtypes, other=dtypes, kind=st.sampled_from(PLAIN_KINDS),
        layout=layouts, seed=seeds, normalize=st.tuples(st.booleans(), st.booleans()))  # fmt: skip
 def test_pairs(n, dim, dtype, other, kind, layout, seed, normalize):
