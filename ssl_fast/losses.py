@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import checks, functional
 from .bank import MemoryBank
 from .queue import NegativeQueue
-from .rows import finite_rows, unit_rows
+from .rows import unit_rows
 from .similarity import sampled_similarity
 
 
@@ -283,7 +283,7 @@ class InstanceDiscriminationLoss(_Loss):
         super().__init__(temperature, reduction)
         if negatives is not None:
             checks.sizes(negatives=negatives)
-            self.register_buffer("normalizer", torch.tensor(0.0))
+            self.register_buffer("normalizer", torch.zeros((), dtype=torch.float64))
         self.negatives = negatives
 
     def forward(self, features: Tensor, index: Tensor, bank: Tensor | MemoryBank) -> Tensor:
@@ -301,7 +301,8 @@ class InstanceDiscriminationLoss(_Loss):
     @torch.no_grad()
     def _set_normalizer(self, features: Tensor, candidates: Tensor, rows: Tensor) -> None:
         """In the first batch n times the mean exponential, as in the original; later as it is, without a sync."""
-        similarities = sampled_similarity(unit_rows(features), finite_rows(rows), candidates)
+        similarities = sampled_similarity(unit_rows(features), rows, candidates).double()
         temperature = checks.temperature(self.temperature, features.device)
-        estimate = len(rows) * (similarities / temperature).exp().mean()
+        # Kept in float64, whose exponentials hold; at the coldest temperatures a bound stands in for what they do not.
+        estimate = len(rows) * (similarities / temperature).exp().mean().clamp(1e-290, 1e290)
         self.normalizer.copy_(torch.where(self.normalizer > 0, self.normalizer, estimate))

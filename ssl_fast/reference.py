@@ -19,8 +19,10 @@ from .rows import (
     in_range,
     reduce,
     reduce_with_positives,
+    row_totals,
     softplus,
     stats_of,
+    total,
     unit_rows,
     views_of,
 )
@@ -31,7 +33,7 @@ def _stats(loss_rows: Tensor, similarity: Tensor, best: Tensor, positive_mean: T
     """Of a matrix (anchors, candidates). negative: a mask. best: similarity of each anchor's best positive."""
     scores, threshold = similarity / temperature, best[:, None] / temperature
     ranks = ((scores > threshold) & negative).sum(1)
-    negative_mean = similarity.masked_fill(~negative, 0).sum() / negative.sum()
+    negative_mean = total(similarity.masked_fill(~negative, 0)) / negative.sum()
     return stats_of(loss_rows, ranks, positive_mean, negative_mean)
 
 
@@ -355,10 +357,9 @@ def nce_of(similarity: Tensor, images: int, normalizer, temperature, reduction: 
     """The loss of `instance_nce` from the similarities (N, 1 + m) of each row with its own image and the noise."""
     noise = similarity.shape[1] - 1
     # log(P n / m)
-    logits = similarity / temperature - torch.log(
-        torch.as_tensor(normalizer, dtype=similarity.dtype, device=similarity.device) * (noise / images)
-    )
-    loss_rows = softplus(-logits[:, 0]) + softplus(logits[:, 1:]).sum(1)
+    normalizer = torch.as_tensor(normalizer, dtype=torch.float64, device=similarity.device)
+    logits = similarity / temperature - (normalizer.log() + math.log(noise / images)).to(similarity.dtype)
+    loss_rows = softplus(-logits[:, 0]) + row_totals(softplus(logits[:, 1:]))
     loss = reduce(loss_rows, reduction)
     if not return_stats:
         return loss

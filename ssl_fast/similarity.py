@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from .rows import ContrastiveStats, stats_of, total
+from .rows import ContrastiveStats, finite_rows, stats_of, total, unit_rows
 
 # The pairs (i, k) that count: all; k != i; those whose ids differ; those whose ids are equal.
 ALL, NOT_SELF, IDS_DIFFER, IDS_EQUAL = range(4)
@@ -116,42 +116,51 @@ CHUNK_ELEMENTS = 1 << 22
 
 
 @torch.no_grad()
-def best_same_class(u: Tensor, classes: Tensor, temperature) -> Tensor:
-    """Each unit row's most similar other row of its class (N,), by the sign of the temperature; -+Inf without one.
+def best_same_class(z: Tensor, labels: Tensor, temperature) -> Tensor:
+    """The similarity of each row with the most similar other row of its label (N,), by the sign of the temperature.
 
-    In a pass of its own, some rows at a time, for statistics where positives are many.
+    In a pass of its own, some rows at a time, for statistics where positives are many. Without one -+Inf.
     """
+    u, place = unit_rows(z), torch.arange(len(z), device=z.device)
     sign = torch.sign(torch.as_tensor(temperature, device=u.device).detach().to(u.dtype))
-    step, best = max(1, CHUNK_ELEMENTS // len(u)), []
-    place = torch.arange(len(u), device=u.device)
+    step, best, found = max(1, CHUNK_ELEMENTS // len(u)), [], []
     with torch.autocast(u.device.type, enabled=False):
         for first in range(0, len(u), step):
             rows = slice(first, first + step)
-            others = (classes[rows, None] == classes) & (place[rows, None] != place)
-            best.append((sign * (u[rows] @ u.T)).masked_fill(~others, float("-inf")).amax(1))
-    # The library's products are not rounded as the kernels' are: what is equal must not count as above.
-    return sign * (torch.cat(best) + 8 * torch.finfo(u.dtype).eps)
+            others = (labels[rows, None] == labels) & (place[rows, None] != place)
+            best.append((sign * (u[rows] @ u.T)).masked_fill(~others, float("-inf")).argmax(1))
+            found.append(others.any(1))
+    # Rounded as the kernels round what they compare it with.
+    similarities = pair_similarity(z, z[torch.cat(best)])
+    return torch.where(torch.cat(found), similarities, -sign * float("inf"))
 
 
 class _SampledSimilarity(torch.autograd.Function):
-    """<u_i, bank_j> for j in index_i, gathering a part of the rows at a time."""
+    """<u_i, bank_j> for j in index_i, gathering a part of the rows at a time, in the dtype of u."""
+
+    @staticmethod
+    def _pieces(x: Tensor, bank: Tensor, index: Tensor):
+        """(rows of x, the bank's rows (.., m, D) that they meet)."""
+        step = max(1, CHUNK_ELEMENTS // (index.shape[1] * bank.shape[1]))
+        for own, places in zip(x.split(step), index.split(step), strict=True):
+            # index_select refuses negative places, which indexing would count from the end.
+            rows = bank.index_select(0, places.flatten()).view(*places.shape, -1)
+            yield own, finite_rows(rows).to(x.dtype)
 
     @staticmethod
     def forward(ctx, u: Tensor, bank: Tensor, index: Tensor) -> Tensor:
         ctx.save_for_backward(bank, index)
-        pieces = zip(u.split(_step(bank, index)), index.split(_step(bank, index)), strict=True)
-        return torch.cat([(bank[rows].to(u.dtype) @ own[:, :, None])[:, :, 0] for own, rows in pieces])
+        with torch.autocast(u.device.type, enabled=False):
+            pieces = _SampledSimilarity._pieces(u, bank, index)
+            return torch.cat([(rows @ own[:, :, None])[:, :, 0] for own, rows in pieces])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor):
         bank, index = ctx.saved_tensors
-        pieces = zip(gradient.split(_step(bank, index)), index.split(_step(bank, index)), strict=True)
-        return torch.cat([(own[:, None] @ bank[rows].to(own.dtype))[:, 0] for own, rows in pieces]), None, None
-
-
-def _step(bank: Tensor, index: Tensor) -> int:
-    return max(1, CHUNK_ELEMENTS // (index.shape[1] * bank.shape[1]))
+        with torch.autocast(gradient.device.type, enabled=False):
+            pieces = _SampledSimilarity._pieces(gradient, bank, index)
+            return torch.cat([(own[:, None] @ rows)[:, 0] for own, rows in pieces]), None, None
 
 
 def sampled_similarity(u: Tensor, bank: Tensor, index: Tensor) -> Tensor:

@@ -317,6 +317,65 @@ def test_instance_nce_is_the_reference(backend):
     torch.testing.assert_close(got.double(), gradient, rtol=1e-5, atol=1e-7)
 
 
+# What an attack on the code found
+
+
+@on_every_backend
+def test_tilts_beyond_the_temperatures(backend):
+    """temperature / beta and temperature / (1 + beta) are temperatures of the primitive."""
+    z1, z2 = torch.randn(2, 8, 16, device=device_of(backend))
+    for temperature, beta in ((0.5, 1e-10), (1e8, 0.5), (0.5, 1e3)):
+        with ssl_fast.backend("reference"):
+            expected = functional.hard_negative_nt_xent(z1.double(), z2.double(), temperature, beta)
+        with ssl_fast.backend(backend):
+            assert functional.hard_negative_nt_xent(z1, z2, temperature, beta).item() == pytest.approx(
+                expected.item(), rel=1e-5
+            )
+            assert functional.hard_negative_nt_xent(z1, z2, torch.tensor(1.5e8), 2.0).isnan()
+    with pytest.raises(ValueError, match="temperature: expected a number whose size"), ssl_fast.backend("auto"):
+        functional.hard_negative_nt_xent(z1.cpu(), z2.cpu(), 1e-8, 1.0)
+
+
+def test_sampled_negatives_under_autocast_and_at_cold_temperatures():
+    torch.manual_seed(0)
+    bank, x, index = MemoryBank(100, 16, seed=0), torch.randn(8, 16), torch.arange(8)
+    noise = torch.randint(100, (8, 20))
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            results.append(functional.instance_nce(x, index, noise, bank, 50.0, 0.07, "none"))
+    assert torch.equal(*results)
+    loss = ssl_fast.InstanceDiscriminationLoss(0.001, negatives=20)
+    assert loss(bank.bank[:8] + 0.01 * x, index, bank).isfinite()
+    assert loss(x, index, bank).isfinite()
+
+
+def test_places_outside_the_bank_are_refused():
+    bank, x = MemoryBank(10, 4, seed=0), torch.randn(2, 4)
+    for places in (torch.tensor([-1, 3]), torch.tensor([3, 10])):
+        with pytest.raises((IndexError, RuntimeError)):
+            functional.instance_discrimination(x, places, bank)
+        with pytest.raises((IndexError, RuntimeError)):
+            functional.instance_nce(x, torch.arange(2), places[:, None], bank, 5.0)
+    for noise, error in ((torch.zeros(2, 0).long(), ValueError), (torch.zeros(2).long(), ValueError), ([1], TypeError)):
+        with pytest.raises(error, match="noise: expected"):
+            functional.instance_nce(x, torch.arange(2), noise, bank, 5.0)
+
+
+@on_every_fused_backend
+def test_statistics_of_rows_that_nearly_agree(backend):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 8, generator=generator).expand(145, 8) + 0.01 * torch.randn(145, 8, generator=generator)
+    x, labels = x.to(device_of(backend)), (torch.arange(145) % 2).to(device_of(backend))
+    with ssl_fast.backend("reference"):
+        expected = functional.supcon(x.double(), labels, return_stats=True)[1]
+    with ssl_fast.backend(backend):
+        stats = functional.supcon(x, labels, return_stats=True)[1]
+        alone = functional.supcon(x[:9], torch.arange(9, device=x.device), return_stats=True)[1]
+    assert stats.top1.item() == pytest.approx(expected.top1.item(), abs=0.03)
+    assert alone.positive_similarity.isnan()
+
+
 # Errors
 
 Z, AB = ("z1", "z2"), ("a", "b")

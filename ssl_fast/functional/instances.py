@@ -31,10 +31,12 @@ def instance_discrimination(
     rows = _check(features, index, bank)
     temperature = checks.temperature(temperature, features.device)
     checks.reduction(reduction)
+    index = index.long()
     if runs_reference("similarity_lse", features):
         return reference.instance_discrimination(features, index, rows, temperature, reduction, return_stats)
-    (features,), index = as_computed(features), index.long()
-    positive = similarity.pair_similarity(features, rows[index], True, False)
+    (features,) = as_computed(features)
+    # index_select refuses negative places, which indexing would count from the end.
+    positive = similarity.pair_similarity(features, rows.index_select(0, index), True, False)
     lse, _, ranks = similarity.similarity_lse(
         features, rows, IDS_DIFFER, temperature, (index, torch.arange(len(rows), device=index.device)), (True, False),
         positive=positive if return_stats else None,
@@ -69,16 +71,21 @@ def instance_nce(
     Gathered rows are never all there at a time. In plain PyTorch on every backend: work is N m, not N n.
     """
     rows = _check(features, index, bank)
-    checks.ids("noise", noise, (len(features), *noise.shape[1:2]), "features", features)
+    if not isinstance(noise, Tensor):
+        raise TypeError(f"noise: expected a Tensor, got {type(noise).__name__}")
+    if noise.dim() != 2 or noise.shape[1] < 1:
+        raise ValueError(f"noise: expected shape ({len(features)}, samples), got {tuple(noise.shape)}")
+    checks.ids("noise", noise, (len(features), noise.shape[1]), "features", features)
     checks.scalar("normalizer", normalizer, features.device)
     temperature = checks.temperature(temperature, features.device)
     checks.reduction(reduction)
+    index, noise = index.long(), noise.long()
     if runs_reference("similarity_lse", features):
         return reference.instance_nce(
             features, index, noise, rows, normalizer, temperature, reduction, return_stats
         )  # fmt: skip
-    candidates = torch.cat([index[:, None], noise], 1).long()
-    similarities = similarity.sampled_similarity(unit_rows(features), finite_rows(rows), candidates)
+    candidates = torch.cat([index[:, None], noise], 1)
+    similarities = similarity.sampled_similarity(unit_rows(features), rows, candidates)
     return reference.nce_of(similarities, len(rows), normalizer, temperature, reduction, return_stats)
 
 

@@ -8,7 +8,18 @@ import torch
 from torch import Tensor
 
 from .. import checks, reference, similarity
-from ..rows import ContrastiveStats, by_pieces, reduce, reduce_with_positives, softplus, total, unit_rows, views_of
+from ..rows import (
+    TEMPERATURES,
+    ContrastiveStats,
+    by_pieces,
+    in_range,
+    reduce,
+    reduce_with_positives,
+    softplus,
+    total,
+    unit_rows,
+    views_of,
+)
 from ..similarity import IDS_DIFFER, IDS_EQUAL, NOT_SELF, split
 from .primitive import as_computed, runs_reference
 
@@ -71,7 +82,7 @@ def supcon(
         return reference.supcon(features, labels, temperature, form, count_without_positive, reduction, return_stats)
     z, labels = views_of(*as_computed(features), labels)
     labels = labels.long()
-    best = similarity.best_same_class(unit_rows(z.detach()), labels, temperature) if return_stats else None
+    best = similarity.best_same_class(z.detach(), labels, temperature) if return_stats else None
     if form == "out":
         same, positives = similarity.class_similarity(z, labels)
         lse, _, ranks = similarity.similarity_lse(z, None, NOT_SELF, temperature, positive=best)
@@ -90,7 +101,8 @@ def supcon(
     with torch.no_grad():
         u, classes = unit_rows(z).double(), similarity.dense(labels)
         same, pairs = similarity.equal_pairs(u, u, classes, classes)
-        positive_mean = (same - total(u * u)) / positives.sum()
+        number = positives.sum()
+        positive_mean = torch.where(number > 0, (same - total(u * u)) / number, float("nan"))
         sums = (u.sum(0),) * 2
     return loss, similarity.statistics(loss_rows, ranks, positive_mean, sums, same, len(u) ** 2 - pairs)
 
@@ -141,7 +153,8 @@ def hard_negative_nt_xent(
     at least M exp(-1 / |temperature|). Two log-sum-exps at two scales: no matrix either.
 
     z1, z2: (N, D), N at least 2, row i of both from the same image. The rows' losses: (2N,), those of z1 first.
-    beta: 0 weighs all alike, larger ones the hard more. tau_plus: probability that a negative is of the same
+    beta: 0 weighs all alike, larger ones the hard more; temperature / (1 + beta) must be a temperature too, and that
+        of a tensor over beta. tau_plus: probability that a negative is of the same
         class, from 0 to below 1 (debiased, Chuang et al. 2020).
     """
     _check_two_views(z1, z2)
@@ -152,10 +165,14 @@ def hard_negative_nt_xent(
     if runs_reference("similarity_lse", z1):
         return reference.hard_negative_nt_xent(z1, z2, temperature, beta, tau_plus, reduction, return_stats)
     if isinstance(temperature, Tensor):
-        temperature = temperature.double()  # rounded once, where it is used
+        temperature = in_range(temperature.double())  # rounded once, where it is used
+    else:
+        checks.temperature(temperature / (1 + beta))
     views, negatives = _TwoViews(z1, z2, return_stats), 2 * len(z1) - 2
     lse, ranks = views.negatives_lse(temperature / (1 + beta))
-    tilted = views.negatives_lse(temperature / beta)[0] if beta else math.log(negatives)
+    # A tilt below 1e-8 of the similarities is none.
+    tilts = beta > 0 and (isinstance(temperature, Tensor) or abs(temperature) <= TEMPERATURES[1] * beta)
+    tilted = views.negatives_lse(temperature / beta)[0] if tilts else math.log(negatives)
     positive_logits = similarity.scores(views.positive, temperature).repeat(2)
     loss_rows = by_pieces(
         lambda *x: reference.hard_negative_rows(*x, 1 / temperature, negatives, tau_plus), lse - tilted, positive_logits
