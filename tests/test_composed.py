@@ -329,7 +329,7 @@ def test_tilts_beyond_the_temperatures(backend):
             expected = functional.hard_negative_nt_xent(z1.double(), z2.double(), temperature, beta)
         with ssl_fast.backend(backend):
             assert functional.hard_negative_nt_xent(z1, z2, temperature, beta).item() == pytest.approx(
-                expected.item(), rel=1e-5
+                expected.item(), rel=1e-4
             )
             assert functional.hard_negative_nt_xent(z1, z2, torch.tensor(1.5e8), 2.0).isnan()
     with pytest.raises(ValueError, match="temperature: expected a number whose size"), ssl_fast.backend("auto"):
