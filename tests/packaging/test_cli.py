@@ -75,8 +75,8 @@ def test_doctor_passes_and_reports():
     assert f"torch      {torch.__version__}\n" in answer.stdout
     assert "FAILED" not in answer.stdout
     for operator in backends.IMPLEMENTATIONS:
-        assert f"  ok     {operator:12} on cpu   reference" in answer.stdout
-        assert f"  {operator:12} on cpu   {backends.choose(operator, 'cpu')}\n" in answer.stdout
+        assert f"  ok     {operator:19} on cpu   reference" in answer.stdout
+        assert f"  {operator:19} on cpu   {backends.choose(operator, 'cpu')}\n" in answer.stdout
 
 
 def test_doctor_knows_every_operator():
@@ -125,7 +125,7 @@ def test_doctor_goes_on_after_a_crash(monkeypatch, capsys):
 def test_doctor_shows_a_backend_that_cannot_run(monkeypatch, capsys):
     monkeypatch.setattr(backends, "_requested", "cuda")
     assert doctor.main([]) == 0
-    assert "nt_xent      on cpu   none (backend 'cuda' cannot run nt_xent: " in capsys.readouterr().out
+    assert "nt_xent             on cpu   none (backend 'cuda' cannot run nt_xent: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("variable", ["SSL_FAST_BACKEND", "SSL_FAST_SIMD"])
