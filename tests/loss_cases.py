@@ -114,6 +114,19 @@ REPRESENTATIVE = [
     "supcon in", "clip", "siglip",
 ]  # fmt: skip
 CASES = REPRESENTATIVE if INTERPRETED else list(ALL_CASES)
+# The class of each function.
+CLASSES = {
+    "nt_xent": ssl_fast.NTXentLoss,
+    "info_nce": ssl_fast.InfoNCELoss,
+    "multi_positive_info_nce": ssl_fast.MultiPositiveInfoNCELoss,
+    "moco_v3": ssl_fast.MoCoV3Loss,
+    "supcon": ssl_fast.SupConLoss,
+    "dcl": ssl_fast.DCLLoss,
+    "hard_negative_nt_xent": ssl_fast.HardNegativeNTXentLoss,
+    "clip": ssl_fast.ClipLoss,
+    "siglip": ssl_fast.SigLipLoss,
+    "instance_discrimination": ssl_fast.InstanceDiscriminationLoss,
+}
 # The losses with kernels of their own; the others are made of the primitive's.
 OPERATOR_CASES = list(ALL_CASES)[:5]
 

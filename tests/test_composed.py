@@ -378,7 +378,6 @@ def test_statistics_of_rows_that_nearly_agree(backend):
 
 # Errors
 
-Z, AB = ("z1", "z2"), ("a", "b")
 X = torch.ones(6, 5)
 ERRORS = [
     ("supcon", {"labels": None}, {}, ValueError, r"labels: expected integers for features without views"),

@@ -9,6 +9,7 @@ from backends import INTERPRETED, device_of
 from evaluate import assert_agrees, evaluate, widened
 from loss_cases import (
     CASES,
+    CLASSES,
     OPERATOR_CASES,
     arguments_of,
     every_case,
@@ -25,18 +26,6 @@ from strategies import LAYOUTS, upstream
 import ssl_fast
 from ssl_fast import NegativeQueue
 
-CLASSES = {
-    "nt_xent": ssl_fast.NTXentLoss,
-    "info_nce": ssl_fast.InfoNCELoss,
-    "multi_positive_info_nce": ssl_fast.MultiPositiveInfoNCELoss,
-    "moco_v3": ssl_fast.MoCoV3Loss,
-    "supcon": ssl_fast.SupConLoss,
-    "dcl": ssl_fast.DCLLoss,
-    "hard_negative_nt_xent": ssl_fast.HardNegativeNTXentLoss,
-    "clip": ssl_fast.ClipLoss,
-    "siglip": ssl_fast.SigLipLoss,
-    "instance_discrimination": ssl_fast.InstanceDiscriminationLoss,
-}
 REDUCTIONS = ["none", "mean", "sum"]
 # Several blocks of rows, of negatives and of dimensions, ragged all.
 LARGE = {"count": 80, "negatives": 150, "dim": 70} if INTERPRETED else {"count": 230, "negatives": 1300, "dim": 70}

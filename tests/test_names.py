@@ -4,24 +4,12 @@ import inspect
 from pathlib import Path
 
 import pytest
-from loss_cases import ALL_CASES, operator_of
+from loss_cases import ALL_CASES, CLASSES, operator_of
 
 import ssl_fast
 from ssl_fast import NegativeQueue, backends, doctor, functional, native, reference, similarity
 
 TESTS = Path(__file__).parent
-LOSSES = {
-    "nt_xent": ssl_fast.NTXentLoss,
-    "info_nce": ssl_fast.InfoNCELoss,
-    "multi_positive_info_nce": ssl_fast.MultiPositiveInfoNCELoss,
-    "moco_v3": ssl_fast.MoCoV3Loss,
-    "supcon": ssl_fast.SupConLoss,
-    "dcl": ssl_fast.DCLLoss,
-    "hard_negative_nt_xent": ssl_fast.HardNegativeNTXentLoss,
-    "clip": ssl_fast.ClipLoss,
-    "siglip": ssl_fast.SigLipLoss,
-    "instance_discrimination": ssl_fast.InstanceDiscriminationLoss,
-}
 # Functions without a class of their own name: the primitive, and what InstanceDiscriminationLoss chooses.
 OTHERS = {"similarity_lse", "instance_nce"}
 # What the class has besides, in its options or in what forward takes.
@@ -58,8 +46,8 @@ def public_names(module) -> set[str]:
 
 def test_every_list_has_the_same_operators():
     assert set(backends.IMPLEMENTATIONS) == set(CALLERS) == set(FILES) == set(doctor.CHECKS)
-    assert set(LOSSES) | OTHERS == set(functional.__all__) <= public_names(reference)
-    assert {operator_of(case) for case in ALL_CASES} == set(LOSSES)
+    assert set(CLASSES) | OTHERS == set(functional.__all__) <= public_names(reference)
+    assert {operator_of(case) for case in ALL_CASES} == set(CLASSES)
 
 
 def test_all_losses_run_on_the_same_backends():
@@ -104,9 +92,9 @@ def test_function_and_reference_have_one_signature(operator):
     assert list(parameters(function).items()) == list(parameters(getattr(reference, operator)).items())
 
 
-@pytest.mark.parametrize("operator", LOSSES)
+@pytest.mark.parametrize("operator", CLASSES)
 def test_class_takes_the_options_and_forward_the_tensors(operator):
-    options, tensors = parameters(LOSSES[operator].__init__), parameters(LOSSES[operator].forward)
+    options, tensors = parameters(CLASSES[operator].__init__), parameters(CLASSES[operator].forward)
     assert next(iter(options)) == "temperature"
     assert list(options)[-1] == "reduction"
     expected = parameters(getattr(functional, operator)) | EXTRA.get(operator, {})
