@@ -7,6 +7,12 @@ Switches, environment variables all:
                              missing. `ssl-fast build` compiles it later.
                     1:       fail if it cannot be compiled.
                     0:       do not compile.
+  SSL_FAST_CUDA     not set: compile the CUDA kernels too if torch is a CUDA build and an nvcc of the same
+                             version is found (CUDA_HOME, pip's packages, the PATH, /usr/local/cuda*).
+                    1:       fail if they cannot be compiled.
+                    0:       do not compile them.
+  TORCH_CUDA_ARCH_LIST  what they are compiled for, as for torch's own extensions; not set: the GPUs that
+                    are there, or 8.0;9.0;10.0;12.0+PTX where there is none.
   CXX               the C++ compiler (default: g++, c++ or clang++, the first there is).
   MAX_JOBS          compile jobs at once (torch's own switch; default: all cores).
 
@@ -26,8 +32,11 @@ from setuptools import find_packages, setup
 
 def load(path: str):
     """A module by its path: importing ssl_fast itself would need torch."""
-    specification = importlib.util.spec_from_file_location("ssl_fast_build", path)
-    module = importlib.util.module_from_spec(specification)
+    # As a package of its own, whose modules are the package's: build.py imports one beside it.
+    specification = importlib.util.spec_from_file_location(
+        "ssl_fast_build", path, submodule_search_locations=[str(Path(path).parent)]
+    )
+    module = sys.modules[specification.name] = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
 

@@ -1,9 +1,11 @@
-// Every operator of the package: its schema, and the CPU kernels. Those for GPUs are in kernels/ (Triton),
-// fake kernels (shapes without data) in ssl_fast/native.py, autograd in autograd.cpp.
+// Every operator of the package: its schema, and the CPU kernels. Those for GPUs are in kernels/ (Triton) and, for
+// the last two, cuda/; fake kernels (shapes without data) in ssl_fast/native.py, autograd in autograd.cpp.
 //
 // temperature: used unless temperature_tensor (0-D) is given. reduction: 0 none, 1 mean, 2 sum.
 // stats (4) = top1, top5, mean positive and mean negative similarity; empty unless asked for.
 // sums: what the backward pass needs of the denominators; its meaning belongs to the backend.
+#include <string>
+
 #include <torch/library.h>
 
 #include "cpu/operators.h"
@@ -62,10 +64,18 @@ TORCH_LIBRARY(ssl_fast, m) {
       " Tensor? temperature_tensor, Tensor bias, Tensor sums, bool a_gradient, bool b_gradient)"
       " -> (Tensor a, Tensor b, Tensor temperature, Tensor bias)");
 
-  // target = momentum * target + (1 - momentum) * source; integers are copied.
-  m.def("ema_update_(Tensor(a!)[] target, Tensor[] source, float momentum) -> ()");
+  // target = momentum * target + (1 - momentum) * source; integers are copied. momentum: used unless
+  // momentum_tensor (one float) is given. seed (one int64): bfloat16 targets are rounded at random.
+  // Those named triton are the same work by the Triton kernels, beside those in C++ (backends.py).
+  const std::string ema_arguments =
+      "(Tensor(a!)[] target, Tensor[] source, float momentum, Tensor? momentum_tensor=None, Tensor? seed=None) -> ()";
+  m.def(("ema_update_" + ema_arguments).c_str());
+  m.def(("triton_ema_update_" + ema_arguments).c_str());
   // Row j of keys, normalised where asked, to row (queue_ptr + j) mod K.
-  m.def("enqueue_(Tensor(a!) queue, Tensor(b!) queue_ptr, Tensor keys, bool normalize=False) -> ()");
+  const std::string enqueue_arguments =
+      "(Tensor(a!) queue, Tensor(b!) queue_ptr, Tensor keys, bool normalize=False) -> ()";
+  m.def(("enqueue_" + enqueue_arguments).c_str());
+  m.def(("triton_enqueue_" + enqueue_arguments).c_str());
 }
 
 TORCH_LIBRARY_IMPL(ssl_fast, CPU, m) {

@@ -6,7 +6,7 @@ import importlib
 
 import torch
 
-# The module of each operator (csrc/ops.cpp); its function has the operator's name.
+# The module of each operator (csrc/ops.cpp); its function has the operator's name, less triton_.
 MODULES = {
     "nt_xent": "nt_xent",
     "nt_xent_backward": "nt_xent",
@@ -20,8 +20,9 @@ MODULES = {
     "class_similarity_backward": "class_similarity",
     "similarity_softplus": "similarity_softplus",
     "similarity_softplus_backward": "similarity_softplus",
-    "ema_update_": "ema",
-    "enqueue_": "enqueue",
+    # Beside C++ kernels for CUDA, which have the name without triton_ (backends.py chooses).
+    "triton_ema_update_": "ema",
+    "triton_enqueue_": "enqueue",
 }
 registered: dict[str, torch.library.Library] = {}
 
@@ -32,7 +33,8 @@ def _first_call_imports(operator: str):
 
     def run(*arguments):
         if not found:
-            found.append(getattr(importlib.import_module(f".{MODULES[operator]}", __name__), operator))
+            module = importlib.import_module(f".{MODULES[operator]}", __name__)
+            found.append(getattr(module, operator.removeprefix("triton_")))
         return found[0](*arguments)
 
     return run

@@ -89,17 +89,37 @@ def _load_any(address, offset, end, count, code, x, CODES: tl.constexpr, ALIGNED
 
 
 @triton.jit
+def _mixed(x):
+    """32 bits that look random (ssl_fast.rounding)."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def _rounded_at_random(x, seed, place, element):
+    """x, float32, as one of the two bfloat16 around it (ssl_fast.rounding); still float32."""
+    key = _mixed(seed.to(tl.uint32) + _mixed((seed >> 32).to(tl.uint32)))
+    key = _mixed(place.to(tl.uint32) + key)
+    random = _mixed(element.to(tl.uint32) + _mixed((element >> 32).to(tl.uint32) + key))
+    bits = x.to(tl.uint32, bitcast=True)
+    finite = (bits & 0x7F800000) != 0x7F800000
+    return tl.where(finite, ((bits + (random >> 16)) & 0xFFFF0000).to(tl.float32, bitcast=True), x)
+
+
+@triton.jit
 def _ema_kernel(
-    table,  # (tensors, 5) int64: target, source, count, code of the target, code of the source
+    table,  # (tensors, 6) int64: target, source, count, code of the target, code of the source, place in the list
     places,  # (programs, 2) int32: tensor, block
-    momentum,  # numbers, or a pointer to both in float64
+    momentum,  # numbers; or a pointer to one, and None
     rest,
+    seed,  # a pointer to one int64, or None
     CODES: tl.constexpr,  # the codes that occur: the others are not compiled
     WIDE: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    entry = table + tl.load(places + 2 * tl.program_id(0)) * 5
+    entry = table + tl.load(places + 2 * tl.program_id(0)) * 6
     target, source, count = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
     target_code, source_code = tl.load(entry + 3), tl.load(entry + 4)
     first = tl.load(places + 2 * tl.program_id(0) + 1).to(tl.int64) * BLOCK
@@ -112,13 +132,19 @@ def _ema_kernel(
     if CODES & 15:
         if target_code != 4:
             if rest is None:
-                kept, added = tl.load(momentum), tl.load(momentum + 1)
+                m = tl.load(momentum).to(tl.float64)
+                m = tl.where((m >= 0) & (m <= 1), m, float("nan"))
+                kept, added = m.to(WIDE), (1 - m).to(WIDE)
             else:
                 kept, added = momentum, rest
             nothing = tl.zeros((BLOCK,), WIDE)
             t = _load_any(target, offset, end, count, target_code, nothing, CODES, ALIGNED)
             s = _load_any(source, offset, end, count, source_code, nothing, CODES, ALIGNED)
-            x = t * kept + s * added
+            x = tl.where(added == 0, t, t * kept + s * added)  # 0 * Inf would be NaN
+            if CODES & 2:
+                if seed is not None:
+                    if target_code == 1:
+                        x = _rounded_at_random(x.to(tl.float32), tl.load(seed), tl.load(entry + 5), offset).to(WIDE)
             _store(target, offset, end, count, target_code, x, tl.float32, 0, CODES, ALIGNED)
             _store(target, offset, end, count, target_code, x, tl.bfloat16, 1, CODES, ALIGNED)
             _store(target, offset, end, count, target_code, x, tl.float16, 2, CODES, ALIGNED)
@@ -166,13 +192,13 @@ def _memory_is_shared(target: list[Tensor], source: list[Tensor]) -> bool:
     return False
 
 
-def _launch(pairs: list[tuple[Tensor, Tensor]], device: torch.device, double: bool, aligned: bool) -> Launch:
+def _launch(pairs: list[tuple[Tensor, Tensor, int]], device: torch.device, double: bool, aligned: bool) -> Launch:
     entries, places, codes = [], [], 0
-    for t, s in pairs:
+    for t, s, place in pairs:
         of_both = [CODES[t.dtype], CODES[s.dtype]] if t.is_floating_point() else [COPY, COPY]
         count = t.numel() if t.is_floating_point() else t.numel() * t.element_size()
         places += [(len(entries), block) for block in range(triton.cdiv(count, BLOCK))]
-        entries.append((t.data_ptr(), s.data_ptr(), count, *of_both))
+        entries.append((t.data_ptr(), s.data_ptr(), count, *of_both, place))
         codes |= 1 << of_both[0] | 1 << of_both[1]
     on_host = torch.tensor(entries, dtype=torch.int64), torch.tensor(places, dtype=torch.int32)
     if device.type != "cpu":
@@ -186,7 +212,7 @@ def _plan(target: list[Tensor], source: list[Tensor]) -> Plan | None:
     """None where pairs share memory."""
     if _memory_is_shared(target, source):
         return None
-    groups: dict[tuple[bool, bool], list[tuple[Tensor, Tensor]]] = {}
+    groups: dict[tuple[bool, bool], list[tuple[Tensor, Tensor, int]]] = {}
     others = []
     for i, (t, s) in enumerate(zip(target, source, strict=True)):
         if t.numel() == 0:
@@ -196,7 +222,7 @@ def _plan(target: list[Tensor], source: list[Tensor]) -> Plan | None:
             continue
         double = torch.float64 in (t.dtype, s.dtype)
         aligned = t.data_ptr() % 16 == 0 and s.data_ptr() % 16 == 0
-        groups.setdefault((double, aligned), []).append((t, s))
+        groups.setdefault((double, aligned), []).append((t, s, i))
     return Plan([_launch(pairs, target[0].device, *key) for key, pairs in groups.items()], others)
 
 
@@ -227,8 +253,14 @@ def _plan_of(target: list[Tensor], source: list[Tensor]) -> Plan | None:
     return plan
 
 
-def ema_update_(target: list[Tensor], source: list[Tensor], momentum: float) -> None:
-    """The operator ssl_fast::ema_update_ (csrc/ops.cpp): t = momentum * t + (1 - momentum) * s; integers are copied.
+def ema_update_(
+    target: list[Tensor],
+    source: list[Tensor],
+    momentum: float,
+    momentum_tensor: Tensor | None = None,
+    seed: Tensor | None = None,
+) -> None:
+    """The operator ssl_fast::triton_ema_update_ (csrc/ops.cpp): t = momentum * t + (1 - momentum) * s.
 
     All on one device, pairs of the same shape: momentum.ema_update_ checks the rest.
     """
@@ -242,21 +274,20 @@ def ema_update_(target: list[Tensor], source: list[Tensor], momentum: float) -> 
     plan = _plan_of(target, source)
     if plan is None:
         # As if every pair were updated in turn, from what its source held then.
-        reference.ema_update_(target, source, momentum)
+        reference.ema_update_(target, source, momentum if momentum_tensor is None else momentum_tensor, seed)
         return
     with torch.cuda.device_of(target[0]):
         for table, places, _, options in plan.launches:
-            numbers = (float(momentum), 1 - float(momentum))
-            if options["WIDE"] == tl.float64:
-                # A number would reach the kernel in float32.
-                both = torch.empty(2, dtype=torch.float64, device=target[0].device)
-                for place, number in zip(both, numbers, strict=True):
-                    place.fill_(number)
-                numbers = (both, None)
-            _ema_kernel[(places.shape[0],)](table, places, *numbers, **options)
+            numbers = (momentum, 1 - momentum)
+            if momentum_tensor is not None:
+                numbers = (momentum_tensor, None)
+            elif options["WIDE"] == tl.float64:  # a number would reach the kernel in float32
+                numbers = (torch.full((), momentum, dtype=torch.float64, device=target[0].device), None)
+            _ema_kernel[(places.shape[0],)](table, places, *numbers, seed, **options)
             if table.is_cuda and not torch.cuda.is_current_stream_capturing():
                 for x in (table, places):
                     x.record_stream(torch.cuda.current_stream())  # until then it is not given to others
-    reference.ema_update_([target[i] for i in plan.others], [source[i] for i in plan.others], momentum)
+    for i in plan.others:
+        reference.update_pair_(target[i], source[i], i, momentum if momentum_tensor is None else momentum_tensor, seed)
     # Autograd cannot see the write, and must refuse a backward that saved the old values.
     torch.autograd.graph.increment_version([t for t in target if not t.is_inference()])

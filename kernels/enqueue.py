@@ -87,7 +87,7 @@ def _enqueue_kernel(
 
 
 def enqueue_(queue: Tensor, queue_ptr: Tensor, keys: Tensor, normalize: bool = False) -> None:
-    """The operator ssl_fast::enqueue_ (csrc/ops.cpp): row j of keys goes to row (ptr + j) mod K of queue.
+    """The operator ssl_fast::triton_enqueue_ (csrc/ops.cpp): row j of keys goes to row (ptr + j) mod K of queue.
 
     queue: (K, D) and keys: (B, D), B and D at least 1, any float dtypes and strides; keys are cast
     to the queue's dtype, normalised first where asked. queue_ptr: (1,) int64. All on one device. With

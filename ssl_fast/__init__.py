@@ -3,6 +3,7 @@
 from . import functional, native, reference
 from .backends import backend
 from .bank import MemoryBank
+from .flat_momentum import FlatMomentum
 from .losses import (
     ClipLoss,
     DCLLoss,
@@ -17,7 +18,7 @@ from .losses import (
     SigLipLoss,
     SupConLoss,
 )
-from .momentum import ema_update_
+from .momentum import cosine_momentum, ema_update_
 from .queue import NegativeQueue
 from .rows import ContrastiveStats
 from .warm import warmup
@@ -29,6 +30,7 @@ __all__ = [
     "ContrastiveStats",
     "DCLLoss",
     "DCLWLoss",
+    "FlatMomentum",
     "HardNegativeNTXentLoss",
     "InfoNCELoss",
     "InstanceDiscriminationLoss",
@@ -41,6 +43,7 @@ __all__ = [
     "SigLipLoss",
     "SupConLoss",
     "backend",
+    "cosine_momentum",
     "ema_update_",
     "functional",
     "reference",

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from contextlib import contextmanager
+
+import torch
 
 from . import kernels, native
 
@@ -23,8 +26,8 @@ IMPLEMENTATIONS = {
     "pair_similarity": ("cpu", "triton"),
     "class_similarity": ("cpu", "triton"),
     "similarity_softplus": ("cpu", "triton"),
-    "ema_update_": ("cpu", "triton"),
-    "enqueue_": ("cpu", "triton"),
+    "ema_update_": ("cpu", "cuda", "triton"),
+    "enqueue_": ("cpu", "cuda", "triton"),
 }
 
 
@@ -39,11 +42,33 @@ def why_not(operator: str, backend_name: str, device_type: str) -> str:
     # Every kernel is behind an operator, whose schema the extension holds.
     if native.extension is None:
         return f"the compiled extension is missing, {native.why_missing}"
+    if backend_name == "cuda" and not native.record.get("cuda"):
+        lacking = "; ".join(native.record.get("cuda_missing", ["unknown"]))
+        return f"the extension was built without CUDA kernels, missing {lacking}"
     if "CPU" in kernels.registered and device_type == "cpu":  # for tests, Triton's interpreter took the place
         return "" if backend_name == "triton" else "Triton's interpreter took its place in this process"
     if device_type != DEVICE[backend_name]:
         return f"it runs on {DEVICE[backend_name]} tensors and these are on {device_type}"
+    return _no_code() if backend_name == "cuda" and torch.cuda.is_available() else ""
+
+
+def _no_code() -> str:
+    """Why the compiled CUDA kernels cannot run on some GPU that is here; empty where they can on all."""
+    built = native.record["cuda"]["architectures"]
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        if not any(_runs(each, major, minor) for each in re.split("[; ]", built)):
+            return f"it was compiled for {built} and GPU {index} is {major}.{minor}; TORCH_CUDA_ARCH_LIST chooses"
     return ""
+
+
+def _runs(architecture: str, major: int, minor: int) -> bool:
+    """Code runs on later minor versions of its architecture, PTX on all later ones."""
+    number, _, ptx = architecture.partition("+")
+    of = tuple(int(part) for part in re.findall(r"\d+", number))
+    if not of:  # a name, as "Hopper": the driver will tell
+        return True
+    return of <= (major, minor) if ptx else of[0] == major and of[1] <= minor
 
 
 def _checked(name: str, source: str) -> str:

@@ -1,7 +1,7 @@
 """Compiles `ssl_fast._C`: the one list of sources and flags, for setup.py and for `ssl-fast build`.
 
-setup.py loads this file by its path, before the package exists: nothing of ssl_fast is imported
-here, and torch only inside the functions.
+setup.py loads this file by its path, before the package exists: nothing of ssl_fast but
+cuda_toolkit.py is imported here, and torch only inside the functions.
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+from . import cuda_toolkit
+
 PACKAGE = Path(__file__).resolve().parent
 EXTENSION = "ssl_fast._C"
 RECORD = "_C.json"  # what the extension was compiled for; ssl_fast/native.py reads it
 OLDEST_TORCH = "2.11"
 
 SOURCES = ("*.cpp", "cpu/*.cpp")
+CUDA_SOURCES = ("cuda/*.cpp", "cuda/*.cu")
 SHIPPED = ("**/*.cpp", "**/*.h", "**/*.cu", "**/*.cuh")
 # No -march=native: wheels run on other machines, and the code chooses the SIMD level when it runs.
 # -fno-math-errno and -fno-trapping-math let loops vectorise; NaN and Inf keep their meaning.
 # -g0: Python's own flags bring -g, which makes the binary many times larger.
 FLAGS = ("-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-g0")
+NVCC_FLAGS = ("-O3", "-std=c++20")  # C++17: nvcc 13 misreads a header of ATen
 
 
 class BuildError(Exception):
@@ -42,11 +46,11 @@ def csrc_folder() -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / "csrc"
 
 
-def switch(environment) -> bool | None:
-    """What SSL_FAST_NATIVE asks for: True, False, or None where it is not set."""
-    value = environment.get("SSL_FAST_NATIVE", "")
+def switch(environment, name: str = "SSL_FAST_NATIVE") -> bool | None:
+    """What SSL_FAST_NATIVE or SSL_FAST_CUDA asks for: True, False, or None where it is not set."""
+    value = environment.get(name, "")
     if value not in ("", "0", "1"):
-        raise BuildError(f"SSL_FAST_NATIVE: expected 0, 1 or nothing, got {value!r}")
+        raise BuildError(f"{name}: expected 0, 1 or nothing, got {value!r}")
     return None if value == "" else value == "1"
 
 
@@ -64,8 +68,20 @@ def compiler_version() -> str:
     return (answer.stdout or answer.stderr).partition("\n")[0].strip()
 
 
-def source_files(csrc: Path) -> list[str]:
-    return sorted(str(path) for pattern in SOURCES for path in csrc.glob(pattern))
+def source_files(csrc: Path, patterns: tuple[str, ...] = SOURCES) -> list[str]:
+    return sorted(str(path) for pattern in patterns for path in csrc.glob(pattern))
+
+
+def toolkit() -> tuple[cuda_toolkit.Toolkit | None, list[str]]:
+    """The CUDA toolkit to compile with, or None and why. Raises BuildError where SSL_FAST_CUDA=1 and there is none."""
+    wanted = switch(os.environ, "SSL_FAST_CUDA")
+    if wanted is False:
+        return None, ["nothing: SSL_FAST_CUDA=0 asks for none"]
+    found, lacking = cuda_toolkit.find()
+    if wanted and found is None:
+        reasons = "\n".join(f"  - {what}" for what in lacking)
+        raise BuildError(f"SSL_FAST_CUDA=1, but the CUDA kernels cannot be compiled. Missing:\n{reasons}")
+    return found, lacking
 
 
 def missing(csrc: Path) -> list[str]:
@@ -114,24 +130,43 @@ def record(csrc: Path) -> dict:
     """Everything that a compiled extension depends on."""
     import torch
 
+    cuda, lacking = toolkit()
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),
         "compiler": compiler_version(),
         "flags": [*FLAGS, *openmp_flags()],
+        "cuda": cuda and {"version": cuda.version, "architectures": cuda_toolkit.architectures()},
+        "cuda_missing": lacking,
         "sources": source_digest(csrc),
     }
+
+
+def description(csrc: Path) -> str:
+    """What a build makes and what it leaves out, as one block."""
+    about = record(csrc)
+    lines = [f"ssl_fast._C for torch {about['torch']}, Python {about['python']}, by {about['compiler']}"]
+    if about["cuda"]:
+        lines.append("CUDA kernels: by nvcc {version} for {architectures}".format(**about["cuda"]))
+    else:
+        lines += ["CUDA kernels: left out (Triton's take their place). Missing:"]
+        lines += [f"  - {what}" for what in about["cuda_missing"]]
+    return "\n".join(["-" * 80, *lines, "-" * 80])
 
 
 def extension(csrc: Path):
     """The setuptools extension. csrc: relative to the working directory in setup.py, as sdists want it."""
     from torch.utils.cpp_extension import CppExtension
 
+    cuda, _ = toolkit()
     return CppExtension(
         EXTENSION,
-        source_files(csrc),
-        include_dirs=[str(csrc.resolve())],
-        extra_compile_args={"cxx": [*FLAGS, *openmp_flags()]},
+        source_files(csrc, SOURCES + CUDA_SOURCES if cuda else SOURCES),
+        include_dirs=[str(csrc.resolve()), *(cuda.include if cuda else [])],
+        extra_compile_args={"cxx": [*FLAGS, *openmp_flags()], "nvcc": [*NVCC_FLAGS, *(cuda.flags if cuda else [])]},
+        libraries=["c10_cuda"] if cuda else [],
+        # By its path: the link then names the runtime that torch loads. No driver is needed to load the extension.
+        extra_link_args=[cuda.runtime] if cuda else [],
     )
 
 
@@ -160,6 +195,9 @@ def build_ext_command(csrc: Path):
             # Gone before the binary changes and back after: a record never belongs to another binary.
             for folder in folders:
                 (folder / RECORD).unlink(missing_ok=True)
+            print(description(csrc), file=sys.stderr)
+            if cuda := toolkit()[0]:
+                cuda.use()
             super().run()
             for folder in folders:
                 write_record(folder, record(csrc))

@@ -115,8 +115,33 @@ def reduction(value) -> None:
     choice("reduction", value, REDUCTIONS)
 
 
-def momentum(value) -> None:
+def momentum(value, name: str = "momentum") -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"momentum: expected a number from 0 to 1, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected a number from 0 to 1, got {type(value).__name__}")
     if not 0 <= value <= 1:
-        raise ValueError(f"momentum: expected a number from 0 to 1, got {value}")
+        raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
+
+
+def momentum_or_tensor(value):
+    """A momentum as above, or a 0-D float32 or float64 tensor: read where it lies on the CPU, else not (no sync)."""
+    if not isinstance(value, Tensor):
+        momentum(value)
+        return value
+    if value.dim() != 0 or value.dtype not in (torch.float32, torch.float64):
+        shape = tuple(value.shape)
+        raise ValueError(f"momentum: expected a number or a 0-D float32 or float64 tensor, got {shape}, {value.dtype}")
+    if value.device.type != "cpu":
+        return value
+    momentum(value.item())
+    return value.item()
+
+
+def seed(value) -> None:
+    """None, an int of 64 bits, or a 0-D int64 tensor."""
+    if isinstance(value, Tensor):
+        if value.dim() != 0 or value.dtype != torch.int64:
+            raise ValueError(f"seed: expected an int or a 0-D int64 tensor, got {tuple(value.shape)}, {value.dtype}")
+    elif value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise TypeError(f"seed: expected an int, a 0-D int64 tensor or None, got {type(value).__name__}")
+    elif value is not None and not -(2**63) <= value < 2**63:
+        raise ValueError(f"seed: expected an int of 64 bits, got {value}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import os
 import platform
 import sys
@@ -143,9 +142,10 @@ def _print_build() -> None:
     if native.extension is None:
         print(f"extension  missing: {native.why_missing}; `ssl-fast build` compiles it")
     else:
-        record = json.loads(native.BUILD_RECORD.read_text())
         print(f"extension  {native.extension.__file__}")
-        print(f"           built for torch {record['torch']} by {record['compiler']}")
+        print("           built for torch {torch} by {compiler}".format(**native.record))
+        if native.record["cuda"]:
+            print("           CUDA kernels by nvcc {version} for {architectures}".format(**native.record["cuda"]))
         for key, value in native.extension.build_info().items():
             print(f"           {key}: {value}")
     print(f"threads    {torch.get_num_threads()} of {os.cpu_count()} CPUs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,35 +17,65 @@ BUFFERS = ("copy", "ema", "keep")
 def ema_update_(
     target: nn.Module | Sequence[Tensor],
     source: nn.Module | Sequence[Tensor],
-    momentum: float,
+    momentum: float | Tensor,
     buffers: str = "copy",
+    seed: int | Tensor | None = None,
 ) -> None:
     """target = momentum * target + (1 - momentum) * source, in place; storage is never rebound.
 
     target, source: two modules with the same names and shapes, or two equally long sequences of
         tensors. Floats of any dtype pair (arithmetic in float32 or wider); integers are copied.
-    momentum: a number from 0 to 1; 1 leaves the target's parameters as they are.
+    momentum: a number from 0 to 1, or a 0-D float32 or float64 tensor; 1 leaves the target's parameters as
+        they are. A tensor on the target's GPU is read there, so that a CUDA graph may change it; outside 0
+        to 1 it makes the target NaN.
     buffers: of modules: "copy" (default), "ema" (floats averaged, integers copied) or "keep".
+    seed: None rounds to the nearest. An int, or a 0-D int64 tensor on the target's device: bfloat16 targets
+        are rounded at random, up or down, with the exact average as the mean. Without it a bfloat16 target
+        hardly moves at momentum 0.999, whose steps are below its resolution. Give another seed each step.
 
     Raises ValueError or TypeError before any tensor is touched: another name, shape or device, a
     float against an integer, complex or 8-bit floats, an expanded target.
     """
-    checks.momentum(momentum)
     if buffers not in BUFFERS:
         raise ValueError(f"buffers: expected one of {', '.join(BUFFERS)}, got {buffers!r}")
     if isinstance(target, nn.Module) != isinstance(source, nn.Module):
         raise TypeError(f"source: expected the kind of target, got {type(target).__name__} and {type(source).__name__}")
     if not isinstance(target, nn.Module):
-        _update(_paired(dict(enumerate(target)), dict(enumerate(source))), momentum)
+        _update(paired(dict(enumerate(target)), dict(enumerate(source))), momentum, seed)
         return
-    averaged = _paired(dict(target.named_parameters()), dict(source.named_parameters()))
-    buffer_pairs = _paired(dict(target.named_buffers()), dict(source.named_buffers()))
-    if buffers == "ema":
-        averaged += buffer_pairs
-    _update(averaged, momentum)
+    averaged = paired(dict(target.named_parameters()), dict(source.named_parameters()))
+    update_with_buffers(averaged, target, source, momentum, buffers, seed)
+
+
+def update_with_buffers(averaged: list, target: nn.Module, source: nn.Module, momentum, buffers: str, seed) -> None:
+    """The update of these pairs of tensors, and of the modules' buffers."""
+    buffer_pairs = paired(dict(target.named_buffers()), dict(source.named_buffers()))
+    _update(averaged + buffer_pairs if buffers == "ema" else averaged, momentum, seed)
     if buffers == "copy" and buffer_pairs:
         # Not an update with momentum 0: 0 * Inf would be NaN.
         torch._foreach_copy_(*map(list, zip(*buffer_pairs, strict=True)))
+
+
+def cosine_momentum(step: float | Tensor, steps: float, start: float, end: float = 1.0):
+    """From `start` to `end` by half a cosine (BYOL, Grill et al. 2020, section 3.2; MoCo v3, Chen et al. 2021).
+
+    end - (end - start) (cos(pi step / steps) + 1) / 2. step, steps: of the same unit, epochs or iterations.
+    A 0-D tensor for step gives a float64 tensor where it lies, computed there: with a counter that a CUDA graph
+    advances, the graph follows the schedule. MoCo v3: start 0.99; BYOL: 0.996.
+    Raises ValueError for a number outside 0 to steps; a tensor outside gives NaN.
+    """
+    checks.momentum(start, "start")
+    checks.momentum(end, "end")
+    checks.number("steps", steps, math.ulp(0.0))
+    if isinstance(step, Tensor):
+        checks.scalar("step", step.double())
+        share = step.double() / steps
+        share = torch.where((share >= 0) & (share <= 1), share, torch.nan)
+        return end - (end - start) * (torch.cos(math.pi * share) + 1) / 2
+    checks.number("step", step, 0)
+    if step > steps:
+        raise ValueError(f"step: expected a number from 0 to {steps}, got {step}")
+    return end - (end - start) * (math.cos(math.pi * step / steps) + 1) / 2
 
 
 def _plain(t, s) -> bool:
@@ -60,7 +91,7 @@ def _plain(t, s) -> bool:
     )
 
 
-def _paired(target: dict, source: dict) -> list[tuple[Tensor, Tensor]]:
+def paired(target: dict, source: dict) -> list[tuple[Tensor, Tensor]]:
     """Tensors of the same name, after every check."""
     if target.keys() != source.keys():
         differing = sorted(map(str, target.keys() ^ source.keys()))
@@ -88,15 +119,24 @@ def _paired(target: dict, source: dict) -> list[tuple[Tensor, Tensor]]:
     return [(t, source[name]) for name, t in target.items()]
 
 
-def _update(pairs: list[tuple[Tensor, Tensor]], momentum: float) -> None:
-    if momentum == 1:  # 0 * Inf of a source would be NaN
-        pairs = [(t, s) for t, s in pairs if not t.is_floating_point()]
+def _update(pairs: list[tuple[Tensor, Tensor]], momentum: float | Tensor, seed: int | Tensor | None) -> None:
+    momentum = checks.momentum_or_tensor(momentum)
+    checks.seed(seed)
+    for name, value in (("momentum", momentum), ("seed", seed)):
+        elsewhere = next((t for t, _ in pairs if isinstance(value, Tensor) and t.device != value.device), None)
+        if elsewhere is not None:
+            raise ValueError(f"{name}: expected device {elsewhere.device} as the target, got {value.device}")
     by_device: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
     for pair in pairs:
         by_device.setdefault(pair[0].device, []).append(pair)
     for device, here in by_device.items():
         target, source = map(list, zip(*here, strict=True))
-        if backends.choose("ema_update_", device.type) == "reference":
-            reference.ema_update_(target, source, momentum)
-        else:
-            torch.ops.ssl_fast.ema_update_(target, source, float(momentum))
+        if isinstance(seed, int):
+            seed = torch.full((), seed, dtype=torch.int64, device=device)
+        chosen = backends.choose("ema_update_", device.type)
+        if chosen == "reference":
+            reference.ema_update_(target, source, momentum, seed)
+            continue
+        update = torch.ops.ssl_fast.triton_ema_update_ if chosen == "triton" else torch.ops.ssl_fast.ema_update_
+        on_device = momentum if isinstance(momentum, Tensor) else None
+        update(target, source, 1.0 if on_device is not None else float(momentum), on_device, seed)

@@ -36,6 +36,8 @@ def _load():
 
 
 extension, why_missing = _load()
+# What it was compiled for (build.record): "cuda", and "cuda_missing" where it has no CUDA kernels.
+record: dict = {} if extension is None else json.loads(BUILD_RECORD.read_text())
 
 
 def _register_fake_kernels() -> None:
@@ -133,10 +135,12 @@ def _register_fake_kernels() -> None:
         )  # fmt: skip
 
     @torch.library.register_fake("ssl_fast::ema_update_")
-    def _(target, source, momentum):
+    @torch.library.register_fake("ssl_fast::triton_ema_update_")
+    def _(target, source, momentum, momentum_tensor=None, seed=None):
         pass
 
     @torch.library.register_fake("ssl_fast::enqueue_")
+    @torch.library.register_fake("ssl_fast::triton_enqueue_")
     def _(queue, queue_ptr, keys, normalize=False):
         pass
 

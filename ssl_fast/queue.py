@@ -53,8 +53,11 @@ class NegativeQueue(nn.Module):
             count, size = len(keys), len(queue)
             stay = torch.arange(max(count - size, 0), count, device=queue.device)
             self.queue_ids.index_copy_(0, (queue_ptr + stay) % size, ids[stay].long())
-        if backends.choose("enqueue_", keys.device.type) == "reference":
+        chosen = backends.choose("enqueue_", keys.device.type)
+        if chosen == "reference":
             reference.enqueue_(queue, queue_ptr, keys, normalize)
+        elif chosen == "triton":
+            torch.ops.ssl_fast.triton_enqueue_(queue, queue_ptr, keys, normalize)
         else:
             torch.ops.ssl_fast.enqueue_(queue, queue_ptr, keys, normalize)
 

@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from .rounding import rounded_at_random
 from .rows import (
     ContrastiveStats,
     finite_rows,
@@ -407,14 +408,28 @@ def multi_positive_info_nce(
 
 
 @torch.no_grad()
-def ema_update_(target: list[Tensor], source: list[Tensor], momentum: float) -> None:
-    """t = momentum * t + (1 - momentum) * s in place, in float32 or wider; integers are copied."""
-    for t, s in zip(target, source, strict=True):
-        if t.is_floating_point():
-            wide = torch.promote_types(torch.promote_types(t.dtype, s.dtype), torch.float32)
-            t.copy_(t.to(wide) * momentum + s.to(wide) * (1 - momentum))
-        else:
-            t.copy_(s)
+def ema_update_(target: list[Tensor], source: list[Tensor], momentum, seed: Tensor | None = None) -> None:
+    """t = momentum * t + (1 - momentum) * s in place, in float32 or wider; integers are copied.
+
+    With momentum 1 (a number or a 0-D tensor) t stays, beside an s of Inf too; outside 0 to 1 it becomes NaN.
+    seed (one int64): bfloat16 targets are rounded at random.
+    """
+    for place, (t, s) in enumerate(zip(target, source, strict=True)):
+        update_pair_(t, s, place, momentum, seed)
+
+
+@torch.no_grad()
+def update_pair_(t: Tensor, s: Tensor, place: int, momentum, seed: Tensor | None) -> None:
+    """`ema_update_` of one pair, at this place in the lists."""
+    if not t.is_floating_point():
+        t.copy_(s)
+        return
+    m = torch.as_tensor(momentum, dtype=torch.float64, device=t.device)
+    m = torch.where((m >= 0) & (m <= 1), m, torch.nan)
+    wide = torch.promote_types(torch.promote_types(t.dtype, s.dtype), torch.float32)
+    kept, added = m.to(wide), (1 - m).to(wide)
+    x = torch.where(added == 0, t.to(wide), t.to(wide) * kept + s.to(wide) * added)
+    t.copy_(rounded_at_random(x.float(), seed, place) if seed is not None and t.dtype == torch.bfloat16 else x)
 
 
 @torch.no_grad()

@@ -1,10 +1,11 @@
-// The momentum update of a list of tensors, in place: t = m t + (1 - m) s, in float32 or wider.
+// The momentum update of a list of tensors, in place (reference.ema_update_).
+#include "../common/average.h"
+#include "../ema_pairs.h"
 #include "operators.h"
 #include "rows.h"
 
 #include <algorithm>
-
-#include <ATen/ops/clone.h>
+#include <cstring>
 
 namespace ssl_fast::cpu {
 namespace {
@@ -18,90 +19,61 @@ constexpr int64_t kStretch = 1 << 15;
 
 template <typename T, typename S>
 void average(T* __restrict__ t, const S* __restrict__ s, int64_t n, double momentum) {
-  // float64 arithmetic only where a float64 is involved.
-  using Wide = std::conditional_t<std::is_same_v<T, double> || std::is_same_v<S, double>, double, float>;
-  const Wide m = Wide(momentum), rest = Wide(1 - momentum);
-  if constexpr (std::is_same_v<T, S> && std::is_same_v<T, Wide>) {
-    kernels<T>().average(t, s, n, m, rest);
+  const Weights<Wide<T, S>> weights(momentum);
+  if constexpr (std::is_same_v<T, S> && std::is_same_v<T, Wide<T, S>>)
+    kernels<T>().average(t, s, n, weights.kept, weights.added);
+  else
+    for (int64_t i = 0; i < n; i++) t[i] = narrowed<T>(averaged(t[i], s[i], weights));
+}
+
+// From element `first` of the tensor on.
+template <typename S>
+void average_at_random(at::BFloat16* t, const S* s, int64_t first, int64_t n, double momentum,
+                       const RandomBits& random) {
+  const Weights<Wide<at::BFloat16, S>> weights(momentum);
+  for (int64_t i = 0; i < n; i++) {
+    const auto rounded = rounded_at_random(static_cast<float>(averaged(t[i], s[i], weights)), random.at(first + i));
+    t[i] = at::BFloat16(rounded.bits, at::BFloat16::from_bits());
+  }
+}
+
+void update(const EmaPairs& pairs, const Stretch& stretch, double momentum, const std::optional<int64_t>& seed) {
+  const Tensor &target = pairs.target[stretch.tensor], &source = pairs.source[stretch.tensor];
+  const int64_t first = stretch.begin, count = stretch.end - stretch.begin;
+  if (!at::isFloatingType(target.scalar_type())) {
+    const size_t size = target.element_size();
+    std::memcpy(static_cast<char*>(target.data_ptr()) + first * size,
+                static_cast<const char*>(source.const_data_ptr()) + first * size, count * size);
     return;
   }
-  for (int64_t i = 0; i < n; i++) t[i] = static_cast<T>(static_cast<Wide>(t[i]) * m + static_cast<Wide>(s[i]) * rest);
-}
-
-// Elements in memory order are pairs only where both have the same dense layout.
-bool same_dense_layout(const Tensor& t, const Tensor& s) {
-  return t.is_non_overlapping_and_dense() && t.strides() == s.strides();
-}
-
-// Whether an entry of the target lies, or may lie, where another tensor of either list does: then the
-// pairs are updated in turn.
-bool memory_is_shared(at::TensorList target, at::TensorList source) {
-  struct Span {
-    const char *begin, *end;
-    bool written;
-  };
-  std::vector<Span> spans;
-  const auto add = [&](const Tensor& x, bool written) {
-    if (x.numel() == 0) return;
-    int64_t last = 0;
-    for (int64_t d = 0; d < x.dim(); d++) last += (x.size(d) - 1) * x.stride(d);
-    const char* begin = static_cast<const char*>(x.const_data_ptr());
-    spans.push_back({begin, begin + (last + 1) * x.element_size(), written});
-  };
-  for (size_t i = 0; i < target.size(); i++) {
-    add(target[i], true);
-    add(source[i], false);
-  }
-  std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
-  // The furthest ends so far, of what is written and of all.
-  const char *written_end = nullptr, *end = nullptr;
-  for (const Span& span : spans) {
-    if (span.begin < written_end || (span.written && span.begin < end)) return true;
-    end = std::max(end, span.end);
-    if (span.written) written_end = std::max(written_end, span.end);
-  }
-  return false;
+  if (momentum == 1) return;
+  with_type(target, [&](auto* t) {
+    with_type(source, [&](const auto* s) {
+      if constexpr (std::is_same_v<decltype(t), at::BFloat16*>)
+        if (seed) {
+          const RandomBits random(*seed, pairs.place[stretch.tensor]);
+          return average_at_random(t + first, s + first, first, count, momentum, random);
+        }
+      average(t + first, s + first, count, momentum);
+    });
+  });
 }
 
 }  // namespace
 
-void ema_update_(at::TensorList target, at::TensorList source, double momentum) {
-  TORCH_CHECK_VALUE(target.size() == source.size(), "source: expected ", target.size(), " tensors as target, got ",
-                    source.size());
-  std::vector<Tensor> averaged, sources;
-  std::vector<std::pair<Tensor, Tensor>> written_back;
-  std::vector<Stretch> stretches;
-  for (size_t i = 0; i < target.size(); i++)
-    TORCH_CHECK_VALUE(target[i].sizes() == source[i].sizes(), "source[", i, "]: expected shape ", target[i].sizes(),
-                      " as target, got ", source[i].sizes());
-  if (target.size() > 1 && memory_is_shared(target, source)) {
-    for (size_t i = 0; i < target.size(); i++) ema_update_(target.slice(i, 1), source.slice(i, 1), momentum);
-    return;
-  }
-  for (size_t i = 0; i < target.size(); i++) {
-    if (!at::isFloatingType(target[i].scalar_type())) {
-      target[i].copy_(source[i]);
-      continue;
-    }
-    if (target[i].numel() == 0) continue;
-    if (!target[i].is_inference()) target[i].unsafeGetTensorImpl()->bump_version();
-    const bool dense = same_dense_layout(target[i], source[i]);
-    averaged.push_back(dense ? target[i] : target[i].contiguous());
-    const Tensor values = dense ? source[i] : source[i].contiguous();
-    sources.push_back(values.is_alias_of(target[i]) ? values.clone(at::MemoryFormat::Preserve) : values);
-    if (!dense && !averaged.back().is_same(target[i])) written_back.emplace_back(target[i], averaged.back());
-    for (int64_t begin = 0; begin < target[i].numel(); begin += kStretch)
-      stretches.push_back({averaged.size() - 1, begin, std::min(begin + kStretch, target[i].numel())});
-  }
-  at::parallel_for(0, int64_t(stretches.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; k++) {
-      const auto [tensor, first, last] = stretches[k];
-      with_type(averaged[tensor], [&](auto* t) {
-        with_type(sources[tensor], [&](const auto* s) { average(t + first, s + first, last - first, momentum); });
-      });
-    }
+void ema_update_(at::TensorList target, at::TensorList source, double momentum, const OptionalTensor& momentum_tensor,
+                 const OptionalTensor& seed) {
+  if (momentum_tensor) momentum = momentum_tensor->item<double>();
+  const std::optional<int64_t> seed_number = seed ? std::optional(seed->item<int64_t>()) : std::nullopt;
+  update_pairs(target, source, [&](const EmaPairs& pairs) {
+    std::vector<Stretch> stretches;
+    for (size_t i = 0; i < pairs.target.size(); i++)
+      for (int64_t begin = 0, n = pairs.target[i].numel(); begin < n; begin += kStretch)
+        stretches.push_back({i, begin, std::min(begin + kStretch, n)});
+    at::parallel_for(0, int64_t(stretches.size()), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; k++) update(pairs, stretches[k], momentum, seed_number);
+    });
   });
-  for (const auto& [place, values] : written_back) place.copy_(values);
 }
 
 }  // namespace ssl_fast::cpu

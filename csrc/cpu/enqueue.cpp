@@ -1,4 +1,5 @@
 // The circular write of keys into a queue (reference.enqueue_).
+#include "../common/circular.h"
 #include "operators.h"
 #include "rows.h"
 
@@ -8,23 +9,22 @@ namespace ssl_fast::cpu {
 namespace {
 
 template <typename Q>
-void write_keys(const Tensor& queue, int64_t pointer, const Tensor& keys) {
+void write_keys(const Tensor& queue, const CircularWrite& write, const Tensor& keys) {
   Q* rows = queue.data_ptr<Q>();
-  const int64_t size = queue.size(0), dim = queue.size(1), count = keys.size(0);
+  const int64_t dim = queue.size(1);
   const int64_t row_stride = queue.stride(0), stride = queue.stride(1);
   const int64_t key_row_stride = keys.stride(0), key_stride = keys.stride(1);
   const auto copy = [&](const auto* data) {
-    if (std::is_same_v<decltype(data), const Q*> && queue.is_contiguous() && keys.is_contiguous() && count <= size) {
+    if (std::is_same_v<decltype(data), const Q*> && queue.is_contiguous() && keys.is_contiguous() && write.skipped == 0) {
       // At most two whole stretches: large copies need not read what they overwrite.
-      const int64_t before_wrap = std::min(count, size - pointer);
-      std::memcpy(rows + pointer * dim, data, before_wrap * dim * sizeof(Q));
-      std::memcpy(rows, data + before_wrap * dim, (count - before_wrap) * dim * sizeof(Q));
+      const int64_t before_wrap = std::min(write.rows, write.size - write.start);
+      std::memcpy(rows + write.start * dim, data, before_wrap * dim * sizeof(Q));
+      std::memcpy(rows, data + before_wrap * dim, (write.rows - before_wrap) * dim * sizeof(Q));
       return;
     }
-    // The last `size` keys stay, where writing all in turn would leave them.
-    for (int64_t j = std::max<int64_t>(count - size, 0); j < count; j++) {
-      Q* out = rows + (pointer + j) % size * row_stride;
-      const auto* in = data + j * key_row_stride;
+    for (int64_t j = 0; j < write.rows; j++) {
+      Q* out = rows + write.place(j) * row_stride;
+      const auto* in = data + (write.skipped + j) * key_row_stride;
       if (stride == 1 && key_stride == 1)  // loops apart, so that this one is vectorised
         for (int64_t d = 0; d < dim; d++) out[d] = static_cast<Q>(in[d]);
       else
@@ -52,10 +52,10 @@ void enqueue_(const Tensor& queue, const Tensor& queue_ptr, const Tensor& keys, 
   TORCH_CHECK_VALUE(queue_ptr.numel() == 1 && queue_ptr.scalar_type() == at::kLong,
                     "queue_ptr: expected one int64, got ", queue_ptr.sizes(), " ", queue_ptr.scalar_type());
   int64_t* pointer = queue_ptr.data_ptr<int64_t>();
-  const int64_t size = queue.size(0), first = (*pointer % size + size) % size;
+  const CircularWrite write(*pointer, queue.size(0), keys.size(0));
   const Tensor source = normalize ? unit_rows(keys) : keys.is_alias_of(queue) ? keys.clone() : keys;
-  with_type(queue, [&](auto* data) { write_keys<std::remove_pointer_t<decltype(data)>>(queue, first, source); });
-  *pointer = (first + keys.size(0)) % size;
+  with_type(queue, [&](auto* data) { write_keys<std::remove_pointer_t<decltype(data)>>(queue, write, source); });
+  *pointer = write.end();
   for (const Tensor* written : {&queue, &queue_ptr})
     if (!written->is_inference()) written->unsafeGetTensorImpl()->bump_version();
 }

@@ -53,7 +53,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_softplus_backward(
     const OptionalTensor& temperature_tensor, const Tensor& bias, const Tensor& sums, bool a_gradient,
     bool b_gradient);
 
-void ema_update_(at::TensorList target, at::TensorList source, double momentum);
+void ema_update_(at::TensorList target, at::TensorList source, double momentum, const OptionalTensor& momentum_tensor,
+                 const OptionalTensor& seed);
 void enqueue_(const Tensor& queue, const Tensor& queue_ptr, const Tensor& keys, bool normalize);
 
 }  // namespace ssl_fast::cpu

@@ -1,0 +1,146 @@
+"""Finds a CUDA compiler that fits the installed torch, or says exactly what is missing.
+
+Used while building only (build.py); the kernels include nothing but the CUDA runtime's own headers.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+# Every later minor version of an architecture runs the code of an earlier one; the PTX is for those to come.
+ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
+
+
+class Toolkit(NamedTuple):
+    """A compiler, its headers and the runtime library to link."""
+
+    home: str
+    version: str  # major.minor
+    include: list[str]
+    runtime: str
+
+    @property
+    def flags(self) -> list[str]:
+        """What this nvcc takes besides build.NVCC_FLAGS: the code of four architectures is 10 MB, packed 0.8 MB."""
+        return ["--compress-mode=size"] if tuple(map(int, self.version.split("."))) >= (12, 8) else []
+
+    def use(self) -> None:
+        """Lets torch's build_ext compile with it, for the architectures that `architectures` says."""
+        from torch.utils import cpp_extension
+
+        os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = self.home
+        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures()
+
+
+def architectures() -> str:
+    """What to compile for: TORCH_CUDA_ARCH_LIST, or the GPUs that are here, or where there is none ARCHITECTURES."""
+    import torch
+
+    if chosen := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return chosen
+    if not torch.cuda.is_available():
+        return ARCHITECTURES
+    # nvcc is of torch's version: it knows no newer GPU than torch does, whose PTX runs on newer ones.
+    known = [re.findall(r"\d+", name)[0] for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
+    newest = max((int(number[:-1]), int(number[-1])) for number in known)
+    here = {min(newest, torch.cuda.get_device_capability(index)) for index in range(torch.cuda.device_count())}
+    return ";".join(f"{major}.{minor}" for major, minor in sorted(here)) + "+PTX"
+
+
+def find() -> tuple[Toolkit | None, list[str]]:
+    """The toolkit, or None and what is lacking, each with what to do about it."""
+    import torch
+
+    if not sys.platform.startswith("linux"):
+        return None, ["a supported system: the CUDA kernels are compiled on Linux"]
+    wanted = torch.version.cuda
+    if wanted is None:
+        return None, [f"a torch for CUDA: torch is {torch.__version__}"]
+    found = {}
+    for nvcc in _compilers():
+        home, version = _about(nvcc)
+        found.setdefault(version, nvcc)
+        if version == wanted:
+            return _with_libraries(home, version)
+    others = "".join(f"; {nvcc} is of CUDA {version or 'an unknown version'}" for version, nvcc in found.items())
+    return None, [f"nvcc of CUDA {wanted}, as torch {torch.__version__}{others}: {how_to_install(wanted)}"]
+
+
+def how_to_install(version: str) -> str:
+    """Where a compiler of this CUDA version comes from."""
+    if packages(version):
+        return f"pip install {' '.join(map(repr, packages(version)))}, or set CUDA_HOME"
+    return f"install the CUDA toolkit {version} and set CUDA_HOME"
+
+
+def packages(version: str) -> list[str]:
+    """The packages of the index that together are a compiler; none before CUDA 13, which has no nvcc there."""
+    if int(version.partition(".")[0]) < 13:
+        return []
+    # All of one minor version: nvcc refuses the PTX of a newer nvvm.
+    return [f"{name}=={version}.*" for name in ("nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-crt")]
+
+
+def _compilers() -> Iterator[str]:
+    """Where nvcc may be, best first; nowhere else where CUDA_HOME or CUDA_PATH is set."""
+    if told := os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        candidates = [Path(told, "bin", "nvcc")]
+    else:
+        on_path = shutil.which("nvcc")
+        candidates = [
+            *sorted(path for root in _pip_roots() for path in root.glob("*/bin/nvcc")),
+            *([Path(on_path)] if on_path else []),
+            *sorted(Path("/usr/local").glob("cuda*/bin/nvcc")),
+        ]
+    return (str(path) for path in candidates if path.is_file())
+
+
+def _pip_roots() -> list[Path]:
+    """The folders of the index's CUDA packages: those that lie beside torch."""
+    import torch
+
+    return [Path(torch.__file__).parents[1] / "nvidia"]
+
+
+def _about(nvcc: str) -> tuple[str, str]:
+    """Its toolkit's folder and version, from itself: the command may be a wrapper that lies elsewhere."""
+    home = re.search(r"^#\$ TOP=(.*)$", _answer(nvcc, "-dryrun", "-x", "cu", os.devnull), re.MULTILINE)
+    version = re.search(r"release (\d+\.\d+)", _answer(nvcc, "--version"))
+    return os.path.realpath(home[1]) if home else "", version[1] if version else ""
+
+
+def _answer(*command: str) -> str:
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return answer.stdout + answer.stderr
+
+
+def _with_libraries(home: str, version: str) -> tuple[Toolkit | None, list[str]]:
+    """Headers and runtime library: the toolkit's own or those of the index's packages."""
+    roots = [Path(home), *sorted(path for root in _pip_roots() for path in root.glob("cu*"))]
+    include = [str(root / "include") for root in roots if (root / "include" / "cuda_runtime.h").is_file()]
+    # The index's packages hold the library under its full name only.
+    patterns = (f"libcudart.so.{version.partition('.')[0]}", "libcudart.so")
+    libraries = (root / folder / name for root in roots for folder in ("lib64", "lib") for name in patterns)
+    runtime = next((str(path) for path in libraries if path.is_file()), None)
+    if include and runtime:
+        return Toolkit(home, version, include, runtime), []
+    what = "cuda_runtime.h" if not include else "libcudart"
+    return None, [f"{what} of CUDA {version}, beside {home} or torch: pip install nvidia-cuda-runtime=={version}.*"]
+
+
+if __name__ == "__main__":
+    # For the Makefile: the packages to install, none where a compiler is there or torch has no use for one.
+    import torch
+
+    if torch.version.cuda and find()[0] is None:
+        print(*packages(torch.version.cuda))

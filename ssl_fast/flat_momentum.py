@@ -1,0 +1,106 @@
+"""A key encoder and its query encoder in flat buffers: the momentum update is one pass over one tensor."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import momentum as moving
+
+# Elements: every parameter begins where vectors and 256-byte accesses of its dtype may.
+ALIGNMENT = 64
+
+
+class _Flat(NamedTuple):
+    """Parameters of one pair of dtypes: two flat tensors, and what lies where in them."""
+
+    target: Tensor
+    source: Tensor
+    pairs: list[tuple[Tensor, Tensor]]  # the parameters
+    offsets: list[int]  # ... and where they begin, in elements
+
+    def holds(self) -> bool:
+        """Whether all parameters still lie here; moving or casting a module lays them elsewhere."""
+        target, source = self.target.data_ptr(), self.source.data_ptr()
+        size, source_size = self.target.element_size(), self.source.element_size()
+        return all(
+            t.data_ptr() == target + size * offset and s.data_ptr() == source + source_size * offset
+            for (t, s), offset in zip(self.pairs, self.offsets, strict=True)
+        )
+
+
+class FlatMomentum(nn.Module):
+    """The key encoder of MoCo (He et al. 2020): a copy of `encoder` that follows it, by one pass over flat buffers.
+
+    encoder: the query encoder. Its parameters become views of one tensor a dtype, with the same values and
+        the same `Parameter` objects, so that optimizers made before stay good; the copy's likewise.
+    buffers: what `update_` does with buffers, as in `ema_update_`: "copy" (default), "ema" or "keep".
+
+    `module` is the copy, without gradients; calling this module calls it. The state dict holds the copy's
+    under `module.`. Whatever moves, casts or replaces parameters is noticed by the next `update_`, which lays
+    them flat again; a CUDA graph captured before then writes where they were.
+    """
+
+    def __init__(self, encoder: nn.Module, buffers: str = "copy"):
+        super().__init__()
+        if not isinstance(encoder, nn.Module):
+            raise TypeError(f"encoder: expected a module, got {type(encoder).__name__}")
+        if buffers not in moving.BUFFERS:
+            raise ValueError(f"buffers: expected one of {', '.join(moving.BUFFERS)}, got {buffers!r}")
+        lazy = next((name for name, x in encoder.named_parameters() if nn.parameter.is_lazy(x)), None)
+        if lazy is not None:
+            raise ValueError(
+                f"encoder: expected parameters with shapes, got a lazy {lazy}: call the encoder once first"
+            )
+        self.module = copy.deepcopy(encoder).requires_grad_(False)
+        self._buffers_mode = buffers
+        self._encoder = (encoder,)  # in a tuple: no part of this module
+        self._flat: list[_Flat] = []
+        self._lay_flat()
+
+    def forward(self, *arguments, **options):
+        """The copy's output."""
+        return self.module(*arguments, **options)
+
+    @torch.no_grad()
+    def update_(self, momentum: float | Tensor, seed: int | Tensor | None = None) -> None:
+        """copy = momentum * copy + (1 - momentum) * encoder, in place. Arguments and errors: `ema_update_`."""
+        encoder = self._encoder[0]
+        known = {id(x) for flat in self._flat for pair in flat.pairs for x in pair}
+        here = {id(x) for module in (self.module, encoder) for x in _parameters(module)}
+        if here != known or not all(flat.holds() for flat in self._flat):
+            self._lay_flat()
+        averaged = [(flat.target, flat.source) for flat in self._flat]
+        moving.update_with_buffers(averaged, self.module, encoder, momentum, self._buffers_mode, seed)
+
+    def _lay_flat(self) -> None:
+        pairs = moving.paired(*(dict(x.named_parameters()) for x in (self.module, self._encoder[0])))
+        groups: dict[tuple, list[tuple[Tensor, Tensor]]] = {}
+        for t, s in pairs:
+            groups.setdefault((t.device, t.dtype, s.dtype), []).append((t, s))
+        self._flat = [_laid_flat(group) for group in groups.values()]
+
+
+def _parameters(module: nn.Module) -> list[Tensor]:
+    """Of the module and all in it; twice as fast as parameters(), for a call each step."""
+    return [x for part in module.modules() for x in part._parameters.values() if x is not None]
+
+
+@torch.no_grad()
+def _laid_flat(pairs: list[tuple[Tensor, Tensor]]) -> _Flat:
+    sizes = [-(-t.numel() // ALIGNMENT) * ALIGNMENT for t, _ in pairs]
+    target, source = (pairs[0][i].new_zeros(sum(sizes)) for i in (0, 1))
+    offsets = [0, *itertools.accumulate(sizes)][:-1]
+    for (t, s), offset in zip(pairs, offsets, strict=True):
+        # Both in the order of the copy's memory, where that has no gaps.
+        dense = torch.ops.aten.is_non_overlapping_and_dense(t)
+        strides = t.stride() if dense else torch.empty(t.shape, device="meta").stride()
+        for flat, x in ((target, t), (source, s)):
+            place = flat.as_strided(t.shape, strides, offset)
+            place.copy_(x)
+            x.data = place
+    return _Flat(target, source, pairs, offsets)
