@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench lint clean
+.PHONY: help setup demo test test-all sanitize bench lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -23,9 +23,12 @@ $(VENV)/install.stamp: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install "setuptools>=77" ninja $(TORCH)
 	SSL_FAST_NATIVE=0 $(BIN)/python -m pip install --no-build-isolation -e ".[train,test,triton,dev]"
+	@# For a CUDA build of torch a compiler of its version, unless there is one.
+	packages=$$($(BIN)/python -W ignore -m ssl_fast.cuda_toolkit) && if [ -n "$$packages" ]; then \
+		$(BIN)/python -m pip install $$packages; fi
 	touch $@
 
-$(VENV)/extension.stamp: $(VENV)/install.stamp ssl_fast/build.py $(shell find csrc -type f)
+$(VENV)/extension.stamp: $(VENV)/install.stamp ssl_fast/build.py ssl_fast/cuda_toolkit.py $(shell find csrc -type f)
 	$(BIN)/python setup.py -q build_ext --inplace
 	@# Without a compiler the pure package is set up, and the next run looks again.
 	if [ -f ssl_fast/_C.json ]; then touch $@; fi
@@ -33,12 +36,15 @@ $(VENV)/extension.stamp: $(VENV)/install.stamp ssl_fast/build.py $(shell find cs
 demo: setup ## train SimCLR and MoCo v2 on digits, compare, save plots under runs/demo (about 6 minutes)
 	$(BIN)/python -m ssl_fast.train.demo
 
-test: setup ## the fast tests, then the Triton kernels compiled for GPUs that need not be there (about 12 minutes)
+test: setup ## the fast tests, then all GPU kernels compiled for devices that need not be there (about 20 minutes)
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest -m aot -n 2
 
 test-all: setup ## all tests that need no GPU
 	$(BIN)/python -m pytest -m "not gpu"
+
+sanitize: setup ## the C++ code under the sanitizers of addresses, undefined behaviour and threads
+	$(BIN)/python -m pytest -m slow tests/native
 
 bench: $(VENV)/bench.stamp ## time and memory beside other libraries, saved under runs/bench (BENCH=--quick: under 2 minutes)
 	$(BIN)/python -m bench $(BENCH)

@@ -137,7 +137,7 @@ def compiled(launch: Launch, name: str) -> Compiled:
 
 
 def _nvidia(name: str, kernel) -> Compiled:
-    sass = _run(triton.knobs.nvidia.nvdisasm.path, kernel.asm["cubin"], "-c")
+    sass = disassembled(kernel.asm["cubin"])
     usage = _run(triton.knobs.nvidia.cuobjdump.path, kernel.asm["cubin"], "-res-usage")
     used = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     return Compiled(
@@ -147,15 +147,20 @@ def _nvidia(name: str, kernel) -> Compiled:
         local_bytes=used["STACK"] + used["LOCAL"] if re.search(r"\b(LDL|STL)\b", sass) else 0,
         shared_bytes=kernel.metadata.shared,
         # LDGSTS: straight to shared memory, as pipelined loads go.
-        load_bits=_widths(r"\b(?:LDG|LDGSTS)\.E(\S*)", sass),
-        store_bits=_widths(r"\bSTG\.E(\S*)", sass),
+        load_bits=access_widths(r"\b(?:LDG|LDGSTS)\.E(\S*)", sass),
+        store_bits=access_widths(r"\bSTG\.E(\S*)", sass),
         products=tuple(re.findall(r"\b(DMMA|HMMA|HGMMA|UTC[A-Z]*MMA)\b", sass)),
         exponentials=len(re.findall(r"\bMUFU\.EX2", sass)),
         assembly=sass,
     )
 
 
-def _widths(pattern: str, sass: str) -> tuple[int, ...]:
+def disassembled(cubin: bytes) -> str:
+    """The machine code as text, by the disassembler that comes with Triton."""
+    return _run(triton.knobs.nvidia.nvdisasm.path, cubin, "-c")
+
+
+def access_widths(pattern: str, sass: str) -> tuple[int, ...]:
     """The access widths in bits; SASS names every width but 32."""
     return tuple(
         int((re.search(r"\.[US]?(8|16|64|128|256)\b", modifiers) or [0, 32])[1])

@@ -19,7 +19,7 @@ import torch
 
 import ssl_fast
 from bench import peers
-from ssl_fast import NegativeQueue, functional
+from ssl_fast import NegativeQueue, backends, functional
 
 DRY = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if DRY else "cuda"
@@ -135,35 +135,66 @@ def losses(rows_of: list[int], queues: list[int]) -> list[dict]:
 
 
 def moves() -> list[dict]:
-    """The momentum update and the enqueue, as a share of what a copy moves."""
+    """The momentum update and the enqueue in CUDA C++ and in Triton, and the update as a share of what a copy moves."""
     import torchvision.models
 
-    rows = []
+    rows, copy = [], math.nan
     if not DRY:
         source, target = torch.randn(2, 1 << 28, device=DEVICE).unbind()
         copy = 2 * source.nbytes / milliseconds(lambda: target.copy_(source)) / 1e6
         print(f"copy: {copy:.0f} GB/s read and written", flush=True)
     for builder in ("resnet18",) if DRY else ("resnet50", "vit_b_16"):
-        target, source = (
-            [p.detach().to(DEVICE) for p in torchvision.models.get_model(builder).parameters()] for _ in range(2)
-        )
-        count = sum(p.numel() for p in target)
-        row = {"work": "ema", "model": builder, "parameters": count, "milliseconds": {}}
-        for name, run in peers.ema_peers(target, source, 0.999).items():
-            row["milliseconds"][name] = milliseconds(run)
-        if not DRY:
-            graph = graph_of(lambda t=target, s=source: ssl_fast.ema_update_(t, s, 0.999))
-            row["milliseconds"]["ssl_fast, graph"] = milliseconds(graph)
-            row["share of copy"] = 12.0 * count / row["milliseconds"]["ssl_fast, graph"] / 1e6 / copy
-        rows.append(row)
-        print(json.dumps(row), flush=True)
+        for dtypes in (
+            (torch.float32, torch.float32),
+            (torch.float32, torch.bfloat16),
+            (torch.bfloat16, torch.bfloat16),
+        ):
+            target, source = (
+                [p.detach().to(DEVICE, dtype) for p in torchvision.models.get_model(builder).parameters()]
+                for dtype in dtypes
+            )
+            rows.append(_ema_row(builder, target, source, copy))
     for size in (4096, 65536):
         queue, keys = NegativeQueue(size, 128, seed=0).to(DEVICE), torch.randn(256, 128, device=DEVICE)
-        ours = milliseconds(partial(queue.enqueue_, keys))
-        row = {"work": "enqueue", "K": size, "milliseconds": {"ssl_fast": ours}}
-        rows.append(row)
-        print(json.dumps(row), flush=True)
+        for normalize in (False, True):
+            run = partial(queue.enqueue_, keys, normalize)
+            rows.append(
+                {"work": "enqueue", "K": size, "normalize": normalize, "milliseconds": _by_backends("enqueue_", run)}
+            )
+            print(json.dumps(rows[-1]), flush=True)
     return rows
+
+
+def _by_backends(operator: str, run) -> dict[str, float]:
+    """Ours by each backend that is there, eagerly and in a graph; "ssl_fast" is the one that is chosen by itself."""
+    times = {"ssl_fast": milliseconds(run)}
+    if DRY:
+        return times
+    times["ssl_fast, graph"] = milliseconds(graph_of(run))
+    for name in ("cuda", "triton"):
+        if not backends.why_not(operator, name, DEVICE):
+            with ssl_fast.backend(name):
+                times[name], times[f"{name}, graph"] = milliseconds(run), milliseconds(graph_of(run))
+    return times
+
+
+def _ema_row(builder: str, target: list, source: list, copy: float) -> dict:
+    count = sum(p.numel() for p in target)
+    dtypes = [str(x[0].dtype)[6:] for x in (target, source)]
+    row = {"work": "ema", "model": builder, "parameters": count, "target": dtypes[0], "source": dtypes[1]}
+    runs = peers.ema_peers(target, source, 0.999) if len(set(dtypes)) == 1 else {}  # they take one dtype
+    row["milliseconds"] = {name: milliseconds(run) for name, run in runs.items() if name != "ssl_fast"}
+    row["milliseconds"] |= _by_backends("ema_update_", lambda: ssl_fast.ema_update_(target, source, 0.999))
+    flat = [[torch.cat([x.flatten() for x in tensors])] for tensors in (target, source)]
+    row["milliseconds"]["one flat tensor"] = milliseconds(lambda: ssl_fast.ema_update_(*flat, 0.999))
+    if target[0].dtype == torch.bfloat16:
+        seed = torch.zeros((), dtype=torch.int64, device=DEVICE)
+        run = partial(ssl_fast.ema_update_, target, source, 0.999, seed=seed)
+        row["milliseconds"]["rounded at random"] = milliseconds(run)
+    moved = count * (2 * target[0].element_size() + source[0].element_size())
+    row["share of copy"] = moved / row["milliseconds"].get("ssl_fast, graph", math.nan) / 1e6 / copy
+    print(json.dumps(row), flush=True)
+    return row
 
 
 def step() -> list[dict]:

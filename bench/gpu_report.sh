@@ -38,7 +38,14 @@ else
     for tool in memcheck racecheck; do
       stage "$tool" 40 compute-sanitizer --tool "$tool" --error-exitcode 9 $PYTHON -c '
 import torch, ssl_fast
-ssl_fast.warmup("cuda", [(37, 20)], (torch.float32, torch.bfloat16), queue_size=70)'
+ssl_fast.warmup("cuda", [(37, 20)], (torch.float32, torch.bfloat16), queue_size=70)
+for name in ("cuda", "triton"):
+    with ssl_fast.backend(name):
+        for dtype in (torch.float32, torch.bfloat16):
+            target, source = ([torch.ones(n, device="cuda", dtype=dtype)[1:] for n in (2, 9, 5000, 9000)] for _ in range(2))
+            ssl_fast.ema_update_(target, source, torch.tensor(0.9, device="cuda"), seed=1)
+            for normalize in (False, True):
+                ssl_fast.NegativeQueue(70, 20, dtype=dtype).cuda().enqueue_(torch.randn(90, 20, device="cuda"), normalize)'
     done
   fi
   bench="environment small large moves step"

@@ -6,8 +6,12 @@
 namespace ssl_fast::cuda {
 namespace {
 
+// Blocks of a multiprocessor that the registers must suffice for; float64 takes more of them.
+template <typename T>
+constexpr int kBlocks = sizeof(T) == 8 ? 2 : 3;
+
 template <typename T, typename S, bool RANDOM, typename Table>
-__global__ void __launch_bounds__(kThreads, 3) ema_kernel(const __grid_constant__ Table table, EmaNumbers numbers) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) ema_kernel(const __grid_constant__ Table table, EmaNumbers numbers) {
   update_chunk<T, S, RANDOM>(table, numbers, blockIdx.x, int(threadIdx.x));
 }
 

@@ -1,4 +1,4 @@
-"""What every Triton run of enqueue_ must satisfy, interpreted or on a device: the bits of the reference."""
+"""What every run of enqueue_ by a GPU's kernels must satisfy, interpreted or on a device: the bits of the reference."""
 
 from dataclasses import dataclass
 
@@ -81,8 +81,8 @@ def _laid_out(values: torch.Tensor, dtype: torch.dtype, layout: str, device: str
     return base, view
 
 
-def check(case: Case, device: str = "cpu", interpreted: bool = True) -> None:
-    """The kernel changes queue and pointer as the reference does, and nothing else."""
+def check(case: Case, device: str = "cpu", interpreted: bool = True, run=enqueue_) -> None:
+    """The kernel changes queue and pointer as the reference does, and nothing else. run: Triton's, or the operator."""
     old = _values(case.size, case.dim, case.seed)
     new = _values(case.count, case.dim, case.seed + 1)
     if interpreted and case.queue_dtype == torch.bfloat16:
@@ -97,7 +97,7 @@ def check(case: Case, device: str = "cpu", interpreted: bool = True) -> None:
     expected_ptr = queue_ptr.clone()
 
     reference.enqueue_(expected, expected_ptr, keys)
-    enqueue_(queue, queue_ptr, keys)
+    run(queue, queue_ptr, keys)
     assert queue_ptr.equal(expected_ptr), (queue_ptr, expected_ptr)
     assert same_bits(queue_base, expected_base), (queue, expected)
     assert same_bits(keys_base, keys_before)

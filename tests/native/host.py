@@ -10,15 +10,16 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-# Where the tests run under a sanitizer its flags are here (test_sanitizers.py).
+# test_sanitizers.py sets these.
 FLAGS = os.environ.get("SSL_FAST_TEST_FLAGS", "").split()
+SOURCES = os.environ.get("SSL_FAST_TEST_SOURCES", ROOT / "csrc")
 
 
 def compiled(folder: Path) -> ctypes.CDLL:
     """The library, built into the folder."""
     library = folder / "common.so"
     strict = ["-Wall", "-Wextra", "-Werror", "-std=c++20", "-O1", "-g", "-shared", "-fPIC"]
-    command = ["g++", *strict, *FLAGS, f"-I{ROOT / 'csrc'}", "-o", str(library), str(ROOT / "tests/native/common.cpp")]
+    command = ["g++", *strict, *FLAGS, f"-I{SOURCES}", "-o", str(library), str(ROOT / "tests/native/common.cpp")]
     answer = subprocess.run(command, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     found = ctypes.CDLL(str(library))
