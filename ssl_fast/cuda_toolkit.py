@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 # Every later minor version of an architecture runs the code of an earlier one; the PTX is for those to come.
 ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
+SYSTEM = Path("/usr/local")  # where toolkits are installed
 
 
 class Toolkit(NamedTuple):
@@ -95,18 +96,18 @@ def _compilers() -> Iterator[str]:
     else:
         on_path = shutil.which("nvcc")
         candidates = [
-            *sorted(path for root in _pip_roots() for path in root.glob("*/bin/nvcc")),
+            *sorted(_pip_root().glob("*/bin/nvcc")),
             *([Path(on_path)] if on_path else []),
-            *sorted(Path("/usr/local").glob("cuda*/bin/nvcc")),
+            *sorted(SYSTEM.glob("cuda*/bin/nvcc")),
         ]
     return (str(path) for path in candidates if path.is_file())
 
 
-def _pip_roots() -> list[Path]:
-    """The folders of the index's CUDA packages: those that lie beside torch."""
+def _pip_root() -> Path:
+    """Where the index's CUDA packages lie: beside torch."""
     import torch
 
-    return [Path(torch.__file__).parents[1] / "nvidia"]
+    return Path(torch.__file__).parents[1] / "nvidia"
 
 
 def _about(nvcc: str) -> tuple[str, str]:
@@ -126,15 +127,19 @@ def _answer(*command: str) -> str:
 
 def _with_libraries(home: str, version: str) -> tuple[Toolkit | None, list[str]]:
     """Headers and runtime library: the toolkit's own or those of the index's packages."""
-    roots = [Path(home), *sorted(path for root in _pip_roots() for path in root.glob("cu*"))]
-    include = [str(root / "include") for root in roots if (root / "include" / "cuda_runtime.h").is_file()]
+    # cu13 and the like; before CUDA 13 a folder a package.
+    beside_torch = [path for pattern in ("cu[0-9]*", "cuda_*") for path in sorted(_pip_root().glob(pattern))]
+    roots = [Path(home), *beside_torch]
+    # All of them: the index's packages split the headers.
+    include = [str(root / "include") for root in roots if (root / "include").is_dir()]
+    headers = any(Path(folder, "cuda_runtime.h").is_file() for folder in include)
     # The index's packages hold the library under its full name only.
     patterns = (f"libcudart.so.{version.partition('.')[0]}", "libcudart.so")
     libraries = (root / folder / name for root in roots for folder in ("lib64", "lib") for name in patterns)
     runtime = next((str(path) for path in libraries if path.is_file()), None)
-    if include and runtime:
+    if headers and runtime:
         return Toolkit(home, version, include, runtime), []
-    what = "cuda_runtime.h" if not include else "libcudart"
+    what = "libcudart" if headers else "cuda_runtime.h"
     return None, [f"{what} of CUDA {version}, beside {home} or torch: pip install nvidia-cuda-runtime=={version}.*"]
 
 
