@@ -130,6 +130,10 @@ def ema(quick: bool) -> Iterator[Work]:
         target, source = ([p.detach() for p in torchvision.models.get_model(builder).parameters()] for _ in range(2))
         count = sum(p.numel() for p in target)
         runs = peers.ema_peers(target, source, 0.999)
+        encoder, other = (torchvision.models.get_model(builder) for _ in range(2))
+        runs["ssl_fast, modules"] = partial(ssl_fast.ema_update_, other, encoder, 0.999, "keep")
+        key_encoder = ssl_fast.FlatMomentum(torchvision.models.get_model(builder), buffers="keep")
+        runs["ssl_fast, FlatMomentum"] = partial(key_encoder.update_, 0.999)
         yield Work("ema", name, count, runs, bytes=12.0 * count, about={"parameters": count})
         yield Work("ema 1 thread", name, count, runs, about={"parameters": count}, threads=1)
 

@@ -49,7 +49,9 @@ def ema_update_(
 
 def update_with_buffers(averaged: list, target: nn.Module, source: nn.Module, momentum, buffers: str, seed) -> None:
     """The update of these pairs of tensors, and of the modules' buffers."""
-    buffer_pairs = paired(dict(target.named_buffers()), dict(source.named_buffers()))
+    buffer_pairs = []
+    if buffers != "keep":
+        buffer_pairs = paired(dict(target.named_buffers()), dict(source.named_buffers()))
     _update(averaged + buffer_pairs if buffers == "ema" else averaged, momentum, seed)
     if buffers == "copy" and buffer_pairs:
         # Not an update with momentum 0: 0 * Inf would be NaN.
