@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from . import checks, functional
 from .bank import MemoryBank
+from .distributed import check_group
 from .queue import NegativeQueue
 from .rows import unit_rows
 from .similarity import sampled_similarity
@@ -48,18 +49,24 @@ class _Loss(nn.Module):
     """Options shared by the losses, checked once here.
 
     temperature: a number of size 1e-8 to 1e8, a 0-D tensor or Parameter, which gets its gradient, or a
-    `LearnableTemperature`. reduction: "mean", "sum" or "none". Raises ValueError or TypeError for others.
+    `LearnableTemperature`. reduction: "mean", "sum" or "none". group: None, or the processes that the batch is spread
+    over (`ssl_fast.distributed`). Raises ValueError or TypeError for others.
     """
 
-    def __init__(self, temperature: float | Tensor | nn.Module = 0.1, reduction: str = "mean"):
+    def __init__(self, temperature: float | Tensor | nn.Module = 0.1, reduction: str = "mean", group=None):
         super().__init__()
         checks.temperature(temperature)
         checks.reduction(reduction)
+        if group is not None:
+            check_group(group)
         self.temperature = temperature
         self.reduction = reduction
+        self.group = group
 
     def extra_repr(self) -> str:
         options = {name: value for name, value in self.__dict__.items() if name[0] != "_" and name != "training"}
+        if options["group"] is None:
+            del options["group"]
         return ", ".join(f"{name}={value!r}" for name, value in options.items())
 
 
@@ -67,20 +74,21 @@ class NTXentLoss(_Loss):
     """`functional.nt_xent` as a module: NT-Xent (Chen et al. 2020, eq. 1) over the 2N rows of two views.
 
     temperature: a number of size 1e-8 to 1e8, a 0-D tensor or Parameter, which gets its gradient, or a
-    `LearnableTemperature`. reduction: "mean", "sum" or "none". Raises ValueError or TypeError for others.
+    `LearnableTemperature`. reduction: "mean", "sum" or "none". group: None, or a process group (or `Ring`) over whose
+    ranks the batch is spread: `ssl_fast.distributed` has the contract. Raises ValueError or TypeError for others.
 
     >>> loss = NTXentLoss(temperature=0.1)(z1, z2)  # z1, z2: (N, D), normalised inside
     """
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """z1, z2: (N, D), row i of both from the same image. Returns (), or (2N,) for "none"."""
-        return functional.nt_xent(z1, z2, self.temperature, self.reduction)
+        return functional.nt_xent(z1, z2, self.temperature, self.reduction, group=self.group)
 
 
 class InfoNCELoss(_Loss):
     """`functional.info_nce` as a module: InfoNCE (van den Oord et al. 2018, eq. 4), MoCo's loss.
 
-    temperature, reduction: as for `NTXentLoss`.
+    temperature, reduction, group: as for `NTXentLoss`.
 
     >>> loss = InfoNCELoss(temperature=0.2)(query, positive, queue)  # queue: NegativeQueue
     """
@@ -97,25 +105,27 @@ class InfoNCELoss(_Loss):
         exclude: (ids of the queries, ids of the negatives): those with the query's id are left out.
         """
         return functional.info_nce(
-            query, positive, negatives, self.temperature, self.reduction, exclude=exclude
+            query, positive, negatives, self.temperature, self.reduction, exclude=exclude, group=self.group
         )  # fmt: skip
 
 
 class MultiPositiveInfoNCELoss(_Loss):
     """`functional.multi_positive_info_nce` as a module: InfoNCE with several positives a query.
 
-    form: "out" (the mean over positives outside the log) or "in". temperature, reduction: as for `NTXentLoss`.
+    form: "out" (the mean over positives outside the log) or "in". temperature, reduction, group: as for `NTXentLoss`.
     """
 
-    def __init__(self, temperature: float | Tensor | nn.Module = 0.1, form: str = "out", reduction: str = "mean"):
-        super().__init__(temperature, reduction)
+    def __init__(
+        self, temperature: float | Tensor | nn.Module = 0.1, form: str = "out", reduction: str = "mean", group=None
+    ):
+        super().__init__(temperature, reduction, group)
         checks.choice("form", form, checks.FORMS)
         self.form = form
 
     def forward(self, query: Tensor, positives: Tensor, negatives: Tensor | NegativeQueue | None = None) -> Tensor:
         """query: (N, D); positives: (N, P, D); negatives: None (in batch), (M, D) or a queue. Returns () or (N,)."""
         return functional.multi_positive_info_nce(
-            query, positives, negatives, self.temperature, self.form, self.reduction
+            query, positives, negatives, self.temperature, self.form, self.reduction, group=self.group
         )  # fmt: skip
 
 
@@ -123,7 +133,7 @@ class SupConLoss(_Loss):
     """`functional.supcon` as a module: supervised contrastive loss (Khosla et al. 2020) of labels or many views.
 
     form: "out" (eq. 2, the usual one) or "in" (eq. 3). count_without_positive: whether rows without a positive, whose
-    loss is 0, count in the mean. temperature, reduction: as for `NTXentLoss`.
+    loss is 0, count in the mean. temperature, reduction, group: as for `NTXentLoss`.
 
     >>> loss = SupConLoss(temperature=0.1)(features, labels)  # (N, D), (N,); or (B, V, D) with or without labels (B,)
     """
@@ -134,8 +144,9 @@ class SupConLoss(_Loss):
         form: str = "out",
         count_without_positive: bool = True,
         reduction: str = "mean",
+        group=None,
     ):
-        super().__init__(temperature, reduction)
+        super().__init__(temperature, reduction, group)
         checks.choice("form", form, checks.FORMS)
         self.form = form
         self.count_without_positive = count_without_positive
@@ -143,41 +154,47 @@ class SupConLoss(_Loss):
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         """features: (N, D) with labels (N,), or (B, V, D) with labels (B,) or None. Returns () or a loss a row."""
         return functional.supcon(
-            features, labels, self.temperature, self.form, self.count_without_positive, self.reduction
+            features, labels, self.temperature, self.form, self.count_without_positive, self.reduction, group=self.group
         )  # fmt: skip
 
 
 class DCLLoss(_Loss):
     """`functional.dcl` as a module: decoupled contrastive loss (Yeh et al. 2022, eq. 6).
 
-    temperature, reduction: as for `NTXentLoss`. sigma: None, or DCLW's; see `DCLWLoss`.
+    temperature, reduction, group: as for `NTXentLoss`. sigma: None, or DCLW's; see `DCLWLoss`.
     """
 
     def __init__(
-        self, temperature: float | Tensor | nn.Module = 0.1, sigma: float | None = None, reduction: str = "mean"
-    ):  # fmt: skip
-        super().__init__(temperature, reduction)
+        self,
+        temperature: float | Tensor | nn.Module = 0.1,
+        sigma: float | None = None,
+        reduction: str = "mean",
+        group=None,
+    ):
+        super().__init__(temperature, reduction, group)
         if sigma is not None:
             checks.number("sigma", sigma, 1e-8)
         self.sigma = sigma
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """z1, z2: (N, D), N at least 2, row i of both from the same image. Returns (), or (2N,) for "none"."""
-        return functional.dcl(z1, z2, self.temperature, self.sigma, self.reduction)
+        return functional.dcl(z1, z2, self.temperature, self.sigma, self.reduction, group=self.group)
 
 
 class DCLWLoss(DCLLoss):
     """`DCLLoss` whose positives are weighted by 2 - N softmax(similarity / sigma) (Yeh et al. 2022, eq. 7)."""
 
-    def __init__(self, temperature: float | Tensor | nn.Module = 0.1, sigma: float = 0.5, reduction: str = "mean"):
-        super().__init__(temperature, sigma, reduction)
+    def __init__(
+        self, temperature: float | Tensor | nn.Module = 0.1, sigma: float = 0.5, reduction: str = "mean", group=None
+    ):
+        super().__init__(temperature, sigma, reduction, group)
 
 
 class HardNegativeNTXentLoss(_Loss):
     """`functional.hard_negative_nt_xent` as a module: hard negatives weigh more (Robinson et al. 2021).
 
-    beta: 0 weighs all alike. tau_plus: probability that a negative is of the same class. temperature, reduction: as for
-    `NTXentLoss`.
+    beta: 0 weighs all alike. tau_plus: probability that a negative is of the same class. temperature, reduction,
+    group: as for `NTXentLoss`.
     """
 
     def __init__(
@@ -186,8 +203,9 @@ class HardNegativeNTXentLoss(_Loss):
         beta: float = 1.0,
         tau_plus: float = 0.0,
         reduction: str = "mean",
+        group=None,
     ):
-        super().__init__(temperature, reduction)
+        super().__init__(temperature, reduction, group)
         checks.number("beta", beta, 0.0)
         checks.number("tau_plus", tau_plus, 0.0, 1.0)
         self.beta = beta
@@ -196,42 +214,46 @@ class HardNegativeNTXentLoss(_Loss):
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """z1, z2: (N, D), N at least 2, row i of both from the same image. Returns (), or (2N,) for "none"."""
         return functional.hard_negative_nt_xent(
-            z1, z2, self.temperature, self.beta, self.tau_plus, self.reduction
+            z1, z2, self.temperature, self.beta, self.tau_plus, self.reduction, group=self.group
         )  # fmt: skip
 
 
 class MoCoV3Loss(_Loss):
     """`functional.moco_v3` as a module: symmetric, times 2 * temperature (Chen et al. 2021, algorithm 1).
 
-    temperature, reduction: as for `NTXentLoss`.
+    temperature, reduction, group: as for `NTXentLoss`.
     """
 
-    def __init__(self, temperature: float | Tensor | nn.Module = 1.0, reduction: str = "mean"):
-        super().__init__(temperature, reduction)
+    def __init__(self, temperature: float | Tensor | nn.Module = 1.0, reduction: str = "mean", group=None):
+        super().__init__(temperature, reduction, group)
 
     def forward(self, query1: Tensor, query2: Tensor, key1: Tensor, key2: Tensor) -> Tensor:
         """(N, D) each: predictions of both views and their momentum embeddings. Returns (), or (N,) for "none"."""
-        return functional.moco_v3(query1, query2, key1, key2, self.temperature, self.reduction)
+        return functional.moco_v3(query1, query2, key1, key2, self.temperature, self.reduction, group=self.group)
 
 
 class ClipLoss(_Loss):
     """`functional.clip` as a module: CLIP's symmetric cross-entropy (Radford et al. 2021, fig. 3).
 
-    temperature, reduction: as for `NTXentLoss`. normalize: False takes the rows as they are.
+    temperature, reduction, group: as for `NTXentLoss`. normalize: False takes the rows as they are.
 
     >>> loss = ClipLoss()(images, texts, logit_scale)  # logit_scale: 0-D, gets its gradient; or a temperature above
     """
 
     def __init__(
-        self, temperature: float | Tensor | nn.Module = 0.07, normalize: bool = True, reduction: str = "mean"
-    ):  # fmt: skip
-        super().__init__(temperature, reduction)
+        self,
+        temperature: float | Tensor | nn.Module = 0.07,
+        normalize: bool = True,
+        reduction: str = "mean",
+        group=None,
+    ):
+        super().__init__(temperature, reduction, group)
         self.normalize = normalize
 
     def forward(self, a: Tensor, b: Tensor, logit_scale: float | Tensor | None = None) -> Tensor:
         """a, b: (N, D), images and texts. logit_scale: 1 / temperature, in its place. Returns () or (2N,)."""
         temperature = self.temperature if logit_scale is None else _reciprocal(logit_scale)
-        return functional.clip(a, b, temperature, self.normalize, self.reduction)
+        return functional.clip(a, b, temperature, self.normalize, self.reduction, group=self.group)
 
 
 class SigLipLoss(_Loss):
@@ -246,8 +268,9 @@ class SigLipLoss(_Loss):
         bias: float | Tensor = -10.0,
         normalize: bool = True,
         reduction: str = "mean",
+        group=None,
     ):
-        super().__init__(temperature, reduction)
+        super().__init__(temperature, reduction, group)
         checks.scalar("bias", bias)
         self.bias = bias
         self.normalize = normalize
@@ -255,7 +278,7 @@ class SigLipLoss(_Loss):
     def forward(self, a: Tensor, b: Tensor, logit_scale: float | Tensor | None = None) -> Tensor:
         """a, b: (N, D), images and texts. logit_scale: 1 / temperature, in its place. Returns () or (N,)."""
         temperature = self.temperature if logit_scale is None else _reciprocal(logit_scale)
-        return functional.siglip(a, b, temperature, self.bias, self.normalize, self.reduction)
+        return functional.siglip(a, b, temperature, self.bias, self.normalize, self.reduction, group=self.group)
 
 
 def _reciprocal(logit_scale: float | Tensor) -> float | Tensor:

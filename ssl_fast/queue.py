@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from . import backends, checks, reference, rows
+from . import backends, checks, distributed, reference, rows
 
 
 class NegativeQueue(nn.Module):
@@ -32,12 +32,14 @@ class NegativeQueue(nn.Module):
         self.register_buffer("queue_ids", torch.full((size,), -1) if ids else None)
 
     @torch.no_grad()
-    def enqueue_(self, keys: Tensor, normalize: bool = False, ids: Tensor | None = None) -> None:
+    def enqueue_(self, keys: Tensor, normalize: bool = False, ids: Tensor | None = None, group=None) -> None:
         """Writes key j to row (queue_ptr + j) mod K and advances the pointer, in place.
 
         keys: (B, D) of any float dtype, any B. The loss takes the queue's rows as they are: give unit
             rows, or normalize=True, which writes keys / max(|key|, 1e-12).
         ids: (B,) integers, of a queue that has ids. With B > K the last K keys stay. No device sync.
+        group: a process group, whose ranks all write the keys of all in the order of the ranks: their queues
+            stay the same. B may differ.
         Raises ValueError or TypeError, before anything is written, for keys that do not fit.
         """
         queue, queue_ptr = self.queue, self.queue_ptr  # found once: a module looks its buffers up
@@ -50,6 +52,14 @@ class NegativeQueue(nn.Module):
             raise ValueError(f"ids: expected {expected} ids in the queue, got {type(ids).__name__}")
         if ids is not None:
             checks.ids("ids", ids, keys.shape[:1], "the keys", queue)
+        if group is not None:
+            distributed.check_group(group)
+            if isinstance(group, distributed.Ring):
+                raise TypeError("group: expected a ProcessGroup or None, got Ring")
+            counts = distributed.counts_of(len(keys), group, keys.device)
+            keys = distributed.gather(keys, group, counts)
+            ids = None if ids is None else distributed.gather(ids, group, counts)
+        if ids is not None:
             count, size = len(keys), len(queue)
             stay = torch.arange(max(count - size, 0), count, device=queue.device)
             self.queue_ids.index_copy_(0, (queue_ptr + stay) % size, ids[stay].long())

@@ -116,22 +116,23 @@ CHUNK_ELEMENTS = 1 << 22
 
 
 @torch.no_grad()
-def best_same_class(z: Tensor, labels: Tensor, temperature) -> Tensor:
-    """The similarity of each row with the most similar other row of its label (N,), by the sign of the temperature.
+def best_same_class(z: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, temperature) -> Tensor:
+    """The similarity of each row (N,) with the most similar of the others of its label, by the temperature's sign.
 
-    In a pass of its own, some rows at a time, for statistics where positives are many. Without one -+Inf.
+    others (M, D): begin with the rows themselves, which do not count. In a pass of its own, some rows at a time, for
+    statistics where positives are many. Without one -+Inf.
     """
-    u, place = unit_rows(z), torch.arange(len(z), device=z.device)
+    u, v, place = unit_rows(z), unit_rows(others), torch.arange(len(others), device=z.device)
     sign = torch.sign(torch.as_tensor(temperature, device=u.device).detach().to(u.dtype))
-    step, best, found = max(1, CHUNK_ELEMENTS // len(u)), [], []
+    step, best, found = max(1, CHUNK_ELEMENTS // len(v)), [], []
     with torch.autocast(u.device.type, enabled=False):
         for first in range(0, len(u), step):
-            rows = slice(first, first + step)
-            others = (labels[rows, None] == labels) & (place[rows, None] != place)
-            best.append((sign * (u[rows] @ u.T)).masked_fill(~others, float("-inf")).argmax(1))
-            found.append(others.any(1))
+            rows = slice(first, min(first + step, len(u)))
+            same = (labels[rows, None] == other_labels) & (place[rows, None] != place)
+            best.append((sign * (u[rows] @ v.T)).masked_fill(~same, float("-inf")).argmax(1))
+            found.append(same.any(1))
     # Rounded as the kernels round what they compare it with.
-    similarities = pair_similarity(z, z[torch.cat(best)])
+    similarities = pair_similarity(z, others[torch.cat(best)])
     return torch.where(torch.cat(found), similarities, -sign * float("inf"))
 
 

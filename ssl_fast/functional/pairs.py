@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import checks, reference, similarity
+from ..distributed import Across, Batch, batch_of
 from ..queue import NegativeQueue
-from ..rows import ContrastiveStats, finite_rows, logsumexp, reduce, softplus, total, unit_rows
+from ..ring import Around
+from ..rows import ContrastiveStats, finite_rows, logsumexp, softplus, total, unit_rows
 from ..similarity import ALL, IDS_DIFFER, NOT_SELF, split
 from .primitive import as_computed, pair_of_ids, runs_reference
 
@@ -22,6 +24,7 @@ def info_nce(
     reduction: str = "mean",
     return_stats: bool = False,
     exclude: tuple[Tensor, Tensor] | None = None,
+    group=None,
 ):
     """InfoNCE (van den Oord et al. 2018, eq. 4; MoCo, He et al. 2020, eq. 1), one loss a query.
 
@@ -34,6 +37,7 @@ def info_nce(
         gradient; a queue gets none and may be enqueued to before the backward pass.
     exclude: (ids of the queries (N,), ids of the negatives (M,)), integers: negatives with the query's own id,
         such as keys of the same image still in the queue, are left out. In batch the same Tensor twice.
+    group: for negatives in the batch; others are the rank's own, as a queue that all ranks fill alike.
     """
     checks.pair("positive", positive, "query", query)
     rows = _negative_rows(query, negatives)
@@ -43,18 +47,35 @@ def info_nce(
         if rows is not None and rows.dim() == 3:
             raise ValueError("exclude: expected None with negatives of each query's own")
         exclude = pair_of_ids("exclude", exclude, positive, positive if rows is None else rows)
+    if group is not None and rows is None:
+        return _info_nce_across(query, positive, temperature, reduction, return_stats, exclude, batch_of(group, query))
     if runs_reference("info_nce", query):
         return reference.info_nce(query, positive, negatives, temperature, reduction, return_stats, exclude)
     normalize = isinstance(negatives, Tensor)
     if exclude is not None:
-        return _info_nce_by_ids(query, positive, rows, normalize, temperature, reduction, return_stats, exclude)
+        return _info_nce_by_ids(
+            query, positive, rows, normalize, temperature, reduction, return_stats, exclude, Batch(len(query))
+        )  # fmt: skip
     loss, stats, *_ = torch.ops.ssl_fast.info_nce(
         query, positive, rows, normalize, *split(temperature), checks.REDUCTIONS.index(reduction), return_stats
     )
     return (loss, ContrastiveStats(*stats.unbind())) if return_stats else loss
 
 
-def _info_nce_by_ids(query, positive, rows, normalize, temperature, reduction, return_stats, ids):
+def _info_nce_across(query, positive, temperature, reduction, return_stats, ids, batch: Batch):
+    if not isinstance(ids, tuple):
+        ids = (batch.images(query.device),) * 2
+    if runs_reference("info_nce", query):
+
+        def formula(query, positive, ids, **options):
+            return reference.info_nce(query, positive, exclude=(ids, ids), **options)
+
+        tensors = {"query": query, "positive": positive, "ids": ids[0]}
+        return batch.of_reference(formula, tensors, {"temperature": temperature}, reduction, return_stats)
+    return _info_nce_by_ids(query, positive, None, True, temperature, reduction, return_stats, ids, batch)
+
+
+def _info_nce_by_ids(query, positive, rows, normalize, temperature, reduction, return_stats, ids, batch: Batch):
     query, positive = as_computed(query, positive)
     if rows is None:
         rows, normalize = positive, True
@@ -62,21 +83,21 @@ def _info_nce_by_ids(query, positive, rows, normalize, temperature, reduction, r
         # Autograd keeps them, and MoCo enqueues before the backward pass.
         rows, ids = rows.clone(), (ids[0], ids[1].clone())
     similarities = similarity.pair_similarity(query, positive)
-    lse, _, ranks = similarity.similarity_lse(
-        query, rows, IDS_DIFFER, temperature, ids, (True, normalize), positive=similarities if return_stats else None
+    lse, ranks = batch.lse(
+        query, rows, IDS_DIFFER, temperature, ids, (True, normalize), similarities if return_stats else None
     )
     loss_rows = softplus(lse - similarity.scores(similarities, temperature)).to(similarities.dtype)
-    loss = reduce(loss_rows, reduction)
+    loss = batch.reduce(loss_rows, reduction)
     if not return_stats:
         return loss
     with torch.no_grad():
-        u, v = unit_rows(query), (unit_rows if normalize else finite_rows)(rows)
-        classes = similarity.dense(torch.cat(ids)).split((len(u), len(v)))
+        u, v = unit_rows(query), (unit_rows if normalize else finite_rows)(batch.gather(rows))
+        classes = similarity.dense(torch.cat([ids[0], batch.gather(ids[1])])).split((len(u), len(v)))
         excluded, equal = similarity.equal_pairs(u, v, *classes)
     sums, pairs = (u.sum(0), v.sum(0)), len(u) * len(v) - equal
-    return loss, similarity.statistics(
-        loss_rows, ranks, total(similarities) / similarities.numel(), sums, excluded, pairs
-    )
+    positive_mean = total(similarities) / similarities.numel()
+    stats = similarity.statistics(loss_rows, ranks, positive_mean, sums, excluded, pairs)
+    return loss, batch.mean_stats(stats, torch.stack([pairs.new_tensor(len(u)), pairs]))
 
 
 def multi_positive_info_nce(
@@ -87,6 +108,7 @@ def multi_positive_info_nce(
     form: str = "out",
     reduction: str = "mean",
     return_stats: bool = False,
+    group=None,
 ):
     """InfoNCE with several positives a query, in SupCon's two forms (Khosla et al. 2020, eq. 2 and 3).
 
@@ -108,37 +130,41 @@ def multi_positive_info_nce(
     temperature = checks.temperature(temperature, query.device)
     checks.choice("form", form, checks.FORMS)
     checks.reduction(reduction)
+    batch = batch_of(group if rows is None else None, query)
     if runs_reference("similarity_lse", query):
-        return reference.multi_positive_info_nce(
-            query, positives, negatives, temperature, form, reduction, return_stats
-        )  # fmt: skip
+        options = {"temperature": temperature, "form": form}
+        if isinstance(batch, Across):
+            tensors = {"query": query, "positives": positives}
+            return batch.of_reference(
+                reference.multi_positive_info_nce, tensors, options, reduction, return_stats
+            )  # fmt: skip
+        options |= {"reduction": reduction, "return_stats": return_stats}
+        return reference.multi_positive_info_nce(query, positives, negatives, **options)
     query, positives = as_computed(query, positives)
     count, each = positives.shape[:2]
     flat = positives.flatten(0, 1)
     of_positives = similarity.pair_similarity(query.repeat_interleave(each, 0), flat).view(count, each)
     logits = similarity.scores(of_positives, temperature)
     best = _best(of_positives.detach(), temperature) if return_stats else None
-    mask, ids, normalize = ALL, (None, None), isinstance(negatives, Tensor)
-    if rows is None:
-        image = torch.arange(count, device=query.device)
+    in_batch, mask, ids, normalize = rows is None, ALL, (None, None), isinstance(negatives, Tensor)
+    if in_batch:
+        image = batch.images(query.device)
         rows, mask, ids, normalize = flat, IDS_DIFFER, (image, image.repeat_interleave(each)), True
     elif not normalize:
         rows = rows.clone()  # autograd keeps it, and MoCo enqueues before the backward pass
-    lse, _, ranks = similarity.similarity_lse(query, rows, mask, temperature, ids, (True, normalize), positive=best)
+    lse, ranks = batch.lse(query, rows, mask, temperature, ids, (True, normalize), best)
     of_all = logsumexp(logits)
     attraction = of_all - logits.mean(1) if form == "out" else math.log(each)
     loss_rows = (softplus(lse - of_all) + attraction).to(of_positives.dtype)
-    loss = reduce(loss_rows, reduction)
+    loss = batch.reduce(loss_rows, reduction)
     if not return_stats:
         return loss
     with torch.no_grad():
-        u, v = unit_rows(query), (unit_rows if normalize else finite_rows)(rows)
-        in_batch = mask == IDS_DIFFER
+        u, v = unit_rows(query).sum(0), (unit_rows if normalize else finite_rows)(rows).sum(0)
         excluded, pairs = (total(of_positives.double()), count * each) if in_batch else (0, 0)
-        sums, pairs = (u.sum(0), v.sum(0)), len(u) * len(v) - pairs
-    return loss, similarity.statistics(
-        loss_rows, ranks, total(of_positives) / of_positives.numel(), sums, excluded, pairs
-    )
+        sums, pairs = (u, batch.sum(v)), count * (batch.total * each if in_batch else len(rows)) - pairs
+    positive_mean = total(of_positives) / of_positives.numel()
+    return loss, batch.mean_stats(similarity.statistics(loss_rows, ranks, positive_mean, sums, excluded, pairs))
 
 
 def _best(similarities: Tensor, temperature) -> Tensor:
@@ -155,6 +181,7 @@ def moco_v3(
     temperature: float | Tensor = 1.0,
     reduction: str = "mean",
     return_stats: bool = False,
+    group=None,
 ):
     """MoCo v3's symmetric loss (Chen et al. 2021, algorithm 1): 2 temperature (ctr(query1, key2) + ctr(query2, key1)).
 
@@ -168,11 +195,15 @@ def moco_v3(
     checks.pair("key1", key1, "query1", query1)
     temperature = checks.temperature(temperature, query1.device)
     checks.reduction(reduction)
-    if runs_reference("info_nce", query1):
+    if group is None and runs_reference("info_nce", query1):
         return reference.moco_v3(query1, query2, key1, key2, temperature, reduction, return_stats)
-    first = info_nce(query1, key2, None, temperature, "none", return_stats)
-    second = info_nce(query2, key1, None, temperature, "none", return_stats)
-    return reference.symmetric_sum(first, second, 2 * temperature, reduction, return_stats)
+    first = info_nce(query1, key2, None, temperature, "none", return_stats, group=group)
+    second = info_nce(query2, key1, None, temperature, "none", return_stats, group=group)
+    batch = batch_of(group, query1)
+    results = reference.symmetric_sum(first, second, 2 * temperature, "none", return_stats)
+    if not return_stats:
+        return batch.reduce(results, reduction)
+    return batch.reduce(results[0], reduction), results[1]
 
 
 def clip(
@@ -182,6 +213,7 @@ def clip(
     normalize: bool = True,
     reduction: str = "mean",
     return_stats: bool = False,
+    group=None,
 ):
     """CLIP's symmetric loss (Radford et al. 2021, fig. 3), both directions from one pass over the tiles.
 
@@ -193,17 +225,28 @@ def clip(
     checks.pair("b", b, "a", a)
     temperature = checks.temperature(temperature, a.device)
     checks.reduction(reduction)
+    batch = batch_of(group, a)
     if runs_reference("similarity_lse", a):
-        return reference.clip(a, b, temperature, normalize, reduction, return_stats)
+        options = {"temperature": temperature, "normalize": normalize}
+        if isinstance(batch, Across):
+            return batch.of_reference(reference.clip, {"a": a, "b": b}, options, reduction, return_stats)
+        return reference.clip(a, b, **options, reduction=reduction, return_stats=return_stats)
     a, b = as_computed(a, b)
     positive = similarity.pair_similarity(a, b, normalize, normalize)
-    rows, columns, ranks = similarity.similarity_lse(
-        a, b, NOT_SELF, temperature, normalize=(normalize, normalize), columns=True,
-        positive=positive if return_stats else None,
-    )  # fmt: skip
+    counted = positive if return_stats else None
+    if isinstance(batch, Across):
+        (rows, of_rows), (columns, of_columns) = (
+            batch.lse(*sides, NOT_SELF, temperature, normalize=(normalize, normalize), positive=counted)
+            for sides in ((a, b), (b, a))
+        )
+        ranks = torch.cat([of_rows, of_columns])
+    else:
+        rows, columns, ranks = similarity.similarity_lse(
+            a, b, NOT_SELF, temperature, normalize=(normalize, normalize), columns=True, positive=counted
+        )
     loss_rows = softplus(torch.cat([rows, columns]) - similarity.scores(positive, temperature).repeat(2))
     loss_rows = loss_rows.to(positive.dtype)
-    return _of_pairs(a, b, normalize, positive, loss_rows, loss_rows, ranks, reduction)
+    return _of_pairs(a, b, normalize, positive, loss_rows, loss_rows, ranks, reduction, batch)
 
 
 def siglip(
@@ -214,6 +257,7 @@ def siglip(
     normalize: bool = True,
     reduction: str = "mean",
     return_stats: bool = False,
+    group=None,
 ):
     """Pairwise sigmoid loss (Zhai et al. 2023, eq. 1): a binary decision for each of the N x N pairs.
 
@@ -226,27 +270,37 @@ def siglip(
     temperature = checks.temperature(temperature, a.device)
     checks.scalar("bias", bias, a.device)
     checks.reduction(reduction)
+    batch = batch_of(group, a)
+    if isinstance(batch, Around):
+        raise ValueError("group: expected a process group for siglip, got a Ring")
+    if isinstance(batch, Across) and len(set(batch.counts)) > 1:
+        raise ValueError(f"group: expected as many rows on every rank for siglip, got {batch.counts}")
     if runs_reference("similarity_softplus", a):
-        return reference.siglip(a, b, temperature, bias, normalize, reduction, return_stats)
+        options = {"temperature": temperature, "bias": bias, "normalize": normalize}
+        if isinstance(batch, Across):
+            return batch.of_reference(reference.siglip, {"a": a, "b": b}, options, reduction, return_stats)
+        return reference.siglip(a, b, **options, reduction=reduction, return_stats=return_stats)
     a, b = as_computed(a, b)
     positive = similarity.pair_similarity(a, b, normalize, normalize)
-    sums, ranks = similarity.similarity_softplus(
-        a, b, normalize, temperature, bias, positive if return_stats else None
-    )  # fmt: skip
+    counted = positive if return_stats else None
+    sums, ranks = batch.softplus(a, b, normalize, temperature, bias, counted)
     loss_rows = sums + softplus(-(positive / temperature + bias))
-    return _of_pairs(a, b, normalize, positive, loss_rows, loss_rows.repeat(2), ranks, reduction)
+    return _of_pairs(a, b, normalize, positive, loss_rows, loss_rows.repeat(2), ranks, reduction, batch)
 
 
-def _of_pairs(a, b, normalize, positive, loss_rows, anchors, ranks, reduction):
-    """The reduced loss and, where ranks were counted, the statistics of both directions of N pairs."""
-    loss = reduce(loss_rows, reduction)
+def _of_pairs(a, b, normalize, positive, loss_rows, anchors, ranks, reduction, batch: Batch):
+    """The reduced loss and, where ranks were counted, the statistics of both directions of the rank's N pairs."""
+    loss = batch.reduce(loss_rows, reduction)
     if not len(ranks):
         return loss
     with torch.no_grad():
         prepared = unit_rows if normalize else finite_rows
-        sums = prepared(a).sum(0), prepared(b).sum(0)
-        excluded, pairs = total(positive.double()), len(a) * (len(a) - 1)
-    return loss, similarity.statistics(anchors, ranks, total(positive) / positive.numel(), sums, excluded, pairs)
+        own = prepared(a).double().sum(0), prepared(b).double().sum(0)
+        pairs = 2 * len(a) * (batch.total - 1)
+        # Both directions: <a, all b> and <b, all a>, which in one process are the same sum.
+        sums = torch.cat(own), torch.cat([batch.sum(own[1]), batch.sum(own[0])])
+    positive_mean, excluded = total(positive) / positive.numel(), 2 * total(positive.double())
+    return loss, batch.mean_stats(similarity.statistics(anchors, ranks, positive_mean, sums, excluded, pairs))
 
 
 def _negative_rows(query: Tensor, negatives, dims: tuple[int, ...] = (2, 3)) -> Tensor | None:

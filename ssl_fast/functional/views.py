@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from .. import checks, reference, similarity
+from ..distributed import Across, Batch, batch_of
+from ..ring import Around
 from ..rows import (
     TEMPERATURES,
     ContrastiveStats,
     by_pieces,
     in_range,
-    reduce,
-    reduce_with_positives,
     softplus,
     total,
     unit_rows,
@@ -30,6 +30,7 @@ def nt_xent(
     temperature: float | Tensor = 0.1,
     reduction: str = "mean",
     return_stats: bool = False,
+    group=None,
 ):
     """NT-Xent, the loss of SimCLR (Chen et al. 2020, eq. 1), without its 2N x 2N matrix.
 
@@ -41,12 +42,24 @@ def nt_xent(
     checks.pair("z2", z2, "z1", z1)
     temperature = checks.temperature(temperature, z1.device)
     checks.reduction(reduction)
+    if group is not None:
+        return _nt_xent_across(z1, z2, temperature, reduction, return_stats, batch_of(group, z1))
     if runs_reference("nt_xent", z1):
         return reference.nt_xent(z1, z2, temperature, reduction, return_stats)
     loss, stats, _ = torch.ops.ssl_fast.nt_xent(
         z1, z2, *split(temperature), checks.REDUCTIONS.index(reduction), return_stats
     )
     return (loss, ContrastiveStats(*stats.unbind())) if return_stats else loss
+
+
+def _nt_xent_across(z1, z2, temperature, reduction: str, return_stats: bool, batch):
+    if runs_reference("similarity_lse", z1):
+        options = {"temperature": temperature}
+        return batch.of_reference(reference.nt_xent, {"z1": z1, "z2": z2}, options, reduction, return_stats)
+    views = _TwoViews(z1, z2, return_stats, batch)
+    lse, ranks = views.negatives_lse(temperature)
+    # The positive's part last: what it leaves of the loss may be tiny.
+    return views.result(softplus(lse - similarity.scores(views.positive, temperature).repeat(2)), ranks, reduction)
 
 
 def supcon(
@@ -57,6 +70,7 @@ def supcon(
     count_without_positive: bool = True,
     reduction: str = "mean",
     return_stats: bool = False,
+    group=None,
 ):
     """Supervised contrastive loss (Khosla et al. 2020), without masks: positives are taken from class sums.
 
@@ -78,33 +92,61 @@ def supcon(
     temperature = checks.temperature(temperature, features.device)
     checks.choice("form", form, checks.FORMS)
     checks.reduction(reduction)
+    batch = batch_of(group, features)
+    if isinstance(batch, Around):
+        raise ValueError("group: expected a process group for supcon, whose classes are gathered, got a Ring")
+    if labels is None:
+        labels = batch.images(features.device)
     if runs_reference("similarity_lse", features):
-        return reference.supcon(features, labels, temperature, form, count_without_positive, reduction, return_stats)
-    z, labels = views_of(*as_computed(features), labels)
-    labels = labels.long()
-    best = similarity.best_same_class(z.detach(), labels, temperature) if return_stats else None
+        options = {"temperature": temperature, "form": form}
+        return _supcon_reference(features, labels, options, count_without_positive, reduction, return_stats, batch)
+    z, labels = views_of(*as_computed(features), labels.long())
+    rows, classes = batch.gather(z), batch.gather(labels)
+    best = similarity.best_same_class(z.detach(), labels, rows.detach(), classes, temperature) if return_stats else None
     if form == "out":
-        same, positives = similarity.class_similarity(z, labels)
-        lse, _, ranks = similarity.similarity_lse(z, None, NOT_SELF, temperature, positive=best)
+        same, positives = (x[: len(z)] for x in similarity.class_similarity(rows, classes))
+        lse, ranks = batch.lse(z, z, NOT_SELF, temperature, positive=best)
         loss_rows = lse - similarity.scores(same, temperature) / positives.clamp_min(1)
     else:
-        same, positives = similarity.class_similarity(z.detach(), labels)
-        lse, _, ranks = similarity.similarity_lse(z, None, IDS_DIFFER, temperature, (labels, None), positive=best)
-        of_positives, *_ = similarity.similarity_lse(z, None, IDS_EQUAL, temperature, (labels, None))
+        same, positives = (x[: len(z)] for x in similarity.class_similarity(rows.detach(), classes))
+        lse, ranks = batch.lse(z, z, IDS_DIFFER, temperature, (labels, labels), positive=best)
+        of_positives = _positives_lse(z, labels, rows[len(z) :], classes[len(z) :], temperature)
         of_positives = of_positives.masked_fill(positives == 0, 0.0)
         loss_rows = softplus(lse - of_positives) + positives.clamp_min(1).to(lse.dtype).log()
     # Without a positive 0; a row that is NaN stays NaN.
     loss_rows = torch.where((positives > 0) | lse.isnan(), loss_rows, 0.0).to(same.dtype)
-    loss = reduce_with_positives(loss_rows, positives, reduction, count_without_positive)
+    loss = batch.reduce(loss_rows, reduction, None if count_without_positive else positives > 0)
     if not return_stats:
         return loss
     with torch.no_grad():
-        u, classes = unit_rows(z).double(), similarity.dense(labels)
-        same, pairs = similarity.equal_pairs(u, u, classes, classes)
+        u, v, dense = unit_rows(z).double(), unit_rows(rows).double(), similarity.dense(classes)
+        same, pairs = similarity.equal_pairs(u, v, dense[: len(u)], dense)
         number = positives.sum()
         positive_mean = torch.where(number > 0, (same - total(u * u)) / number, float("nan"))
-        sums = (u.sum(0),) * 2
-    return loss, similarity.statistics(loss_rows, ranks, positive_mean, sums, same, len(u) ** 2 - pairs)
+        negatives = len(u) * len(v) - pairs
+        stats = similarity.statistics(loss_rows, ranks, positive_mean, (u.sum(0), v.sum(0)), same, negatives)
+    return loss, batch.mean_stats(stats, torch.stack([number, negatives]))
+
+
+def _positives_lse(z, labels, others, other_labels, temperature) -> Tensor:
+    """Log-sum-exp of each row over the other rows of its label, here and on the other ranks."""
+    lse, *_ = similarity.similarity_lse(z, None, IDS_EQUAL, temperature, (labels, None))
+    if not len(others):
+        return lse
+    elsewhere, *_ = similarity.similarity_lse(z, others, IDS_EQUAL, temperature, (labels, other_labels))
+    # -Inf where there is none, twice, has no gradient.
+    return torch.logaddexp(lse.clamp_min(-1e300), elsewhere.clamp_min(-1e300))
+
+
+def _supcon_reference(features, labels, options, count_without_positive, reduction, return_stats, batch: Batch):
+    if not isinstance(batch, Across):
+        return reference.supcon(features, labels, **options, count_without_positive=count_without_positive,
+                                reduction=reduction, return_stats=return_stats)  # fmt: skip
+    views = 1 if features.dim() == 2 else features.shape[1]
+    alike = labels[:, None] == batch.in_order(labels)
+    counted = None if count_without_positive else (views * alike.sum(1) > 1).repeat_interleave(views)
+    tensors = {"features": features, "labels": labels}
+    return batch.of_reference(reference.supcon, tensors, options, reduction, return_stats, counted, image_first=True)
 
 
 def dcl(
@@ -114,6 +156,7 @@ def dcl(
     sigma: float | None = None,
     reduction: str = "mean",
     return_stats: bool = False,
+    group=None,
 ):
     """Decoupled contrastive loss (Yeh et al. 2022, eq. 6): NT-Xent whose positive is not in the denominator.
 
@@ -123,16 +166,22 @@ def dcl(
     sigma: None for weights w_i of 1 (DCL); a number for DCLW's (eq. 7), 2 - N softmax(u_i . u_partner(i) / sigma)
         over the N pairs, without gradient.
     """
-    _check_two_views(z1, z2)
+    batch = _checked_batch(z1, z2, group)
     temperature = checks.temperature(temperature, z1.device)
     checks.reduction(reduction)
     if sigma is not None:
         checks.number("sigma", sigma, 1e-8)
     if runs_reference("similarity_lse", z1):
-        return reference.dcl(z1, z2, temperature, sigma, reduction, return_stats)
-    views = _TwoViews(z1, z2, return_stats)
+        if group is None:
+            return reference.dcl(z1, z2, temperature, sigma, reduction, return_stats)
+        options = {"temperature": temperature, "sigma": sigma}
+        return batch.of_reference(reference.dcl, {"z1": z1, "z2": z2}, options, reduction, return_stats)
+    views = _TwoViews(z1, z2, return_stats, batch)
     lse, ranks = views.negatives_lse(temperature)
-    weights = 1 if sigma is None else reference.von_mises_fisher_weights(views.positive, sigma)
+    weights = 1
+    if sigma is not None:
+        positive = batch.gather(views.positive.detach())  # the rank's own first
+        weights = reference.von_mises_fisher_weights(positive, sigma)[: len(z1)]
     loss_rows = lse - similarity.scores(weights * views.positive, temperature).repeat(2)
     return views.result(loss_rows, ranks, reduction)
 
@@ -145,6 +194,7 @@ def hard_negative_nt_xent(
     tau_plus: float = 0.0,
     reduction: str = "mean",
     return_stats: bool = False,
+    group=None,
 ):
     """Contrastive loss with hard negatives (Robinson et al. 2021, eq. 4), which weigh by their similarity.
 
@@ -157,18 +207,22 @@ def hard_negative_nt_xent(
         of a tensor over beta. tau_plus: probability that a negative is of the same
         class, from 0 to below 1 (debiased, Chuang et al. 2020).
     """
-    _check_two_views(z1, z2)
+    batch = _checked_batch(z1, z2, group)
     temperature = checks.temperature(temperature, z1.device)
     checks.number("beta", beta, 0.0)
     checks.number("tau_plus", tau_plus, 0.0, 1.0)
     checks.reduction(reduction)
     if runs_reference("similarity_lse", z1):
-        return reference.hard_negative_nt_xent(z1, z2, temperature, beta, tau_plus, reduction, return_stats)
+        options = {"temperature": temperature, "beta": beta, "tau_plus": tau_plus}
+        if group is None:
+            return reference.hard_negative_nt_xent(z1, z2, **options, reduction=reduction, return_stats=return_stats)
+        tensors = {"z1": z1, "z2": z2}
+        return batch.of_reference(reference.hard_negative_nt_xent, tensors, options, reduction, return_stats)
     if isinstance(temperature, Tensor):
         temperature = in_range(temperature.double())  # rounded once, where it is used
     else:
         checks.temperature(temperature / (1 + beta))
-    views, negatives = _TwoViews(z1, z2, return_stats), 2 * len(z1) - 2
+    views, negatives = _TwoViews(z1, z2, return_stats, batch), 2 * batch.total - 2
     lse, ranks = views.negatives_lse(temperature / (1 + beta))
     # A tilt below 1e-8 of the similarities is none.
     tilts = beta > 0 and (isinstance(temperature, Tensor) or abs(temperature) <= TEMPERATURES[1] * beta)
@@ -180,35 +234,36 @@ def hard_negative_nt_xent(
     return views.result(loss_rows, ranks, reduction)
 
 
-def _check_two_views(z1: Tensor, z2: Tensor) -> None:
+def _checked_batch(z1: Tensor, z2: Tensor, group) -> Batch:
     checks.pair("z2", z2, "z1", z1)
-    if len(z1) < 2:
+    batch = batch_of(group, z1)
+    if batch.total < 2:
         raise ValueError(f"z1: expected at least 2 rows, for one image has no negatives, got {tuple(z1.shape)}")
+    return batch
 
 
 class _TwoViews:
-    """The 2N rows of two views, their positives and the log-sum-exp over their negatives."""
+    """The 2N rows of two views, their positives and the log-sum-exp over their negatives in the batch."""
 
-    def __init__(self, z1: Tensor, z2: Tensor, return_stats: bool):
+    def __init__(self, z1: Tensor, z2: Tensor, return_stats: bool, batch: Batch):
         z1, z2 = as_computed(z1, z2)
-        self.z, self.return_stats = torch.cat([z1, z2]), return_stats
+        self.z, self.return_stats, self.batch = torch.cat([z1, z2]), return_stats, batch
         self.positive = similarity.pair_similarity(z1, z2)  # (N,)
-        self.image = torch.arange(len(z1), device=z1.device).repeat(2)
+        self.image = batch.images(z1.device).repeat(2)
 
     def negatives_lse(self, temperature) -> tuple[Tensor, Tensor]:
         positive = self.positive.repeat(2) if self.return_stats else None
-        ids = (self.image, None)
-        lse, _, ranks = similarity.similarity_lse(self.z, None, IDS_DIFFER, temperature, ids, positive=positive)
-        return lse, ranks
+        return self.batch.lse(self.z, self.z, IDS_DIFFER, temperature, (self.image, self.image), positive=positive)
 
     def result(self, loss_rows: Tensor, ranks: Tensor, reduction: str):
         loss_rows = loss_rows.to(self.positive.dtype)
-        loss = reduce(loss_rows, reduction)
+        loss = self.batch.reduce(loss_rows, reduction)
         if not self.return_stats:
             return loss
         with torch.no_grad():
             u, positive = unit_rows(self.z), self.positive.double()
             of_positives = total(positive)
-            excluded, pairs = total(u.double() ** 2) + 2 * of_positives, len(u) * (len(u) - 2)
-            mean, sums = of_positives / len(positive), (u.sum(0),) * 2
-        return loss, similarity.statistics(loss_rows, ranks, mean, sums, excluded, pairs)
+            excluded, pairs = total(u.double() ** 2) + 2 * of_positives, len(u) * (2 * self.batch.total - 2)
+            mean, own = of_positives / len(positive), u.sum(0)
+        stats = similarity.statistics(loss_rows, ranks, mean, (own, self.batch.sum(own)), excluded, pairs)
+        return loss, self.batch.mean_stats(stats)

@@ -1,0 +1,119 @@
+"""Log-sum-exps over the rows of all ranks without gathering them: blocks of rows travel round a ring.
+
+What ring attention does for attention (Liu et al. 2023): each rank computes its rows against the block that it has,
+sends the block on and takes the next. In the backward pass the blocks' gradients travel with them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from . import similarity
+from .distributed import Across
+from .similarity import ALL, NOT_SELF
+
+
+class _Travel:
+    """Blocks of all ranks, one after another: this rank's own, then that of the rank before it, and so on."""
+
+    def __init__(self, group: dist.ProcessGroup, counts: list[int]):
+        self.group, self.counts = group, counts
+        self.rank, self.world = dist.get_rank(group), dist.get_world_size(group)
+        self.following = dist.get_global_rank(group, (self.rank + 1) % self.world)
+        self.previous = dist.get_global_rank(group, (self.rank - 1) % self.world)
+
+    def count(self, step: int) -> int:
+        """Rows of the block that is here in this step."""
+        return self.counts[(self.rank - step) % self.world]
+
+    def pass_on(self, block: list[Tensor], step: int, tag: int = 0):
+        """Starts sending the block of this step and receiving that of the next; gives (wait, the next block).
+
+        The block must stay until waited for. tag: the first of as many as it has tensors.
+        """
+        arriving = [x.new_empty(self.count(step + 1), *x.shape[1:]) for x in block]
+        operations = []
+        for k, (x, place) in enumerate(zip(block, arriving, strict=True), start=tag):
+            operations.append(dist.P2POp(dist.isend, x, self.following, self.group, k))
+            operations.append(dist.P2POp(dist.irecv, place, self.previous, self.group, k))
+        requests = dist.batch_isend_irecv(operations)
+
+        def wait():
+            for request in requests:
+                request.wait()
+
+        return wait, arriving
+
+    def blocks(self, block: list[Tensor]):
+        """(step, block) for each rank's block; the next arrives while one is used."""
+        block = [x.contiguous() for x in block]
+        for step in range(self.world):
+            last = step == self.world - 1
+            wait, following = (None, None) if last else self.pass_on(block, step)
+            yield step, block
+            if not last:
+                wait()
+                block = following
+
+
+class _RingLse(torch.autograd.Function):
+    """The log-sum-exp of rows against all ranks' rows, and ranks, as `similarity.similarity_lse`."""
+
+    @staticmethod
+    def forward(ctx, a, b, temperature_tensor, temperature, ids_a, ids_b, mask, normalize, positive, group, counts):
+        travel = _Travel(group, counts)
+        parts, sums, ranks = [], [], 0
+        for step, (rows, *ids) in travel.blocks([b] if ids_b is None else [b, ids_b]):
+            own = mask if step == 0 or mask != NOT_SELF else ALL  # the row itself is in the rank's own block
+            part, _, own_ranks, own_sums = torch.ops.ssl_fast.similarity_lse(
+                a, rows, ids_a, ids[0] if ids else None, own, *normalize, False, temperature, temperature_tensor,
+                positive,
+            )  # fmt: skip
+            parts.append(part)
+            sums.append(own_sums)
+            ranks = ranks + own_ranks
+        parts = torch.stack(parts)
+        lse = parts.logsumexp(0)
+        ctx.save_for_backward(a, b, temperature_tensor, ids_a, ids_b, parts, lse, *sums)
+        ctx.options = temperature, mask, normalize, travel
+        ctx.mark_non_differentiable(ranks)
+        return lse, ranks
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient, _):
+        a, b, temperature_tensor, ids_a, ids_b, parts, lse, *sums = ctx.saved_tensors
+        temperature, mask, normalize, travel = ctx.options
+        wants_a, wants_b = ctx.needs_input_grad[:2]
+        wide = torch.promote_types(b.dtype, torch.float32)
+        da, dt, db = torch.zeros_like(a, dtype=wide), 0, torch.zeros_like(b, dtype=wide)
+        for step, (rows, *ids) in travel.blocks([b] if ids_b is None else [b, ids_b]):
+            # Each block's share of the softmax; where nothing counts there is none.
+            share = torch.where(parts[step] > float("-inf"), (parts[step] - lse).exp(), 0) * gradient
+            own = mask if step == 0 or mask != NOT_SELF else ALL
+            to_a, to_b, to_temperature = torch.ops.ssl_fast.similarity_lse_backward(
+                share, None, a, rows, ids_a, ids[0] if ids else None, own, *normalize, temperature,
+                temperature_tensor, sums[step], True, wants_b,
+            )  # fmt: skip
+            da, dt = da + to_a, dt + to_temperature
+            if wants_b:
+                db = db + to_b
+                # A block's gradient goes with it, and after the last step home.
+                wait, db_following = travel.pass_on([db], step, tag=2)
+                wait()
+                db = db_following[0]
+        if temperature_tensor is None:
+            dt = None
+        return da.to(a.dtype) if wants_a else None, db.to(b.dtype) if wants_b else None, dt, *(None,) * 8
+
+
+class Around(Across):
+    """The rows of all ranks, passed round."""
+
+    def lse(self, a, b, mask, temperature, ids=(None, None), normalize=(True, True), positive=None):
+        number, tensor = similarity.split(temperature)
+        counts = [count * self._each(b) for count in self.counts]
+        positive = None if positive is None else positive.detach()
+        return _RingLse.apply(a, b, tensor, number, *ids, mask, normalize, positive, self.group, counts)
