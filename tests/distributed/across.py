@@ -21,6 +21,10 @@ def part(x, own: slice):
     return x[own].clone() if isinstance(x, torch.Tensor) else x
 
 
+def wide(x):
+    return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+
+
 def with_gradients(case, backend, arguments, **options):
     """(loss, statistics, gradients, that of the temperature last)."""
     arguments = {
@@ -47,7 +51,7 @@ def errors_of_losses(rank, world, counts, backend, dtype) -> dict:
     found, own = {}, slice(sum(counts[:rank]), sum(counts[: rank + 1]))
     for case in IN_BATCH:
         whole = arguments_of(case, count=sum(counts), dim=9, dtype=dtype)
-        expected = with_gradients(case, "reference", {name: part(x, slice(None)) for name, x in whole.items()})
+        expected = with_gradients(case, "reference", {name: wide(part(x, slice(None))) for name, x in whole.items()})
         for name, group in (("gather", dist.group.WORLD), ("ring", Ring())):
             try:
                 mine = {key: part(x, own) for key, x in whole.items()}
