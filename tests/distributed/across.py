@@ -108,6 +108,8 @@ def small_checks(rank, world, counts) -> dict:
         "queues": [fill_queues(rank, world, batches[:number]) for number in range(1, 5)],
         "shuffled": shuffled(rank, world, counts),
         "compiled": compiled_step(rank, world),
+        "ddp": ddp_errors(rank, world, counts),
+        "bytes": bytes_sent(rank, world, 10, 4),
     }
 
 
@@ -135,3 +137,58 @@ def compiled_step(rank, world) -> float:
             results.append((value.detach(), z.grad))
         differences += [(x - y).abs().max().item() for x, y in zip(*results, strict=True)]
     return max(differences)
+
+
+def encoder(dim=7):
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(dim, 12), torch.nn.ReLU(), torch.nn.Linear(12, 5)
+    return torch.nn.Sequential(*layers).double()
+
+
+def images(count, dim=7):
+    return torch.randn(2, count, dim, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def parameter_error(model, own: slice, counts, group) -> float:
+    """How far the parameters' gradients of a wrapped model are from those of the whole batch in one process."""
+    plain, x = encoder(), images(sum(counts))
+    ssl_fast.functional.nt_xent(*plain(x.flatten(0, 1)).chunk(2), 0.2).backward()
+    ssl_fast.functional.nt_xent(*model(x[:, own].flatten(0, 1)).chunk(2), 0.2, group=group).backward()
+    pairs = zip(model.parameters(), plain.parameters(), strict=True)
+    return max(error(got.grad, expected.grad) for got, expected in pairs)
+
+
+def ddp_errors(rank, world, counts) -> list[float]:
+    """Through DistributedDataParallel, gathered and round a ring."""
+    own = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+    models = (torch.nn.parallel.DistributedDataParallel(encoder()) for _ in range(2))
+    groups = (dist.group.WORLD, Ring())
+    return [parameter_error(model, own, counts, group) for model, group in zip(models, groups, strict=True)]
+
+
+def bytes_sent(rank, world, rows, dim) -> dict:
+    """What a rank sends for InfoNCE in the batch, forward and backward: counted at torch.distributed's calls."""
+    sent = {"gather": 0, "reduce": 0, "pass": 0}
+
+    def counting(function, kind, size):
+        def call(*arguments, **options):
+            sent[kind] += size(*arguments)
+            return function(*arguments, **options)
+
+        return call
+
+    def passed(operation, x, *_):
+        return x.nbytes if operation is dist.isend else 0
+
+    # In a ring algorithm each part goes to every other rank once.
+    dist.all_gather_into_tensor = counting(dist.all_gather_into_tensor, "gather", lambda out, x: (world - 1) * x.nbytes)
+    dist.reduce_scatter_tensor = counting(dist.reduce_scatter_tensor, "reduce", lambda out, x: (world - 1) * out.nbytes)
+    dist.P2POp = counting(dist.P2POp, "pass", passed)
+    found = {}
+    for name, group in (("gather", dist.group.WORLD), ("ring", Ring())):
+        sent |= dict.fromkeys(sent, 0)
+        query, key = torch.randn(2, rows, dim).unbind()
+        key.requires_grad_()
+        ssl_fast.functional.info_nce(query.requires_grad_(), key, group=group).backward()
+        found[name] = dict(sent)
+    return found

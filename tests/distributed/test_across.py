@@ -1,6 +1,10 @@
 """Losses over several processes: the numbers and gradients of the global batch in one."""
 
+import re
+import subprocess
+import sys
 from datetime import timedelta
+from pathlib import Path
 
 import across
 import pytest
@@ -97,6 +101,51 @@ def test_a_rank_that_leaves_ends_the_others():
     one, _ = run(2, across.leave_before_the_loss, timeout=timedelta(seconds=10), may_fail=True)
     assert "Error" in one
     assert "nt_xent" in one
+
+
+@only_compiled
+def test_gradients_after_ddp_are_those_of_the_global_batch(small):
+    for found in small:
+        assert max(found["ddp"]) < 1e-9
+
+
+@only_compiled
+def test_bytes_are_those_of_the_arithmetic(small):
+    """docs/distributed.md: of n rows of D float32 numbers on each of W ranks."""
+    world, rows = len(COUNTS), 10 * 4 * 4
+    numbers = (world - 1) * 8  # the ranks' counts, and once the ids' of the images
+    for found in small:
+        gathered, passed = found["bytes"]["gather"], found["bytes"]["ring"]
+        assert gathered["reduce"] == (world - 1) * rows
+        assert gathered["pass"] == 0
+        assert (world - 1) * rows <= gathered["gather"] <= (world - 1) * rows + numbers * (1 + 10)
+        # Forward and backward the keys and ids, but to the last; backward their gradients, home too.
+        assert passed["pass"] == 2 * (world - 1) * (rows + 10 * 8) + world * rows
+        assert passed["reduce"] == 0
+        assert passed["gather"] <= numbers
+
+
+@pytest.mark.slow
+@only_compiled
+@pytest.mark.parametrize("kind", ["ddp", "fabric"])
+def test_under_torchrun(kind):
+    if kind == "fabric":
+        pytest.importorskip("lightning", reason="lightning is not installed")
+    script = Path(__file__).with_name("step.py")
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+        kind,
+    ]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    errors = [float(x) for x in re.findall(r"error (\S+)", answer.stdout)]
+    assert len(errors) == 2, answer.stdout + answer.stderr
+    assert max(errors) < 1e-9
 
 
 def test_a_group_that_is_none():
