@@ -72,6 +72,8 @@ def _runs(architecture: str, major: int, minor: int) -> bool:
 
 
 def _checked(name: str, source: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"{source}: expected one of {', '.join(BACKENDS)}, auto; got {type(name).__name__}")
     if name not in (*BACKENDS, "auto"):
         raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, auto; got {name!r}")
     return name

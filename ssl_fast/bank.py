@@ -29,6 +29,7 @@ class MemoryBank(nn.Module):
         checks.sizes(size=size, dim=dim)
         checks.float_dtype("dtype", dtype)
         checks.momentum(momentum)
+        checks.generator_seed(seed)
         self.momentum = momentum
         self.register_buffer("bank", rows.random_unit_rows(size, dim, seed).to(dtype))
 
@@ -47,6 +48,7 @@ class MemoryBank(nn.Module):
             )
         checks.same_device("features", features, "the bank", self.bank)
         checks.ids("index", index, features.shape[:1], "features", features)
+        checks.places("index", index, len(self.bank))
         index, new = index.long(), rows.unit_rows(features)
         mixed = self.momentum * self.bank.index_select(0, index).to(new.dtype) + (1 - self.momentum) * new
         self.bank.index_copy_(0, index, rows.unit_rows(mixed).to(self.bank.dtype))

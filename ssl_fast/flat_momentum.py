@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from . import checks
 from . import momentum as moving
 
 # Elements: every parameter begins where vectors and 256-byte accesses of its dtype may.
@@ -50,13 +51,16 @@ class FlatMomentum(nn.Module):
         super().__init__()
         if not isinstance(encoder, nn.Module):
             raise TypeError(f"encoder: expected a module, got {type(encoder).__name__}")
-        if buffers not in moving.BUFFERS:
-            raise ValueError(f"buffers: expected one of {', '.join(moving.BUFFERS)}, got {buffers!r}")
+        checks.choice("buffers", buffers, moving.BUFFERS)
         lazy = next((name for name, x in encoder.named_parameters() if nn.parameter.is_lazy(x)), None)
         if lazy is not None:
             raise ValueError(
                 f"encoder: expected parameters with shapes, got a lazy {lazy}: call the encoder once first"
             )
+        for name, x in encoder.named_parameters():
+            checks.dense(f"encoder[{name}]", x)
+            if x.dtype not in checks.FLOATS and (x.dtype.is_floating_point or x.dtype.is_complex):
+                raise TypeError(f"encoder[{name}]: expected float32, float64, bfloat16 or float16, got {x.dtype}")
         self.module = copy.deepcopy(encoder).requires_grad_(False)
         self._buffers_mode = buffers
         self._encoder = (encoder,)  # in a tuple: no part of this module

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from . import checks, functional
 from .bank import MemoryBank
 from .distributed import check_group
+from .functional.instances import checked_rows
 from .queue import NegativeQueue
 from .rows import unit_rows
 from .similarity import sampled_similarity
@@ -148,6 +149,7 @@ class SupConLoss(_Loss):
     ):
         super().__init__(temperature, reduction, group)
         checks.choice("form", form, checks.FORMS)
+        checks.flags(count_without_positive=count_without_positive)
         self.form = form
         self.count_without_positive = count_without_positive
 
@@ -248,11 +250,12 @@ class ClipLoss(_Loss):
         group=None,
     ):
         super().__init__(temperature, reduction, group)
+        checks.flags(normalize=normalize)
         self.normalize = normalize
 
     def forward(self, a: Tensor, b: Tensor, logit_scale: float | Tensor | None = None) -> Tensor:
         """a, b: (N, D), images and texts. logit_scale: 1 / temperature, in its place. Returns () or (2N,)."""
-        temperature = self.temperature if logit_scale is None else _reciprocal(logit_scale)
+        temperature = self.temperature if logit_scale is None else _reciprocal(logit_scale, a)
         return functional.clip(a, b, temperature, self.normalize, self.reduction, group=self.group)
 
 
@@ -272,20 +275,22 @@ class SigLipLoss(_Loss):
     ):
         super().__init__(temperature, reduction, group)
         checks.scalar("bias", bias)
+        checks.flags(normalize=normalize)
         self.bias = bias
         self.normalize = normalize
 
     def forward(self, a: Tensor, b: Tensor, logit_scale: float | Tensor | None = None) -> Tensor:
         """a, b: (N, D), images and texts. logit_scale: 1 / temperature, in its place. Returns () or (N,)."""
-        temperature = self.temperature if logit_scale is None else _reciprocal(logit_scale)
+        temperature = self.temperature if logit_scale is None else _reciprocal(logit_scale, a)
         return functional.siglip(a, b, temperature, self.bias, self.normalize, self.reduction, group=self.group)
 
 
-def _reciprocal(logit_scale: float | Tensor) -> float | Tensor:
-    checks.scalar("logit_scale", logit_scale)
+def _reciprocal(logit_scale: float | Tensor, a: Tensor) -> float | Tensor:
+    checks.embeddings("a", a)
+    checks.scale("logit_scale", logit_scale, a.device)
     if isinstance(logit_scale, Tensor):
         return logit_scale.double().reciprocal()  # so that the kernels find the scale as it was
-    return 1 / logit_scale if logit_scale else math.inf
+    return 1 / logit_scale
 
 
 class InstanceDiscriminationLoss(_Loss):
@@ -313,7 +318,7 @@ class InstanceDiscriminationLoss(_Loss):
         """features: (N, D); index: (N,), their images; bank: (n, D) or a `MemoryBank`. Returns () or (N,)."""
         if self.negatives is None:
             return functional.instance_discrimination(features, index, bank, self.temperature, self.reduction)
-        rows = bank.bank if isinstance(bank, MemoryBank) else bank
+        rows = checked_rows(features, index, bank)  # before noise is drawn
         # With replacement, as the original's uniform draw: the image itself may be among them.
         noise = torch.randint(len(rows), (len(features), self.negatives), device=features.device)
         self._set_normalizer(features, torch.cat([index[:, None], noise], 1), rows)

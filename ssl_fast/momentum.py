@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ BUFFERS = ("copy", "ema", "keep")
 
 @torch.no_grad()
 def ema_update_(
-    target: nn.Module | Sequence[Tensor],
-    source: nn.Module | Sequence[Tensor],
+    target: nn.Module | Iterable[Tensor],
+    source: nn.Module | Iterable[Tensor],
     momentum: float | Tensor,
     buffers: str = "copy",
     seed: int | Tensor | None = None,
@@ -36,11 +36,13 @@ def ema_update_(
     Raises ValueError or TypeError before any tensor is touched: another name, shape or device, a
     float against an integer, complex or 8-bit floats, an expanded target.
     """
-    if buffers not in BUFFERS:
-        raise ValueError(f"buffers: expected one of {', '.join(BUFFERS)}, got {buffers!r}")
+    checks.choice("buffers", buffers, BUFFERS)
     if isinstance(target, nn.Module) != isinstance(source, nn.Module):
         raise TypeError(f"source: expected the kind of target, got {type(target).__name__} and {type(source).__name__}")
     if not isinstance(target, nn.Module):
+        for name, side in (("target", target), ("source", source)):
+            if not isinstance(side, Iterable) or (isinstance(side, Tensor) and not side.dim()):
+                raise TypeError(f"{name}: expected a module or a sequence of Tensors, got {type(side).__name__}")
         _update(paired(dict(enumerate(target)), dict(enumerate(source))), momentum, seed)
         return
     averaged = paired(dict(target.named_parameters()), dict(source.named_parameters()))
@@ -70,7 +72,8 @@ def cosine_momentum(step: float | Tensor, steps: float, start: float, end: float
     checks.momentum(end, "end")
     checks.number("steps", steps, math.ulp(0.0))
     if isinstance(step, Tensor):
-        checks.scalar("step", step.double())
+        checks.dense("step", step)
+        checks.scalar("step", step if step.dtype.is_complex else step.double())
         share = step.double() / steps
         share = torch.where((share >= 0) & (share <= 1), share, torch.nan)
         return end - (end - start) * (torch.cos(math.pi * share) + 1) / 2
@@ -87,6 +90,7 @@ def _plain(t, s) -> bool:
         and isinstance(s, Tensor)
         and t.dtype is s.dtype
         and t.dtype in checks.FLOATS
+        and t.layout is s.layout is torch.strided
         and t.shape == s.shape
         and t.device == s.device
         and t.is_contiguous()
@@ -101,10 +105,17 @@ def paired(target: dict, source: dict) -> list[tuple[Tensor, Tensor]]:
     for name, t in target.items():
         s = source[name]
         # Hundreds of tensors a step: the common case takes one line.
-        if _plain(t, s):
-            continue
+        try:
+            if _plain(t, s):
+                continue
+        except RuntimeError:  # lazy or nested: there is no shape to ask for
+            pass
         if not isinstance(t, Tensor) or not isinstance(s, Tensor):
             raise TypeError(f"source[{name}]: expected Tensors, got {type(t).__name__} and {type(s).__name__}")
+        for side, x in (("target", t), ("source", s)):
+            if nn.parameter.is_lazy(x):
+                raise ValueError(f"{side}[{name}]: expected a tensor with a shape, got a lazy one")
+            checks.dense(f"{side}[{name}]", x)
         if t.shape != s.shape:
             raise ValueError(f"source[{name}]: expected shape {tuple(t.shape)} as target, got {tuple(s.shape)}")
         if t.device != s.device:

@@ -27,6 +27,8 @@ class NegativeQueue(nn.Module):
         super().__init__()
         checks.sizes(size=size, dim=dim)
         checks.float_dtype("dtype", dtype)
+        checks.generator_seed(seed)
+        checks.flags(ids=ids)
         self.register_buffer("queue", rows.random_unit_rows(size, dim, seed).to(dtype))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
         self.register_buffer("queue_ids", torch.full((size,), -1) if ids else None)
@@ -44,6 +46,7 @@ class NegativeQueue(nn.Module):
         """
         queue, queue_ptr = self.queue, self.queue_ptr  # found once: a module looks its buffers up
         checks.embeddings("keys", keys)
+        checks.flags(normalize=normalize)
         if keys.shape[1] != queue.shape[1]:
             raise ValueError(f"keys: expected {queue.shape[1]} columns as the queue, got {tuple(keys.shape)}")
         checks.same_device("keys", keys, "the queue", queue)

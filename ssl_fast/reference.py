@@ -160,8 +160,9 @@ def supcon(
         attraction = logits.masked_fill(~positive, 0).sum(1) / count
     else:
         attraction = logits.masked_fill(~positive, float("-inf")).logsumexp(1) - count.to(u.dtype).log()
-    # A row that is NaN stays NaN.
-    loss_rows = torch.where((count > 0) | whole.isnan(), whole - attraction, 0)
+    # A row that is NaN stays NaN, alone too.
+    bad = whole.isnan() | logits.diagonal().isnan()
+    loss_rows = torch.where(count > 0, whole - attraction, 0).masked_fill(bad, float("nan"))
     loss = reduce_with_positives(loss_rows, count, reduction, count_without_positive)
     if not return_stats:
         return loss
@@ -429,7 +430,10 @@ def update_pair_(t: Tensor, s: Tensor, place: int, momentum, seed: Tensor | None
     wide = torch.promote_types(torch.promote_types(t.dtype, s.dtype), torch.float32)
     kept, added = m.to(wide), (1 - m).to(wide)
     x = torch.where(added == 0, t.to(wide), t.to(wide) * kept + s.to(wide) * added)
-    t.copy_(rounded_at_random(x.float(), seed, place) if seed is not None and t.dtype == torch.bfloat16 else x)
+    if seed is not None and t.dtype == torch.bfloat16:
+        in_memory = t.stride() == s.stride() and torch.ops.aten.is_non_overlapping_and_dense(t)
+        x = rounded_at_random(x.float(), seed, place, t.stride() if in_memory else None)
+    t.copy_(x)
 
 
 @torch.no_grad()

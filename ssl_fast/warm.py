@@ -28,18 +28,45 @@ def warmup(
     embeddings. queue_size: also InfoNCE against a float32 `NegativeQueue` of so many rows, and its enqueue.
     Raises ValueError or TypeError for shapes or dtypes that no loss takes.
     """
-    device = torch.device(device)
+    device, shapes, dtypes = _checked(device, shapes, dtypes, queue_size)
     state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-    for count, dim in shapes:
-        for dtype in dtypes:
-            if dtype not in checks.FLOATS:
-                raise TypeError(f"dtypes: expected float32, float64, bfloat16 or float16, got {dtype}")
-            _run(device, count, dim, dtype, queue_size)
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-        torch.cuda.synchronize(device)
-    else:
-        torch.set_rng_state(state)
+    try:
+        for count, dim in shapes:
+            for dtype in dtypes:
+                _run(device, count, dim, dtype, queue_size)
+    finally:
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state, device)
+            torch.cuda.synchronize(device)
+        else:
+            torch.set_rng_state(state)
+
+
+def _checked(device, shapes, dtypes, queue_size) -> tuple[torch.device, list[tuple[int, int]], list[torch.dtype]]:
+    if not isinstance(device, (str, torch.device)):
+        raise TypeError(f"device: expected a torch.device or its name, got {type(device).__name__}")
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device: expected a torch.device or its name, got {device!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected cpu or cuda, got {device}")
+    for name, values in (("shapes", shapes), ("dtypes", dtypes)):
+        if not isinstance(values, Iterable):
+            raise TypeError(f"{name}: expected a sequence, got {type(values).__name__}")
+    shapes, dtypes = list(shapes), list(dtypes)
+    for shape in shapes:
+        if not isinstance(shape, (tuple, list)):
+            raise TypeError(f"shapes: expected pairs (rows, dim), got {type(shape).__name__}")
+        if len(shape) != 2:
+            raise ValueError(f"shapes: expected pairs (rows, dim), got {len(shape)} numbers")
+        for value in shape:
+            checks.sizes(shapes=value)
+    for dtype in dtypes:
+        checks.float_dtype("dtypes", dtype)
+    if queue_size is not None:
+        checks.sizes(queue_size=queue_size)
+    return device, shapes, dtypes
 
 
 def _run(device: torch.device, count: int, dim: int, dtype: torch.dtype, queue_size: int | None) -> None:

@@ -156,7 +156,7 @@ def test_logit_scale_gets_its_gradient(backend, name):
         assert loss(a, b, 14.0).item() == pytest.approx(expected.item(), rel=1e-6)
         expected.backward()
     assert scale.grad.item() == pytest.approx(-temperature.grad.item() / 14**2, rel=1e-5)
-    with pytest.raises(ValueError, match="temperature: expected a number whose size"):
+    with pytest.raises(ValueError, match="logit_scale: expected a number whose size"):
         loss(a, b, 0.0)
 
 
@@ -255,7 +255,7 @@ def test_memory_bank_is_not_changed_by_bad_input():
         ((index, torch.ones(3, 5)), ValueError, "features: expected 4 columns as the bank"),
         ((index, torch.ones(2, 4)), ValueError, r"index: expected shape \(2,\)"),
         ((index.float(), torch.ones(3, 4)), TypeError, "index: expected integers"),
-        ((torch.tensor([1, 2, 10]), torch.ones(3, 4)), IndexError, "out of"),
+        ((torch.tensor([1, 2, 10]), torch.ones(3, 4)), ValueError, "index: expected places from 0 to 9"),
     ):
         with pytest.raises(error, match=message):
             bank.update_(*arguments)
@@ -353,9 +353,9 @@ def test_sampled_negatives_under_autocast_and_at_cold_temperatures():
 def test_places_outside_the_bank_are_refused():
     bank, x = MemoryBank(10, 4, seed=0), torch.randn(2, 4)
     for places in (torch.tensor([-1, 3]), torch.tensor([3, 10])):
-        with pytest.raises((IndexError, RuntimeError)):
+        with pytest.raises(ValueError, match="expected places from 0 to"):
             functional.instance_discrimination(x, places, bank)
-        with pytest.raises((IndexError, RuntimeError)):
+        with pytest.raises(ValueError, match="expected places from 0 to"):
             functional.instance_nce(x, torch.arange(2), places[:, None], bank, 5.0)
     for noise, error in ((torch.zeros(2, 0).long(), ValueError), (torch.zeros(2).long(), ValueError), ([1], TypeError)):
         with pytest.raises(error, match="noise: expected"):

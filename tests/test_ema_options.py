@@ -127,6 +127,19 @@ def test_seeds_tensors_and_elements_differ_and_repeat(backend):
         assert all(x.unique().numel() == 1 for x in run(5, dtype))
 
 
+@on_every_backend
+def test_the_bits_are_the_specified_ones_in_any_layout(backend):
+    device = device_of(backend)
+    for lay_out in (lambda x: x, lambda x: x.T.contiguous().T, lambda x: x[:, ::2]):
+        source = lay_out(torch.linspace(1, 2, 40 * 30).view(40, 30)).to(device)
+        target, expected = (lay_out(torch.ones(40, 30, dtype=torch.bfloat16, device=device)) for _ in range(2))
+        seed = torch.tensor(7, device=device)
+        with ssl_fast.backend(backend):
+            ema_update_([target], [source], 0.0, seed=seed)
+        reference.ema_update_([expected], [source], 0.0, seed)
+        assert target.equal(expected)
+
+
 def test_random_bits_are_balanced():
     bits = rounding.random_bits(torch.tensor(3), 1, torch.Size([2**15]))
     ones = torch.stack([bits >> k & 1 for k in range(32)]).double().mean(1)

@@ -240,7 +240,7 @@ def test_class_similarity(backend, dtype, count, classes):
 ERRORS = [
     ({"b": torch.ones(3, 4)}, {}, ValueError, r"b: expected 5 columns as a, got \(3, 4\)"),
     ({"a": torch.ones(5)}, {}, ValueError, r"a: expected shape \(rows, dim\), got \(5,\)"),
-    ({}, {"scale": 0.0}, ValueError, r"temperature: expected a number whose size"),
+    ({}, {"scale": 0.0}, ValueError, r"scale: expected a number whose size"),
     ({}, {"scale": torch.ones(2)}, ValueError, r"scale: expected a number or a 0-D"),
     ({}, {"exclude": "diagonal"}, ValueError, r"exclude: expected one of self, got 'diagonal'"),
     ({}, {"exclude": torch.arange(4)}, TypeError, r"exclude: expected a pair of Tensors"),

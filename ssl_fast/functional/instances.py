@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import checks, reference, similarity
 from ..bank import MemoryBank
-from ..rows import finite_rows, reduce, softplus, total, unit_rows
+from ..rows import finite_rows, in_range, reduce, softplus, total, unit_rows
 from ..similarity import IDS_DIFFER
 from .primitive import as_computed, runs_reference
 
@@ -28,9 +28,10 @@ def instance_discrimination(
     bank: (n, D) or a `MemoryBank`, whose rows are taken as they are and get no gradient. Update it after the
         backward pass, which reads it.
     """
-    rows = _check(features, index, bank)
+    rows = checked_rows(features, index, bank)
     temperature = checks.temperature(temperature, features.device)
     checks.reduction(reduction)
+    checks.flags(return_stats=return_stats)
     index = index.long()
     if runs_reference("similarity_lse", features):
         return reference.instance_discrimination(features, index, rows, temperature, reduction, return_stats)
@@ -70,15 +71,16 @@ def instance_nce(
         n times the mean exponential), a number or a 0-D tensor. The others: as for `instance_discrimination`.
     Gathered rows are never all there at a time. In plain PyTorch on every backend: work is N m, not N n.
     """
-    rows = _check(features, index, bank)
-    if not isinstance(noise, Tensor):
-        raise TypeError(f"noise: expected a Tensor, got {type(noise).__name__}")
+    rows = checked_rows(features, index, bank)
+    checks.dense("noise", noise)
     if noise.dim() != 2 or noise.shape[1] < 1:
         raise ValueError(f"noise: expected shape ({len(features)}, samples), got {tuple(noise.shape)}")
     checks.ids("noise", noise, (len(features), noise.shape[1]), "features", features)
+    checks.places("noise", noise, len(rows))
     checks.scalar("normalizer", normalizer, features.device)
     temperature = checks.temperature(temperature, features.device)
     checks.reduction(reduction)
+    checks.flags(return_stats=return_stats)
     index, noise = index.long(), noise.long()
     if runs_reference("similarity_lse", features):
         return reference.instance_nce(
@@ -86,10 +88,10 @@ def instance_nce(
         )  # fmt: skip
     candidates = torch.cat([index[:, None], noise], 1)
     similarities = similarity.sampled_similarity(unit_rows(features), rows, candidates)
-    return reference.nce_of(similarities, len(rows), normalizer, temperature, reduction, return_stats)
+    return reference.nce_of(similarities, len(rows), normalizer, in_range(temperature), reduction, return_stats)
 
 
-def _check(features: Tensor, index: Tensor, bank: Tensor | MemoryBank) -> Tensor:
+def checked_rows(features: Tensor, index: Tensor, bank: Tensor | MemoryBank) -> Tensor:
     """The bank's rows."""
     rows = bank.bank if isinstance(bank, MemoryBank) else bank
     checks.embeddings("features", features)
@@ -98,4 +100,5 @@ def _check(features: Tensor, index: Tensor, bank: Tensor | MemoryBank) -> Tensor
         raise ValueError(f"bank: expected {features.shape[1]} columns as features, got {tuple(rows.shape)}")
     checks.same_device("bank", rows, "features", features)
     checks.ids("index", index, features.shape[:1], "features", features)
+    checks.places("index", index, len(rows))
     return rows.detach()

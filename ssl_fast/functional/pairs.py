@@ -11,7 +11,7 @@ from .. import checks, reference, similarity
 from ..distributed import Across, Batch, batch_of
 from ..queue import NegativeQueue
 from ..ring import Around
-from ..rows import ContrastiveStats, finite_rows, logsumexp, softplus, total, unit_rows
+from ..rows import ContrastiveStats, finite_rows, in_range, logsumexp, softplus, total, unit_rows
 from ..similarity import ALL, IDS_DIFFER, NOT_SELF, split
 from .primitive import as_computed, pair_of_ids, runs_reference
 
@@ -43,6 +43,7 @@ def info_nce(
     rows = _negative_rows(query, negatives)
     temperature = checks.temperature(temperature, query.device)
     checks.reduction(reduction)
+    checks.flags(return_stats=return_stats)
     if exclude is not None:
         if rows is not None and rows.dim() == 3:
             raise ValueError("exclude: expected None with negatives of each query's own")
@@ -130,6 +131,7 @@ def multi_positive_info_nce(
     temperature = checks.temperature(temperature, query.device)
     checks.choice("form", form, checks.FORMS)
     checks.reduction(reduction)
+    checks.flags(return_stats=return_stats)
     batch = batch_of(group if rows is None else None, query)
     if runs_reference("similarity_lse", query):
         options = {"temperature": temperature, "form": form}
@@ -195,6 +197,7 @@ def moco_v3(
     checks.pair("key1", key1, "query1", query1)
     temperature = checks.temperature(temperature, query1.device)
     checks.reduction(reduction)
+    checks.flags(return_stats=return_stats)
     if group is None and runs_reference("info_nce", query1):
         return reference.moco_v3(query1, query2, key1, key2, temperature, reduction, return_stats)
     first = info_nce(query1, key2, None, temperature, "none", return_stats, group=group)
@@ -225,6 +228,7 @@ def clip(
     checks.pair("b", b, "a", a)
     temperature = checks.temperature(temperature, a.device)
     checks.reduction(reduction)
+    checks.flags(normalize=normalize, return_stats=return_stats)
     batch = batch_of(group, a)
     if runs_reference("similarity_lse", a):
         options = {"temperature": temperature, "normalize": normalize}
@@ -270,6 +274,7 @@ def siglip(
     temperature = checks.temperature(temperature, a.device)
     checks.scalar("bias", bias, a.device)
     checks.reduction(reduction)
+    checks.flags(normalize=normalize, return_stats=return_stats)
     batch = batch_of(group, a)
     if isinstance(batch, Around):
         raise ValueError("group: expected a process group for siglip, got a Ring")
@@ -284,7 +289,7 @@ def siglip(
     positive = similarity.pair_similarity(a, b, normalize, normalize)
     counted = positive if return_stats else None
     sums, ranks = batch.softplus(a, b, normalize, temperature, bias, counted)
-    loss_rows = sums + softplus(-(positive / temperature + bias))
+    loss_rows = sums + softplus(-(positive / in_range(temperature) + bias))
     return _of_pairs(a, b, normalize, positive, loss_rows, loss_rows.repeat(2), ranks, reduction, batch)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -36,10 +34,9 @@ def similarity_lse(
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"b: expected {a.shape[1]} columns as a, got {tuple(b.shape)}")
     checks.same_device("b", b, "a", a)
-    checks.scalar("scale", scale, a.device)
+    checks.scale("scale", scale, a.device)
+    checks.flags(normalize=normalize, columns=columns)
     mask, ids = _mask_of(a, b, exclude, only)
-    if not isinstance(scale, Tensor):
-        checks.temperature(1 / scale if scale else math.inf)
     if runs_reference("similarity_lse", a):
         return reference.similarity_lse(a, b, scale, exclude, only, normalize, columns)
     # In float64, so that the kernels find the scale as it was.
@@ -64,7 +61,7 @@ def _mask_of(a: Tensor, b: Tensor, exclude, only):
         checks.choice("exclude", exclude, ("self",))
         return NOT_SELF, (None, None)
     name = "exclude" if only is None else "only"
-    return (IDS_DIFFER if only is None else IDS_EQUAL), pair_of_ids(name, only or exclude, a, b)
+    return (IDS_DIFFER if only is None else IDS_EQUAL), pair_of_ids(name, exclude if only is None else only, a, b)
 
 
 def pair_of_ids(name: str, ids, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,6 +42,7 @@ def nt_xent(
     checks.pair("z2", z2, "z1", z1)
     temperature = checks.temperature(temperature, z1.device)
     checks.reduction(reduction)
+    checks.flags(return_stats=return_stats)
     if group is not None:
         return _nt_xent_across(z1, z2, temperature, reduction, return_stats, batch_of(group, z1))
     if runs_reference("nt_xent", z1):
@@ -92,6 +93,7 @@ def supcon(
     temperature = checks.temperature(temperature, features.device)
     checks.choice("form", form, checks.FORMS)
     checks.reduction(reduction)
+    checks.flags(count_without_positive=count_without_positive, return_stats=return_stats)
     batch = batch_of(group, features)
     if isinstance(batch, Around):
         raise ValueError("group: expected a process group for supcon, whose classes are gathered, got a Ring")
@@ -113,8 +115,9 @@ def supcon(
         of_positives = _positives_lse(z, labels, rows[len(z) :], classes[len(z) :], temperature)
         of_positives = of_positives.masked_fill(positives == 0, 0.0)
         loss_rows = softplus(lse - of_positives) + positives.clamp_min(1).to(lse.dtype).log()
-    # Without a positive 0; a row that is NaN stays NaN.
-    loss_rows = torch.where((positives > 0) | lse.isnan(), loss_rows, 0.0).to(same.dtype)
+    # Without a positive 0; a row that is NaN stays NaN, alone too.
+    nothing = similarity.pair_similarity(z.detach(), z.detach()) * 0
+    loss_rows = torch.where((positives > 0) | lse.isnan(), loss_rows.to(same.dtype), nothing)
     loss = batch.reduce(loss_rows, reduction, None if count_without_positive else positives > 0)
     if not return_stats:
         return loss
@@ -169,6 +172,7 @@ def dcl(
     batch = _checked_batch(z1, z2, group)
     temperature = checks.temperature(temperature, z1.device)
     checks.reduction(reduction)
+    checks.flags(return_stats=return_stats)
     if sigma is not None:
         checks.number("sigma", sigma, 1e-8)
     if runs_reference("similarity_lse", z1):
@@ -212,6 +216,7 @@ def hard_negative_nt_xent(
     checks.number("beta", beta, 0.0)
     checks.number("tau_plus", tau_plus, 0.0, 1.0)
     checks.reduction(reduction)
+    checks.flags(return_stats=return_stats)
     if runs_reference("similarity_lse", z1):
         options = {"temperature": temperature, "beta": beta, "tau_plus": tau_plus}
         if group is None:
