@@ -113,7 +113,7 @@ def paired(target: dict, source: dict) -> list[tuple[Tensor, Tensor]]:
         if not isinstance(t, Tensor) or not isinstance(s, Tensor):
             raise TypeError(f"source[{name}]: expected Tensors, got {type(t).__name__} and {type(s).__name__}")
         for side, x in (("target", t), ("source", s)):
-            if nn.parameter.is_lazy(x):
+            if isinstance(x, nn.parameter.UninitializedTensorMixin):  # is_lazy() breaks torch.compile
                 raise ValueError(f"{side}[{name}]: expected a tensor with a shape, got a lazy one")
             checks.dense(f"{side}[{name}]", x)
         if t.shape != s.shape:
