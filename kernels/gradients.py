@@ -14,7 +14,7 @@ from . import configs
 from .attractions import gradient_unit
 from .rows import Rows, wide
 from .scale import Scale
-from .tiles import LN2, load_vector, log2_scale, narrowed, rounded
+from .tiles import LEAST_CLAMPED, LN2, load_vector, log2_scale, narrowed, rounded
 
 
 @triton.jit
@@ -67,7 +67,7 @@ def _row_gradients_kernel(
     else:
         inverse = tl.load(inverse_norms + row, mask=inside, other=0.0)
         # Where the norm was clamped, the row is x / EPS and its direction counts too.
-        projection = tl.where(inverse < 0.9999999e12, projection, 0.0)
+        projection = tl.where(inverse < LEAST_CLAMPED, projection, 0.0)
     for depth in range(0, WIDTH, BLOCK_D):
         d, u = _unit_gradient(
             sums, values, partners, weight, pull, own, s, pieces, row, partner, rows, inside, depth, dim,
@@ -76,7 +76,7 @@ def _row_gradients_kernel(
         column = depth + tl.arange(0, BLOCK_D)
         dx = (d - u * projection[:, None]) * inverse[:, None]
         place = out + local.to(tl.int64)[:, None] * dim + column[None, :]
-        tl.store(place, narrowed(dx, out.dtype.element_ty), mask=inside[:, None] & (column < dim)[None, :])
+        tl.store(place, narrowed(dx, inverse, out.dtype.element_ty), mask=inside[:, None] & (column < dim)[None, :])
 
 
 @triton.jit

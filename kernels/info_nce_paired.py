@@ -14,7 +14,7 @@ from . import configs
 from .attractions import Softmax, gradient_unit
 from .rows import Rows, inverse_norm, largest_power
 from .scale import Scale
-from .tiles import LN2, exp2_of, log2_scale, narrowed
+from .tiles import LEAST_CLAMPED, LN2, exp2_of, log2_scale, narrowed
 from .walk import Partial, new_partial
 
 
@@ -176,15 +176,15 @@ def _paired_gradient_kernel(
     dots = tl.sum(v * x[None, :], 1) * factor
     p = exp2_of(dots, s.to(accumulator) * own, tl.load(log_sums + i)) * pull
     d = (p * slope.to(accumulator))[:, None] * (x * own)[None, :]
+    inverse = factor.to(tl.float64) * power
     if NORMALIZE:
         n = v * factor[:, None]
-        inverse = factor.to(tl.float64) * power
         # Where the norm was clamped, the row is x / EPS and its direction counts too.
-        projection = tl.where(inverse < 0.9999999e12, tl.sum(n * d, 1), 0.0)
+        projection = tl.where(inverse < LEAST_CLAMPED, tl.sum(n * d, 1), 0.0)
         d = (d - n * projection[:, None]) * inverse.to(accumulator)[:, None]
     column = tl.arange(0, BLOCK_D)
     place = out + (i.to(tl.int64) * keys + row)[:, None] * dim + column[None, :]
-    tl.store(place, narrowed(d, out.dtype.element_ty), mask=(row < keys)[:, None] & (column < dim)[None, :])
+    tl.store(place, narrowed(d, inverse, out.dtype.element_ty), mask=(row < keys)[:, None] & (column < dim)[None, :])
 
 
 def gradient_of_negatives(

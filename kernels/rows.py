@@ -10,9 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
-from .tiles import load_rows, narrowed, part_of_dots, zero_dots
+from .tiles import load_rows, part_of_dots, rounded, zero_dots
 
-EPS = tl.constexpr(1e-12)  # reference.EPS
+EPS = tl.constexpr(1e-12)  # ssl_fast/rows.py
 
 
 class Rows(NamedTuple):
@@ -120,7 +120,7 @@ def _prepare_kernel(
         v = _load(x, row, count, depth, dim, row_stride, dim_stride, BLOCK_D).to(accumulator) * power[:, None]
         v = v.to(tl.float64) * scaled[:, None] if double else v * scaled.to(tl.float32)[:, None]
         place = values + row.to(tl.int64)[:, None] * WIDTH + depth + tl.arange(0, BLOCK_D)[None, :]
-        tl.store(place, narrowed(v, values.dtype.element_ty), mask=(row < count)[:, None])
+        tl.store(place, rounded(v, values.dtype.element_ty), mask=(row < count)[:, None])
 
 
 def prepare(sources: list[Tensor], dtype: torch.dtype, anchors: Tensor, normalize: bool = True) -> Rows:

@@ -14,6 +14,8 @@ import triton.language as tl
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+# Inverse norms from here on are 1 / EPS (rows.py): of rows whose norm was clamped.
+LEAST_CLAMPED = tl.constexpr(0.9999999e12)
 
 # The pairs (row, column) that count: all; but the row itself; but the row and its partner half a batch away; those
 # whose ids are equal, but the row itself; whose ids are equal; whose ids differ. The second to fourth
@@ -224,9 +226,14 @@ def rounded(x, dtype: tl.constexpr):
 
 
 @triton.jit
-def narrowed(x, dtype: tl.constexpr):
-    """x in dtype; a finite number too large for float16 (the gradient of a zero row is dU / EPS) saturates."""
+def narrowed(gradient, inverse_norm, dtype: tl.constexpr):
+    """Gradients of rows (rows, columns) in dtype. inverse_norm (rows): 1 / max(|x|, EPS).
+
+    dU / EPS, the gradient of a zero row, is beyond float16 and saturates where it is finite. Of other rows, Inf tells
+    a gradient scaler to back off.
+    """
     if dtype == tl.float16:
-        x = tl.where((x > 65504.0) & (x < float("inf")), 65504.0, x)
-        x = tl.where((x < -65504.0) & (x > float("-inf")), -65504.0, x)
-    return rounded(x, dtype)
+        beyond = (tl.abs(gradient) > 65504.0) & (tl.abs(gradient) < float("inf"))
+        beyond = beyond & (inverse_norm >= LEAST_CLAMPED)[:, None]
+        gradient = tl.where(beyond, tl.where(gradient > 0, 65504.0, -65504.0), gradient)
+    return rounded(gradient, dtype)

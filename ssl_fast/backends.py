@@ -89,6 +89,8 @@ def choose(operator: str, device_type: str) -> str:
     Raises ValueError where the requested backend cannot.
     """
     key = (_requested, operator, device_type)
+    if torch.compiler.is_compiling():  # a cache that tracing fills would fail the guards on it
+        return _choose(*key)
     chosen = _chosen.get(key)
     if chosen is None:
         chosen = _chosen[key] = _choose(*key)

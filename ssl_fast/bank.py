@@ -48,7 +48,7 @@ class MemoryBank(nn.Module):
             )
         checks.same_device("features", features, "the bank", self.bank)
         checks.ids("index", index, features.shape[:1], "features", features)
-        checks.places("index", index, len(self.bank))
+        checks.places("index", index, self.bank.shape[0])
         index, new = index.long(), rows.unit_rows(features)
         mixed = self.momentum * self.bank.index_select(0, index).to(new.dtype) + (1 - self.momentum) * new
         self.bank.index_copy_(0, index, rows.unit_rows(mixed).to(self.bank.dtype))

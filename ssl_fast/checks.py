@@ -169,7 +169,7 @@ def momentum_or_tensor(value):
     if value.dim() != 0 or value.dtype not in (torch.float32, torch.float64):
         shape = tuple(value.shape)
         raise ValueError(f"momentum: expected a number or a 0-D float32 or float64 tensor, got {shape}, {value.dtype}")
-    if value.device.type != "cpu":
+    if value.device.type != "cpu" or torch.compiler.is_compiling():
         return value
     momentum(value.item())
     return value.item()

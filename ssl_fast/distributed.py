@@ -85,9 +85,9 @@ def gather(x: Tensor, group: dist.ProcessGroup, counts: list[int] | None = None)
     n may differ, the other sizes and the dtype may not. Differentiable: each rank gets the sum of all ranks'
     gradients of its rows. counts: n of each rank, where it is known already.
     """
-    counts = counts_of(len(x), group, x.device) if counts is None else counts
+    counts = counts_of(x.shape[0], group, x.device) if counts is None else counts
     most = max(counts)
-    padded = x if len(x) == most else torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])])
+    padded = x if x.shape[0] == most else torch.cat([x, x.new_zeros(most - x.shape[0], *x.shape[1:])])
     gathered = _Gather.apply(padded, group)
     if min(counts) == most:
         return gathered.flatten(0, 1)
@@ -108,7 +108,7 @@ def shuffle(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
     x (n, ...): the rank's images. Returns (n others', of all ranks' images, the permutation for `unshuffle`). The
     permutation is drawn on rank 0 from torch's global generator of the device.
     """
-    counts = counts_of(len(x), group, x.device)
+    counts = counts_of(x.shape[0], group, x.device)
     order = torch.randperm(sum(counts), device=x.device)
     dist.broadcast(order, dist.get_global_rank(group, 0), group)
     return gather(x, group, counts)[_own_part(order, counts, group)], order
@@ -171,9 +171,9 @@ class Across(Batch):
 
     def __init__(self, x: Tensor, group: dist.ProcessGroup):
         self.group, self.world = group, dist.get_world_size(group)
-        self.counts = counts_of(len(x), group, x.device)
+        self.counts = counts_of(x.shape[0], group, x.device)
         self.rank = dist.get_rank(group)
-        self.count, self.total = len(x), sum(self.counts)
+        self.count, self.total = x.shape[0], sum(self.counts)
         self.first = sum(self.counts[: self.rank])
 
     def gather(self, x: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ class Across(Batch):
         return gather(x, self.group, [count * each for count in self.counts])
 
     def _each(self, x: Tensor) -> int:
-        return len(x) // self.count
+        return x.shape[0] // self.count
 
     def lse(self, a, b, mask, temperature, ids=(None, None), normalize=(True, True), positive=None):
         ids = (ids[0], None if ids[1] is None else self.gather(ids[1]))
@@ -244,7 +244,7 @@ class Across(Batch):
 def batch_of(group, x: Tensor) -> Batch:
     """The batch that x (n, ...), one of a loss's arguments, is this process's part of."""
     if group is None:
-        return Batch(len(x))
+        return Batch(x.shape[0])
     check_group(group)
     if isinstance(group, Ring):
         from .ring import Around  # which builds on this module

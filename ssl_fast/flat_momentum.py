@@ -76,6 +76,9 @@ class FlatMomentum(nn.Module):
     def update_(self, momentum: float | Tensor, seed: int | Tensor | None = None) -> None:
         """copy = momentum * copy + (1 - momentum) * encoder, in place. Arguments and errors: `ema_update_`."""
         encoder = self._encoder[0]
+        if torch.compiler.is_compiling():  # a trace has no addresses
+            moving.ema_update_(self.module, encoder, momentum, self._buffers_mode, seed)
+            return
         here = _parameters(self.module, encoder)
         same = len(here) == len(self._known) and all(map(operator.is_, here, self._known))
         if not same or not all(flat.holds() for flat in self._flat):

@@ -320,7 +320,7 @@ class InstanceDiscriminationLoss(_Loss):
             return functional.instance_discrimination(features, index, bank, self.temperature, self.reduction)
         rows = checked_rows(features, index, bank)  # before noise is drawn
         # With replacement, as the original's uniform draw: the image itself may be among them.
-        noise = torch.randint(len(rows), (len(features), self.negatives), device=features.device)
+        noise = torch.randint(rows.shape[0], (features.shape[0], self.negatives), device=features.device)
         self._set_normalizer(features, torch.cat([index[:, None], noise], 1), rows)
         return functional.instance_nce(
             features, index, noise, rows, self.normalizer, self.temperature, self.reduction
@@ -332,5 +332,5 @@ class InstanceDiscriminationLoss(_Loss):
         similarities = sampled_similarity(unit_rows(features), rows, candidates).double()
         temperature = checks.temperature(self.temperature, features.device)
         # Kept in float64, whose exponentials hold; at the coldest temperatures a bound stands in for what they do not.
-        estimate = len(rows) * (similarities / temperature).exp().mean().clamp(1e-290, 1e290)
+        estimate = rows.shape[0] * (similarities / temperature).exp().mean().clamp(1e-290, 1e290)
         self.normalizer.copy_(torch.where(self.normalizer > 0, self.normalizer, estimate))

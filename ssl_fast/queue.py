@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,8 @@ class NegativeQueue(nn.Module):
 
     Buffers `queue` (K, D), unit rows at the start, and `queue_ptr` (1,) int64, the row written
     next; with ids `queue_ids` (K,) int64, -1 at the start. All are in the state dict, so a resumed run
-    keeps its negatives.
+    keeps its negatives. A queue of the shape (D, K), as the original MoCo code saves it, is loaded transposed, with a
+    warning; where K = D it cannot be told and is taken as (K, D).
     Raises ValueError where size or dim is below 1, TypeError for another dtype than a float.
     """
 
@@ -59,11 +62,11 @@ class NegativeQueue(nn.Module):
             distributed.check_group(group)
             if isinstance(group, distributed.Ring):
                 raise TypeError("group: expected a ProcessGroup or None, got Ring")
-            counts = distributed.counts_of(len(keys), group, keys.device)
+            counts = distributed.counts_of(keys.shape[0], group, keys.device)
             keys = distributed.gather(keys, group, counts)
             ids = None if ids is None else distributed.gather(ids, group, counts)
         if ids is not None:
-            count, size = len(keys), len(queue)
+            count, size = keys.shape[0], queue.shape[0]
             stay = torch.arange(max(count - size, 0), count, device=queue.device)
             self.queue_ids.index_copy_(0, (queue_ptr + stay) % size, ids[stay].long())
         chosen = backends.choose("enqueue_", keys.device.type)
@@ -73,6 +76,16 @@ class NegativeQueue(nn.Module):
             torch.ops.ssl_fast.triton_enqueue_(queue, queue_ptr, keys, normalize)
         else:
             torch.ops.ssl_fast.enqueue_(queue, queue_ptr, keys, normalize)
+
+    def _load_from_state_dict(self, state_dict, prefix, *arguments) -> None:
+        name = f"{prefix}queue"
+        stored = state_dict.get(name)
+        size, dim = self.queue.shape
+        if isinstance(stored, Tensor) and stored.shape == (dim, size) != (size, dim):
+            message = f"{name}: ({dim}, {size}), as the original MoCo code saves it, is loaded transposed"
+            warnings.warn(message, stacklevel=2)
+            state_dict[name] = stored.T  # of a copy, which load_state_dict makes
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
         return f"size={self.queue.shape[0]}, dim={self.queue.shape[1]}, dtype={self.queue.dtype}"

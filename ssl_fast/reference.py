@@ -17,6 +17,7 @@ from .rounding import rounded_at_random
 from .rows import (
     ContrastiveStats,
     finite_rows,
+    in_full_precision,
     in_range,
     reduce,
     reduce_with_positives,
@@ -38,6 +39,7 @@ def _stats(loss_rows: Tensor, similarity: Tensor, best: Tensor, positive_mean: T
     return stats_of(loss_rows, ranks, positive_mean, negative_mean)
 
 
+@in_full_precision
 def nt_xent(z1: Tensor, z2: Tensor, temperature=0.1, reduction: str = "mean", return_stats: bool = False):
     """NT-Xent of SimCLR (Chen et al. 2020, eq. 1) over the 2N rows of two views.
 
@@ -60,6 +62,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature=0.1, reduction: str = "mean", re
     return loss, _stats(loss_rows, similarity, positive, positive.detach().mean(), negative, temperature)
 
 
+@in_full_precision
 def info_nce(
     query: Tensor,
     positive: Tensor,
@@ -110,7 +113,7 @@ def normalized_negatives(negatives) -> Tensor:
 
 def _allowed(a: Tensor, b: Tensor, exclude, only) -> Tensor:
     """The mask (N, M) of the pairs that count."""
-    itself = torch.arange(len(a), device=a.device)[:, None] == torch.arange(len(b), device=a.device)
+    itself = torch.arange(a.shape[0], device=a.device)[:, None] == torch.arange(b.shape[0], device=a.device)
     if only is not None:
         same = only[0][:, None] == only[1]
         return same & ~itself if a is b else same
@@ -119,6 +122,7 @@ def _allowed(a: Tensor, b: Tensor, exclude, only) -> Tensor:
     return ~itself if exclude == "self" else exclude[0][:, None] != exclude[1]
 
 
+@in_full_precision
 def similarity_lse(a: Tensor, b: Tensor, scale=10.0, exclude=None, only=None, normalize: bool = True, columns=False):
     """lse_i = log sum_k exp(scale <u_i, v_k>) over the allowed k; -Inf where there is none.
 
@@ -133,6 +137,7 @@ def similarity_lse(a: Tensor, b: Tensor, scale=10.0, exclude=None, only=None, no
     return (logits.logsumexp(1), logits.logsumexp(0)) if columns else logits.logsumexp(1)
 
 
+@in_full_precision
 def supcon(
     features: Tensor,
     labels=None,
@@ -150,7 +155,7 @@ def supcon(
     temperature = in_range(temperature)
     rows, labels = views_of(features, labels)
     u = unit_rows(rows)
-    itself = torch.eye(len(u), dtype=torch.bool, device=u.device)
+    itself = torch.eye(u.shape[0], dtype=torch.bool, device=u.device)
     same = labels[:, None] == labels
     positive, count = same & ~itself, same.sum(1) - 1
     similarity = u @ u.T
@@ -175,16 +180,17 @@ def supcon(
 def _two_views(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(unit rows (2N, D), the partner's row of each, the mask of its negatives)."""
     u = unit_rows(torch.cat([z1, z2]))
-    place = torch.arange(len(u), device=u.device)
-    image = place % len(z1)
-    return u, place.roll(len(z1)), image[:, None] != image
+    place = torch.arange(u.shape[0], device=u.device)
+    image = place % z1.shape[0]
+    return u, place.roll(z1.shape[0]), image[:, None] != image
 
 
 def von_mises_fisher_weights(similarity: Tensor, sigma: float) -> Tensor:
     """2 - N softmax(<u_i, v_i> / sigma) of N pairs, without gradient (Yeh et al. 2022, eq. 7)."""
-    return 2 - len(similarity) * (similarity.detach() / sigma).softmax(0)
+    return 2 - similarity.shape[0] * (similarity.detach() / sigma).softmax(0)
 
 
+@in_full_precision
 def dcl(
     z1: Tensor, z2: Tensor, temperature=0.1, sigma: float | None = None, reduction: str = "mean", return_stats=False
 ):
@@ -196,7 +202,7 @@ def dcl(
     u, partner, negative = _two_views(z1, z2)
     similarity = u @ u.T
     positive = similarity.gather(1, partner[:, None])[:, 0]
-    weights = 1 if sigma is None else von_mises_fisher_weights(positive[: len(z1)], sigma).repeat(2)
+    weights = 1 if sigma is None else von_mises_fisher_weights(positive[: z1.shape[0]], sigma).repeat(2)
     logits = (similarity / temperature).masked_fill(~negative, float("-inf"))
     loss_rows = logits.logsumexp(1) - weights * positive / temperature
     loss = reduce(loss_rows, reduction)
@@ -205,6 +211,7 @@ def dcl(
     return loss, _stats(loss_rows, similarity, positive, positive.detach().mean(), negative, temperature)
 
 
+@in_full_precision
 def hard_negative_nt_xent(
     z1: Tensor,
     z2: Tensor,
@@ -227,7 +234,7 @@ def hard_negative_nt_xent(
     # beta of 0: the log of the number of negatives.
     tilted = (beta * logits.masked_fill(~negative, 0)).masked_fill(~negative, float("-inf")).logsumexp(1)
     log_mean = ((1 + beta) * logits).logsumexp(1) - tilted
-    loss_rows = hard_negative_rows(log_mean, positive / temperature, 1 / temperature, len(u) - 2, tau_plus)
+    loss_rows = hard_negative_rows(log_mean, positive / temperature, 1 / temperature, u.shape[0] - 2, tau_plus)
     loss = reduce(loss_rows, reduction)
     if not return_stats:
         return loss
@@ -243,9 +250,10 @@ def hard_negative_rows(log_mean: Tensor, positive_logits: Tensor, scale, negativ
         none_left = mean <= 0  # not for NaN, which stays
         log_mean = (mean.masked_fill(none_left, 1).log() + largest).masked_fill(none_left, float("-inf"))
     log_mean = torch.maximum(log_mean, torch.zeros_like(log_mean) - abs(scale))
-    return softplus(log_mean + math.log(negatives) - positive_logits)
+    return softplus(log_mean + log_mean.new_full((), negatives).log() - positive_logits)
 
 
+@in_full_precision
 def clip(a: Tensor, b: Tensor, temperature=0.07, normalize: bool = True, reduction: str = "mean", return_stats=False):
     """CLIP's symmetric loss (Radford et al. 2021, fig. 3): each row of a against all of b, and of b against all of a.
 
@@ -259,11 +267,12 @@ def clip(a: Tensor, b: Tensor, temperature=0.07, normalize: bool = True, reducti
     loss = reduce(loss_rows, reduction)
     if not return_stats:
         return loss
-    negative = ~torch.eye(len(a), dtype=torch.bool, device=a.device).repeat(2, 1)
+    negative = ~torch.eye(a.shape[0], dtype=torch.bool, device=a.device).repeat(2, 1)
     both = torch.cat([similarity, similarity.T])
     return loss, _stats(loss_rows, both, positive, positive.detach().mean(), negative, temperature)
 
 
+@in_full_precision
 def siglip(
     a: Tensor,
     b: Tensor,
@@ -280,7 +289,7 @@ def siglip(
     temperature = in_range(temperature)
     prepared = unit_rows if normalize else finite_rows
     similarity = prepared(a) @ prepared(b).T
-    itself = torch.eye(len(a), dtype=torch.bool, device=a.device)
+    itself = torch.eye(a.shape[0], dtype=torch.bool, device=a.device)
     logits = similarity / temperature + bias
     loss_rows = softplus(torch.where(itself, -logits, logits)).sum(1)
     loss = reduce(loss_rows, reduction)
@@ -291,6 +300,7 @@ def siglip(
     return loss, stats
 
 
+@in_full_precision
 def moco_v3(
     query1: Tensor,
     query2: Tensor,
@@ -314,6 +324,7 @@ def symmetric_sum(first, second, factor, reduction: str, return_stats: bool):
     return loss, ContrastiveStats(*((x + y) / 2 for x, y in zip(first[1], second[1], strict=True)))
 
 
+@in_full_precision
 def instance_discrimination(
     features: Tensor, index: Tensor, bank, temperature=0.07, reduction: str = "mean", return_stats: bool = False
 ):
@@ -330,10 +341,11 @@ def instance_discrimination(
     loss = reduce(loss_rows, reduction)
     if not return_stats:
         return loss
-    negative = index[:, None] != torch.arange(len(bank), device=u.device)
+    negative = index[:, None] != torch.arange(bank.shape[0], device=u.device)
     return loss, _stats(loss_rows, similarity, positive, positive.detach().mean(), negative, temperature)
 
 
+@in_full_precision
 def instance_nce(
     features: Tensor,
     index: Tensor,
@@ -352,7 +364,7 @@ def instance_nce(
     temperature = in_range(temperature)
     u, rows = unit_rows(features), finite_rows(bank)
     similarity = (rows[torch.cat([index[:, None], noise], 1)].to(u.dtype) @ u[:, :, None])[:, :, 0]
-    return nce_of(similarity, len(bank), normalizer, temperature, reduction, return_stats)
+    return nce_of(similarity, bank.shape[0], normalizer, temperature, reduction, return_stats)
 
 
 def nce_of(similarity: Tensor, images: int, normalizer, temperature, reduction: str, return_stats: bool):
@@ -370,6 +382,7 @@ def nce_of(similarity: Tensor, images: int, normalizer, temperature, reduction: 
     return loss, _stats(loss_rows, negative, positive, positive.detach().mean(), is_negative, temperature)
 
 
+@in_full_precision
 def multi_positive_info_nce(
     query: Tensor,
     positives: Tensor,
@@ -388,7 +401,7 @@ def multi_positive_info_nce(
     q, k = unit_rows(query), unit_rows(positives)
     of_positives = (k @ q[:, :, None])[:, :, 0]
     if negatives is None:
-        image = torch.arange(len(q), device=q.device)
+        image = torch.arange(q.shape[0], device=q.device)
         similarity, negative = q @ k.flatten(0, 1).T, image[:, None] != image.repeat_interleave(k.shape[1])
     else:
         n = normalized_negatives(negatives).to(q.dtype)

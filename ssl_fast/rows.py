@@ -5,6 +5,7 @@ Notation: u_i = x_i / max(|x_i|, EPS), s = 1 / temperature (any sign, not zero).
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -30,17 +31,31 @@ class ContrastiveStats(NamedTuple):
     negative_similarity: Tensor
 
 
-def upcast(x: Tensor) -> Tensor:
-    """float16 and bfloat16 become float32; a float16 gradient saturates instead of becoming Inf.
+def in_full_precision(function):
+    """The function, whose first argument is a tensor, without autocast: it would multiply in half precision."""
 
-    The gradient of a zero row is dU / EPS, which float16 cannot hold.
+    @functools.wraps(function)
+    def without_autocast(x: Tensor, *arguments, **options):
+        if not torch.amp.is_autocast_available(x.device.type):  # the meta device
+            return function(x, *arguments, **options)
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x, *arguments, **options)
+
+    return without_autocast
+
+
+def upcast(x: Tensor) -> Tensor:
+    """float16 and bfloat16 become float32.
+
+    The gradient of a zero row is dU / EPS, beyond float16, and saturates. Of other rows, Inf tells a gradient scaler
+    to back off.
     """
     if x.dtype not in (torch.float16, torch.bfloat16):
         return x
     x32 = x.float()
     if x.dtype == torch.float16 and x32.requires_grad:
-        largest = torch.finfo(torch.float16).max
-        x32.register_hook(lambda gradient: gradient.clamp(-largest, largest))
+        largest, zero = torch.finfo(torch.float16).max, ~x.detach().any(-1, keepdim=True)
+        x32.register_hook(lambda gradient: torch.where(zero, gradient.clamp(-largest, largest), gradient))
     return x32
 
 
@@ -96,13 +111,13 @@ def total(x: Tensor) -> Tensor:
 def row_totals(x: Tensor) -> Tensor:
     """The sum of each row of x (N, m), in an order that m alone decides."""
     padding = -x.shape[1] % 1024
-    return torch.nn.functional.pad(x, (0, padding)).view(len(x), -1, 1024).sum(2).sum(1)
+    return torch.nn.functional.pad(x, (0, padding)).view(x.shape[0], -1, 1024).sum(2).sum(1)
 
 
 def by_pieces(function, *tensors: Tensor) -> Tensor:
     """function(*tensors) of rows, some rows at a time: exp and log differ where a thread's share ends."""
-    step = max(1, ONE_THREAD * len(tensors[0]) // tensors[0].numel())
-    if len(tensors[0]) <= step:
+    step = max(1, ONE_THREAD * tensors[0].shape[0] // tensors[0].numel())
+    if tensors[0].shape[0] <= step:
         return function(*tensors)
     return torch.cat([function(*pieces) for pieces in zip(*(x.split(step) for x in tensors), strict=True)])
 

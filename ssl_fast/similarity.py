@@ -102,7 +102,7 @@ def equal_pairs(u: Tensor, v: Tensor, classes_u: Tensor, classes_v: Tensor) -> t
     """(sum of <u_i, v_k>, number) of the pairs of one class, in O((N + M) D). Classes: of both, from 0 to N + M - 1."""
 
     def by_class(x: Tensor, classes: Tensor) -> Tensor:
-        sums = x.new_zeros(len(u) + len(v), *x.shape[1:])
+        sums = x.new_zeros(u.shape[0] + v.shape[0], *x.shape[1:])
         # On a GPU index_add is atomic; index_put sorts.
         return sums.index_put((classes,), x, accumulate=True) if x.is_cuda else sums.index_add(0, classes, x)
 
@@ -122,12 +122,12 @@ def best_same_class(z: Tensor, labels: Tensor, others: Tensor, other_labels: Ten
     others (M, D): begin with the rows themselves, which do not count. In a pass of its own, some rows at a time, for
     statistics where positives are many. Without one -+Inf.
     """
-    u, v, place = unit_rows(z), unit_rows(others), torch.arange(len(others), device=z.device)
+    u, v, place = unit_rows(z), unit_rows(others), torch.arange(others.shape[0], device=z.device)
     sign = torch.sign(torch.as_tensor(temperature, device=u.device).detach().to(u.dtype))
-    step, best, found = max(1, CHUNK_ELEMENTS // len(v)), [], []
+    step, best, found = max(1, CHUNK_ELEMENTS // v.shape[0]), [], []
     with torch.autocast(u.device.type, enabled=False):
-        for first in range(0, len(u), step):
-            rows = slice(first, min(first + step, len(u)))
+        for first in range(0, u.shape[0], step):
+            rows = slice(first, min(first + step, u.shape[0]))
             same = (labels[rows, None] == other_labels) & (place[rows, None] != place)
             best.append((sign * (u[rows] @ v.T)).masked_fill(~same, float("-inf")).argmax(1))
             found.append(same.any(1))
@@ -149,11 +149,14 @@ class _SampledSimilarity(torch.autograd.Function):
             yield own, finite_rows(rows).to(x.dtype)
 
     @staticmethod
-    def forward(ctx, u: Tensor, bank: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(bank, index)
+    def forward(u: Tensor, bank: Tensor, index: Tensor) -> Tensor:
         with torch.autocast(u.device.type, enabled=False):
             pieces = _SampledSimilarity._pieces(u, bank, index)
             return torch.cat([(rows @ own[:, :, None])[:, :, 0] for own, rows in pieces])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     @torch.autograd.function.once_differentiable

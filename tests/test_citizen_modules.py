@@ -92,6 +92,36 @@ def test_a_state_dict_is_all_of_a_module(make):
     same_state(other, module)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_queue_of_the_original_moco_is_loaded_transposed(inside):
+    """Its buffers: queue (dim, K), whose columns are keys, and queue_ptr (1,)."""
+    queue = NegativeQueue(6, 4, seed=0)
+    module, prefix = (nn.ModuleDict({"key": queue}), "key.") if inside else (queue, "")
+    stored = {f"{prefix}queue": torch.randn(4, 6), f"{prefix}queue_ptr": torch.tensor([2])}
+    before = dict(stored)
+    with pytest.warns(UserWarning, match=rf"{prefix}queue: \(4, 6\), .* is loaded transposed"):
+        module.load_state_dict(stored, strict=True)
+    assert torch.equal(queue.queue, stored[f"{prefix}queue"].T)
+    assert queue.queue.is_contiguous()
+    assert queue.queue_ptr == 2
+    assert all(stored[name] is x for name, x in before.items())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("size", "dim", "shape"), [(4, 4, (4, 4)), (6, 4, (6, 4))])
+def test_a_queue_that_fits_is_loaded_as_it_is(size, dim, shape):
+    queue, stored = NegativeQueue(size, dim), torch.randn(shape)
+    queue.load_state_dict({"queue": stored, "queue_ptr": torch.tensor([0])})
+    assert torch.equal(queue.queue, stored)
+
+
+def test_a_queue_of_another_size_is_refused():
+    queue = NegativeQueue(6, 4, seed=0)
+    with pytest.raises(RuntimeError, match="size mismatch for queue"):
+        queue.load_state_dict({"queue": torch.randn(4, 5), "queue_ptr": torch.tensor([0])})
+    assert torch.equal(queue.queue, NegativeQueue(6, 4, seed=0).queue)
+
+
 @every_module
 def test_a_module_made_on_the_meta_device(make):
     with torch.device("meta"):

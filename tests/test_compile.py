@@ -9,7 +9,7 @@ import inspect
 import pytest
 import torch
 from backends import only_compiled
-from loss_cases import CASES, CLASSES, arguments_of, every_case, gradients_of, leaves, operator_of
+from loss_cases import CLASSES, arguments_of, every_case, gradients_of, leaves, operator_of
 from torch import nn
 
 import ssl_fast
@@ -113,7 +113,6 @@ def test_a_training_step_is_one_graph(model, dynamic, compiler):
 
 
 @pytest.mark.usefixtures("_no_recompiles")
-@pytest.mark.xfail(strict=True, reason="the first trace fills backends._chosen, on which its own guards then fail")
 def test_the_first_call_of_a_process_may_be_compiled(monkeypatch):
     monkeypatch.setattr(backends, "_chosen", {})
     step = compiled(NTXentLoss())
@@ -131,17 +130,8 @@ def module_of(case, temperature, **sizes):
     return loss(temperature, **of_class), {name: x for name, x in arguments.items() if name not in of_class}
 
 
-def failing(*cases, reason):
-    """Every case, of which these are known to fail."""
-    mark = pytest.mark.xfail(strict=True, reason=reason)
-    return pytest.mark.parametrize("case", [pytest.param(x, marks=mark) if x in cases else x for x in CASES])
-
-
-HARD = [case for case in CASES if "hard_negative" in case]
-
-
 @pytest.mark.usefixtures("_no_recompiles")
-@failing(*HARD, reason="math.log of the number of negatives makes it a constant")
+@every_case()
 def test_a_loss_takes_any_batch_size_without_recompiling(case):
     results = []
     for kind in (lambda module: module, compiled):
@@ -216,13 +206,6 @@ class _Flat(nn.Module):
         return output
 
 
-def _defect(name, make, reason):
-    return pytest.param(make, marks=pytest.mark.xfail(strict=True, reason=reason), id=name)
-
-
-ITEM = "a momentum tensor on the CPU is read with item(), whose value then decides a branch"
-
-
 def keep(step):
     return "keep"
 
@@ -236,13 +219,11 @@ UPDATES = [
     pytest.param(
         lambda: _Momentum(seed=lambda step: step, buffers=keep, key_dtype=torch.bfloat16), id="random rounding"
     ),
-    _defect("momentum tensor", lambda: _Momentum(lambda step: torch.tensor(0.9) + step / 100, buffers=keep), ITEM),
-    _defect(
-        "schedule",
-        lambda: _Momentum(lambda step: cosine_momentum(torch.tensor(step), 10, 0.9), buffers=keep),
-        ITEM,
+    pytest.param(lambda: _Momentum(lambda step: torch.tensor(0.9) + step / 100, buffers=keep), id="momentum tensor"),
+    pytest.param(
+        lambda: _Momentum(lambda step: cosine_momentum(torch.tensor(step), 10, 0.9), buffers=keep), id="schedule"
     ),
-    _defect("flat", _Flat, "data_ptr() cannot be traced"),
+    pytest.param(_Flat, id="flat"),
 ]
 
 
@@ -300,10 +281,7 @@ def _dynamic_rows(x, count):
     return {0: torch.export.Dim.DYNAMIC} if isinstance(x, torch.Tensor) and x.shape[:1] == (count,) else None
 
 
-OPERATORS_ALONE = ("nt_xent", "info_nce in batch", "info_nce shared", "info_nce own", "info_nce queue")
-
-
-@failing(*(case for case in CASES if case not in OPERATORS_ALONE), reason="len(x) of a tensor makes it a constant")
+@every_case()
 def test_an_exported_loss_takes_any_batch_size(case):
     module, tensors = exportable(case)
     shapes = (_dynamic_rows(tensors, 6),)

@@ -76,7 +76,7 @@ Tensor backward(const Tensor& gradient, const Tensor& x, const Tensor& labels) {
       for (int64_t d = 0; d < unit.dim; d++)
         du[d] = g[i] * (sum[place + d] - u[d]) + (weighted_sum[place + d] - g[i] * u[d]);
       unit.backward(i, du.data());
-      writer.write(i, du.data());
+      writer.write(i, du.data(), unit.inverse_norm(i));
     }
   });
   return out;

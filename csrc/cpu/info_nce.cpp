@@ -109,9 +109,10 @@ void keys_backward(const Problem<T>& problem, const std::vector<T>& g, const T* 
       const T pull = problem.in_batch ? g[first + j] * rest[first + j] : T(0);
       const T* q = problem.query.row(problem.in_batch ? first + j : 0);
       for (int64_t d = 0; d < dim; d++) row[d] = s * (row[d] - pull * q[d]);
+      const T inverse_norm = meeting.normalize_keys ? inverse_norms[j] : T(1);
       if (meeting.normalize_keys)
-        kernels<T>().normalize_backward(block.rows + j * block.stride, row, dim, inverse_norms[j]);
-      writer.write(first + j, row);
+        kernels<T>().normalize_backward(block.rows + j * block.stride, row, dim, inverse_norm);
+      writer.write(first + j, row, inverse_norm);
     }
   });
 }
@@ -141,12 +142,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem<T>& problem, c
       if (with_query) {
         for (int64_t d = 0; d < dim; d++) row[d] = s * g[i] * (means[i * dim + d] - rest[i] * k[d]);
         along[i] = problem.query.backward(i, row.data());
-        query_writer.write(i, row.data());
+        query_writer.write(i, row.data(), problem.query.inverse_norm(i));
       }
       if (problem.in_batch) continue;
       for (int64_t d = 0; d < dim; d++) row[d] = -s * g[i] * rest[i] * q[d];
       problem.positive.backward(i, row.data());
-      positive_writer.write(i, row.data());
+      positive_writer.write(i, row.data(), problem.positive.inverse_norm(i));
     }
   });
   Tensor dn = at::empty({0}, query.options());

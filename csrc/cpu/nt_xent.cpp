@@ -109,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor
       const T* u = unit.row(p);
       for (int64_t k = 0; k < unit.dim; k++) d[k] = s * (d[k] * du_unit - pull * u[k]);
       along[i] = unit.backward(i, d);
-      writers[i >= n / 2].write(i % (n / 2), d);
+      writers[i >= n / 2].write(i % (n / 2), d, unit.inverse_norm(i));
     }
   });
   double s_dL_ds = 0;

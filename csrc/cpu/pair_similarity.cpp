@@ -28,7 +28,7 @@ Tensor side(const Tensor& of, const UnitRows<T>& own, const UnitRows<T>& other, 
     for (int64_t i = begin; i < end; i++) {
       for (int64_t d = 0; d < own.dim; d++) row[d] = g[i] * other.row(i)[d];
       own.backward(i, row.data());
-      writer.write(i, row.data());
+      writer.write(i, row.data(), own.inverse_norm(i));
     }
   });
   return out;

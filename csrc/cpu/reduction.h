@@ -85,7 +85,7 @@ double rows_backward(const UnitRows<T>& rows, const at::Tensor& du, T s, const a
       T* d = first + i * rows.width;
       for (int64_t k = 0; k < rows.dim; k++) d[k] *= s;
       along[i] = rows.backward(i, d);
-      if (out.numel()) writer.write(i, d);
+      if (out.numel()) writer.write(i, d, rows.inverse_norm(i));
     }
   });
   double sum = 0;

@@ -77,18 +77,14 @@ class RowReader {
   const int64_t rows, dim;
 };
 
-// A finite number too large for float16 (the gradient of a zero row is dU / eps) saturates.
-template <typename S, typename T>
-S narrow(T x) {
-  if constexpr (std::is_same_v<S, at::Half>) {
-    const T largest = 65504;
-    if (x > largest && x <= std::numeric_limits<T>::max()) return S(65504.f);
-    if (x < -largest && x >= std::numeric_limits<T>::lowest()) return S(-65504.f);
-  }
-  return static_cast<S>(x);
+// A finite number too large for float16 becomes its largest.
+template <typename T>
+T saturated(T x) {
+  const T largest = 65504;
+  return std::abs(x) <= std::numeric_limits<T>::max() ? std::clamp(x, -largest, largest) : x;
 }
 
-// Writes rows of T to a contiguous tensor (rows, dim) of any float type.
+// Writes gradients of rows, computed as T, to a contiguous tensor (rows, dim) of any float type.
 template <typename T>
 class RowWriter {
  public:
@@ -96,12 +92,16 @@ class RowWriter {
     with_type(x, [&](auto* data) { data_ = data; });
   }
 
-  void write(int64_t i, const T* row) const {
+  // inverse_norm: 1 / max(|x|, eps) of the row; 1 where it was taken as it is.
+  void write(int64_t i, T* row, T inverse_norm) const {
     switch (dtype_) {
       case at::kFloat: return convert<float>(i, row);
       case at::kDouble: return convert<double>(i, row);
       case at::kBFloat16: return convert<at::BFloat16>(i, row);
-      default: convert<at::Half>(i, row);
+      default:
+        // dU / eps, the gradient of a zero row, is beyond float16. Of others, Inf tells a gradient scaler to back off.
+        if (inverse_norm >= T(1 / kEps)) std::transform(row, row + dim_, row, saturated<T>);
+        convert<at::Half>(i, row);
     }
   }
 
@@ -109,7 +109,7 @@ class RowWriter {
   template <typename S>
   void convert(int64_t i, const T* row) const {
     S* out = static_cast<S*>(data_) + i * dim_;
-    for (int64_t d = 0; d < dim_; d++) out[d] = narrow<S>(row[d]);
+    for (int64_t d = 0; d < dim_; d++) out[d] = static_cast<S>(row[d]);
   }
 
   void* data_ = nullptr;
@@ -164,6 +164,7 @@ struct UnitRows {
   }
 
   T* row(int64_t i) const { return data_ + i * width; }
+  T inverse_norm(int64_t i) const { return normalized ? norms_[i] : T(1); }
 
   // d (dim), the gradient of row i here, becomes that of the row as given. Returns <u_i, d>.
   T backward(int64_t i, T* d) const {

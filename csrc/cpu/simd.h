@@ -9,6 +9,8 @@
 
 namespace ssl_fast {
 
+constexpr double kEps = 1e-12;  // rows.EPS
+
 // Leading dimension of a tile of scores, and the most rows or columns one may have. A multiple of
 // every level's column group (48, 24, 12); not a power of two, which would crowd few cache sets.
 constexpr int64_t kTile = 192;

@@ -71,8 +71,6 @@ static bool finite(const T* x, int64_t dim) {
   return zero == 0;
 }
 
-constexpr double kEps = 1e-12;  // rows.EPS
-
 template <typename T>
 static T normalize(const T* x, T* u, int64_t dim) {
   const T squares = sum_products(x, x, dim);

@@ -201,9 +201,10 @@ struct Backward {
       for (int64_t j = 0; j < count; j++) {
         T* row = sums + j * rows.width;
         for (int64_t d = 0; d < rows.dim; d++) row[d] *= s;
+        const T inverse_norm = job.normalize_b ? inverse_norms[j] : T(1);
         if (job.normalize_b)
-          kernels<T>().normalize_backward(block.rows + j * block.stride, row, rows.dim, inverse_norms[j]);
-        writer.write(first + j, row);
+          kernels<T>().normalize_backward(block.rows + j * block.stride, row, rows.dim, inverse_norm);
+        writer.write(first + j, row, inverse_norm);
       }
     });
   }

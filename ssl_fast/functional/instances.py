@@ -38,8 +38,9 @@ def instance_discrimination(
     (features,) = as_computed(features)
     # index_select refuses negative places, which indexing would count from the end.
     positive = similarity.pair_similarity(features, rows.index_select(0, index), True, False)
+    places = torch.arange(rows.shape[0], device=index.device)
     lse, _, ranks = similarity.similarity_lse(
-        features, rows, IDS_DIFFER, temperature, (index, torch.arange(len(rows), device=index.device)), (True, False),
+        features, rows, IDS_DIFFER, temperature, (index, places), (True, False),
         positive=positive if return_stats else None,
     )  # fmt: skip
     loss_rows = softplus(lse - similarity.scores(positive, temperature)).to(positive.dtype)
@@ -48,7 +49,7 @@ def instance_discrimination(
         return loss
     with torch.no_grad():
         sums = unit_rows(features).sum(0), finite_rows(rows).sum(0)
-        excluded, pairs = total(positive.double()), len(features) * (len(rows) - 1)
+        excluded, pairs = total(positive.double()), features.shape[0] * (rows.shape[0] - 1)
     return loss, similarity.statistics(loss_rows, ranks, total(positive) / positive.numel(), sums, excluded, pairs)
 
 
@@ -74,9 +75,9 @@ def instance_nce(
     rows = checked_rows(features, index, bank)
     checks.dense("noise", noise)
     if noise.dim() != 2 or noise.shape[1] < 1:
-        raise ValueError(f"noise: expected shape ({len(features)}, samples), got {tuple(noise.shape)}")
-    checks.ids("noise", noise, (len(features), noise.shape[1]), "features", features)
-    checks.places("noise", noise, len(rows))
+        raise ValueError(f"noise: expected shape ({features.shape[0]}, samples), got {tuple(noise.shape)}")
+    checks.ids("noise", noise, (features.shape[0], noise.shape[1]), "features", features)
+    checks.places("noise", noise, rows.shape[0])
     checks.scalar("normalizer", normalizer, features.device)
     temperature = checks.temperature(temperature, features.device)
     checks.reduction(reduction)
@@ -88,7 +89,7 @@ def instance_nce(
         )  # fmt: skip
     candidates = torch.cat([index[:, None], noise], 1)
     similarities = similarity.sampled_similarity(unit_rows(features), rows, candidates)
-    return reference.nce_of(similarities, len(rows), normalizer, in_range(temperature), reduction, return_stats)
+    return reference.nce_of(similarities, rows.shape[0], normalizer, in_range(temperature), reduction, return_stats)
 
 
 def checked_rows(features: Tensor, index: Tensor, bank: Tensor | MemoryBank) -> Tensor:
@@ -100,5 +101,5 @@ def checked_rows(features: Tensor, index: Tensor, bank: Tensor | MemoryBank) -> 
         raise ValueError(f"bank: expected {features.shape[1]} columns as features, got {tuple(rows.shape)}")
     checks.same_device("bank", rows, "features", features)
     checks.ids("index", index, features.shape[:1], "features", features)
-    checks.places("index", index, len(rows))
+    checks.places("index", index, rows.shape[0])
     return rows.detach()

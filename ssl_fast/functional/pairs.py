@@ -55,7 +55,7 @@ def info_nce(
     normalize = isinstance(negatives, Tensor)
     if exclude is not None:
         return _info_nce_by_ids(
-            query, positive, rows, normalize, temperature, reduction, return_stats, exclude, Batch(len(query))
+            query, positive, rows, normalize, temperature, reduction, return_stats, exclude, Batch(query.shape[0])
         )  # fmt: skip
     loss, stats, *_ = torch.ops.ssl_fast.info_nce(
         query, positive, rows, normalize, *split(temperature), checks.REDUCTIONS.index(reduction), return_stats
@@ -93,12 +93,12 @@ def _info_nce_by_ids(query, positive, rows, normalize, temperature, reduction, r
         return loss
     with torch.no_grad():
         u, v = unit_rows(query), (unit_rows if normalize else finite_rows)(batch.gather(rows))
-        classes = similarity.dense(torch.cat([ids[0], batch.gather(ids[1])])).split((len(u), len(v)))
+        classes = similarity.dense(torch.cat([ids[0], batch.gather(ids[1])])).split((u.shape[0], v.shape[0]))
         excluded, equal = similarity.equal_pairs(u, v, *classes)
-    sums, pairs = (u.sum(0), v.sum(0)), len(u) * len(v) - equal
+    sums, pairs = (u.sum(0), v.sum(0)), u.shape[0] * v.shape[0] - equal
     positive_mean = total(similarities) / similarities.numel()
     stats = similarity.statistics(loss_rows, ranks, positive_mean, sums, excluded, pairs)
-    return loss, batch.mean_stats(stats, torch.stack([pairs.new_tensor(len(u)), pairs]))
+    return loss, batch.mean_stats(stats, torch.stack([pairs.new_tensor(u.shape[0]), pairs]))
 
 
 def multi_positive_info_nce(
@@ -164,7 +164,7 @@ def multi_positive_info_nce(
     with torch.no_grad():
         u, v = unit_rows(query).sum(0), (unit_rows if normalize else finite_rows)(rows).sum(0)
         excluded, pairs = (total(of_positives.double()), count * each) if in_batch else (0, 0)
-        sums, pairs = (u, batch.sum(v)), count * (batch.total * each if in_batch else len(rows)) - pairs
+        sums, pairs = (u, batch.sum(v)), count * (batch.total * each if in_batch else rows.shape[0]) - pairs
     positive_mean = total(of_positives) / of_positives.numel()
     return loss, batch.mean_stats(similarity.statistics(loss_rows, ranks, positive_mean, sums, excluded, pairs))
 
@@ -296,12 +296,12 @@ def siglip(
 def _of_pairs(a, b, normalize, positive, loss_rows, anchors, ranks, reduction, batch: Batch):
     """The reduced loss and, where ranks were counted, the statistics of both directions of the rank's N pairs."""
     loss = batch.reduce(loss_rows, reduction)
-    if not len(ranks):
+    if not ranks.shape[0]:
         return loss
     with torch.no_grad():
         prepared = unit_rows if normalize else finite_rows
         own = prepared(a).double().sum(0), prepared(b).double().sum(0)
-        pairs = 2 * len(a) * (batch.total - 1)
+        pairs = 2 * a.shape[0] * (batch.total - 1)
         # Both directions: <a, all b> and <b, all a>, which in one process are the same sum.
         sums = torch.cat(own), torch.cat([batch.sum(own[1]), batch.sum(own[0])])
     positive_mean, excluded = total(positive) / positive.numel(), 2 * total(positive.double())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -106,13 +104,13 @@ def supcon(
     rows, classes = batch.gather(z), batch.gather(labels)
     best = similarity.best_same_class(z.detach(), labels, rows.detach(), classes, temperature) if return_stats else None
     if form == "out":
-        same, positives = (x[: len(z)] for x in similarity.class_similarity(rows, classes))
+        same, positives = (x[: z.shape[0]] for x in similarity.class_similarity(rows, classes))
         lse, ranks = batch.lse(z, z, NOT_SELF, temperature, positive=best)
         loss_rows = lse - similarity.scores(same, temperature) / positives.clamp_min(1)
     else:
-        same, positives = (x[: len(z)] for x in similarity.class_similarity(rows.detach(), classes))
+        same, positives = (x[: z.shape[0]] for x in similarity.class_similarity(rows.detach(), classes))
         lse, ranks = batch.lse(z, z, IDS_DIFFER, temperature, (labels, labels), positive=best)
-        of_positives = _positives_lse(z, labels, rows[len(z) :], classes[len(z) :], temperature)
+        of_positives = _positives_lse(z, labels, rows[z.shape[0] :], classes[z.shape[0] :], temperature)
         of_positives = of_positives.masked_fill(positives == 0, 0.0)
         loss_rows = softplus(lse - of_positives) + positives.clamp_min(1).to(lse.dtype).log()
     # Without a positive 0; a row that is NaN stays NaN, alone too.
@@ -123,10 +121,10 @@ def supcon(
         return loss
     with torch.no_grad():
         u, v, dense = unit_rows(z).double(), unit_rows(rows).double(), similarity.dense(classes)
-        same, pairs = similarity.equal_pairs(u, v, dense[: len(u)], dense)
+        same, pairs = similarity.equal_pairs(u, v, dense[: u.shape[0]], dense)
         number = positives.sum()
         positive_mean = torch.where(number > 0, (same - total(u * u)) / number, float("nan"))
-        negatives = len(u) * len(v) - pairs
+        negatives = u.shape[0] * v.shape[0] - pairs
         stats = similarity.statistics(loss_rows, ranks, positive_mean, (u.sum(0), v.sum(0)), same, negatives)
     return loss, batch.mean_stats(stats, torch.stack([number, negatives]))
 
@@ -134,7 +132,7 @@ def supcon(
 def _positives_lse(z, labels, others, other_labels, temperature) -> Tensor:
     """Log-sum-exp of each row over the other rows of its label, here and on the other ranks."""
     lse, *_ = similarity.similarity_lse(z, None, IDS_EQUAL, temperature, (labels, None))
-    if not len(others):
+    if not others.shape[0]:
         return lse
     elsewhere, *_ = similarity.similarity_lse(z, others, IDS_EQUAL, temperature, (labels, other_labels))
     # -Inf where there is none, twice, has no gradient.
@@ -185,7 +183,7 @@ def dcl(
     weights = 1
     if sigma is not None:
         positive = batch.gather(views.positive.detach())  # the rank's own first
-        weights = reference.von_mises_fisher_weights(positive, sigma)[: len(z1)]
+        weights = reference.von_mises_fisher_weights(positive, sigma)[: z1.shape[0]]
     loss_rows = lse - similarity.scores(weights * views.positive, temperature).repeat(2)
     return views.result(loss_rows, ranks, reduction)
 
@@ -231,7 +229,7 @@ def hard_negative_nt_xent(
     lse, ranks = views.negatives_lse(temperature / (1 + beta))
     # A tilt below 1e-8 of the similarities is none.
     tilts = beta > 0 and (isinstance(temperature, Tensor) or abs(temperature) <= TEMPERATURES[1] * beta)
-    tilted = views.negatives_lse(temperature / beta)[0] if tilts else math.log(negatives)
+    tilted = views.negatives_lse(temperature / beta)[0] if tilts else lse.new_full((), negatives).log()
     positive_logits = similarity.scores(views.positive, temperature).repeat(2)
     loss_rows = by_pieces(
         lambda *x: reference.hard_negative_rows(*x, 1 / temperature, negatives, tau_plus), lse - tilted, positive_logits
@@ -268,7 +266,7 @@ class _TwoViews:
         with torch.no_grad():
             u, positive = unit_rows(self.z), self.positive.double()
             of_positives = total(positive)
-            excluded, pairs = total(u.double() ** 2) + 2 * of_positives, len(u) * (2 * self.batch.total - 2)
-            mean, own = of_positives / len(positive), u.sum(0)
+            excluded, pairs = total(u.double() ** 2) + 2 * of_positives, u.shape[0] * (2 * self.batch.total - 2)
+            mean, own = of_positives / positive.shape[0], u.sum(0)
         stats = similarity.statistics(loss_rows, ranks, mean, (own, self.batch.sum(own)), excluded, pairs)
         return loss, self.batch.mean_stats(stats)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 from compare import assert_close
-from evaluate import bound_dtype, row_norms
+from evaluate import bound_dtype, row_norms, within_float16
 from torch import Tensor
 
 from ssl_fast.kernels import pair_similarity, similarity_lse, similarity_softplus
@@ -110,13 +110,12 @@ def assert_gradient(got, x, truth, eager, scale: float, name: str, dtypes: set) 
     assert got.dtype == x.dtype
     assert got.is_contiguous()
     norms = row_norms(x) if got.dim() == 2 else 1.0
-    largest = torch.finfo(got.dtype).max
-    truth, eager = (t.double().clamp(-largest, largest) * norms for t in (truth, eager))
     dtype = bound_dtype(got.dtype, dtypes, "triton")
     roundoff = torch.finfo(dtype).eps / 2 if dtype in HALF_TYPES else 0.0
     # Below its normal numbers a dtype has few digits.
     scale = max(scale, torch.finfo(got.dtype).tiny * float(torch.as_tensor(norms).max()))
-    assert_close(got.double() * norms, truth, dtype, "gradient", eager, scale=scale, name=name, roundoff=roundoff)
+    got, truth, eager = (value * norms for value in within_float16(x, got, truth, eager))
+    assert_close(got, truth, dtype, "gradient", eager, scale=scale, name=name, roundoff=roundoff)
 
 
 def coarsest(tensors) -> torch.dtype:
