@@ -180,6 +180,48 @@ Two similarity_softplus(const Tensor& a, const Tensor& b, bool normalize, double
   return {out[0], out[1]};
 }
 
+using PositiveSignature = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, bool, double,
+                                 const OptionalTensor&, int64_t);
+using PositiveBackwardSignature = Three(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, bool,
+                                        double, const OptionalTensor&, int64_t);
+
+Tensor call_positive(const Tensor& lse, const Tensor& positive, const OptionalTensor& weights, bool in_denominator,
+                     double temperature, const OptionalTensor& temperature_tensor, int64_t reduction) {
+  at::AutoDispatchBelowADInplaceOrView below;
+  return find<PositiveSignature>("ssl_fast::positive_loss")
+      .call(lse, positive, weights, in_denominator, temperature, temperature_tensor, reduction);
+}
+
+struct PositiveLoss : torch::autograd::Function<PositiveLoss> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& lse, const Tensor& positive, const OptionalTensor& weights,
+                        bool in_denominator, double temperature, const OptionalTensor& temperature_tensor,
+                        int64_t reduction) {
+    ctx->save_for_backward({lse, positive, or_undefined(weights), or_undefined(temperature_tensor)});
+    ctx->saved_data["in_denominator"] = in_denominator;
+    ctx->saved_data["temperature"] = temperature;
+    ctx->saved_data["reduction"] = reduction;
+    return call_positive(lse, positive, weights, in_denominator, temperature, temperature_tensor, reduction);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+    const auto saved = ctx->get_saved_variables();
+    const OptionalTensor temperature_tensor = optional(saved[3]);
+    auto [dlse, dpositive, dtemperature] =
+        find<PositiveBackwardSignature>("ssl_fast::positive_loss_backward")
+            .call(gradients[0], saved[0], saved[1], optional(saved[2]), ctx->saved_data["in_denominator"].toBool(),
+                  ctx->saved_data["temperature"].toDouble(), temperature_tensor,
+                  ctx->saved_data["reduction"].toInt());
+    return {dlse, dpositive, {}, {}, {}, temperature_tensor ? dtemperature : Tensor(), {}};
+  }
+};
+
+Tensor positive_loss(const Tensor& lse, const Tensor& positive, const OptionalTensor& weights, bool in_denominator,
+                     double temperature, const OptionalTensor& temperature_tensor, int64_t reduction) {
+  if (!tracked(lse) && !tracked(positive) && !tracked(temperature_tensor))
+    return call_positive(lse, positive, weights, in_denominator, temperature, temperature_tensor, reduction);
+  return PositiveLoss::apply(lse, positive, weights, in_denominator, temperature, temperature_tensor, reduction);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(ssl_fast, Autograd, m) {
@@ -187,8 +229,9 @@ TORCH_LIBRARY_IMPL(ssl_fast, Autograd, m) {
   m.impl("pair_similarity", &pair_similarity);
   m.impl("class_similarity", &class_similarity);
   m.impl("similarity_softplus", &similarity_softplus);
+  m.impl("positive_loss", &positive_loss);
   for (const char* backward :
        {"similarity_lse_backward", "pair_similarity_backward", "class_similarity_backward",
-        "similarity_softplus_backward"})
+        "similarity_softplus_backward", "positive_loss_backward"})
     m.impl(backward, torch::autograd::autogradNotImplementedFallback());
 }

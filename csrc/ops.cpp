@@ -64,6 +64,17 @@ TORCH_LIBRARY(ssl_fast, m) {
       " Tensor? temperature_tensor, Tensor bias, Tensor sums, bool a_gradient, bool b_gradient)"
       " -> (Tensor a, Tensor b, Tensor temperature, Tensor bias)");
 
+  // Of x = lse - s w p, rows below one another as often as lse (R N) is longer than positive (N), p, and weights (N),
+  // w, which get no gradient: x, or where the positive is in the denominator softplus(x). Reduced. For the CPU alone:
+  // elsewhere similarity.positive_loss is plain PyTorch.
+  m.def(
+      "positive_loss(Tensor lse, Tensor positive, Tensor? weights, bool in_denominator, float temperature,"
+      " Tensor? temperature_tensor, int reduction) -> Tensor");
+  m.def(
+      "positive_loss_backward(Tensor gradient, Tensor lse, Tensor positive, Tensor? weights, bool in_denominator,"
+      " float temperature, Tensor? temperature_tensor, int reduction)"
+      " -> (Tensor lse, Tensor positive, Tensor temperature)");
+
   // target = momentum * target + (1 - momentum) * source; integers are copied. momentum: used unless
   // momentum_tensor (one float) is given. seed (one int64): bfloat16 targets are rounded at random.
   // Those named triton are the same work by the Triton kernels, beside those in C++ (backends.py).
@@ -91,6 +102,8 @@ TORCH_LIBRARY_IMPL(ssl_fast, CPU, m) {
   m.impl("class_similarity_backward", &ssl_fast::cpu::class_similarity_backward);
   m.impl("similarity_softplus", &ssl_fast::cpu::similarity_softplus);
   m.impl("similarity_softplus_backward", &ssl_fast::cpu::similarity_softplus_backward);
+  m.impl("positive_loss", &ssl_fast::cpu::positive_loss);
+  m.impl("positive_loss_backward", &ssl_fast::cpu::positive_loss_backward);
   m.impl("ema_update_", &ssl_fast::cpu::ema_update_);
   m.impl("enqueue_", &ssl_fast::cpu::enqueue_);
 }

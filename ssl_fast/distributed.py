@@ -151,6 +151,10 @@ class Batch:
         """(sums, ranks) of `similarity.similarity_softplus` of the rank's a against all ranks' b."""
         return similarity.similarity_softplus(a, b, normalize, temperature, bias, positive)
 
+    def positive_loss(self, lse: Tensor, positive: Tensor, temperature, reduction: str, **options) -> Tensor:
+        """`similarity.positive_loss` of the rank's rows."""
+        return similarity.positive_loss(lse, positive, temperature, reduction, **options)
+
     def sum(self, x: Tensor) -> Tensor:
         """Over the ranks, without gradient."""
         return x
@@ -203,6 +207,9 @@ class Across(Batch):
                 both = (self.lse(*x, similarity.NOT_SELF, temperature, **options) for x in ((a, b), (b, a)))
                 ranks = torch.cat([of_side for _, of_side in both])
         return sums, ranks
+
+    def positive_loss(self, lse: Tensor, positive: Tensor, temperature, reduction: str, **options) -> Tensor:
+        return self.reduce(similarity.positive_loss(lse, positive, temperature, "none", **options), reduction)
 
     def sum(self, x: Tensor) -> Tensor:
         return total_over(x, self.group)

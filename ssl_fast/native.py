@@ -134,6 +134,14 @@ def _register_fake_kernels() -> None:
             torch.empty_like(bias),
         )  # fmt: skip
 
+    @torch.library.register_fake("ssl_fast::positive_loss")
+    def _(lse, positive, weights, in_denominator, temperature, temperature_tensor, reduction):
+        return positive.new_empty(lse.shape if reduction == 0 else ())
+
+    @torch.library.register_fake("ssl_fast::positive_loss_backward")
+    def _(gradient, lse, positive, weights, in_denominator, temperature, temperature_tensor, reduction):
+        return lse.new_empty(lse.shape), given(positive, True), temperature_gradient(positive, temperature_tensor)
+
     @torch.library.register_fake("ssl_fast::ema_update_")
     @torch.library.register_fake("ssl_fast::triton_ema_update_")
     def _(target, source, momentum, momentum_tensor=None, seed=None):

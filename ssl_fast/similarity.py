@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from .rows import ContrastiveStats, finite_rows, stats_of, total, unit_rows
+from . import checks
+from .rows import ContrastiveStats, finite_rows, reduce, softplus, stats_of, total, unit_rows
 
 # The pairs (i, k) that count: all; k != i; those whose ids differ; those whose ids are equal.
 ALL, NOT_SELF, IDS_DIFFER, IDS_EQUAL = range(4)
@@ -52,6 +53,33 @@ def scores(similarities: Tensor, temperature) -> Tensor:
     else:
         scale = torch.full((), 1 / temperature * LOG2E, dtype=similarities.dtype, device=similarities.device)
     return similarities.double() * (scale.double() * LN2)
+
+
+def positive_loss(
+    lse: Tensor,
+    positive: Tensor,
+    temperature,
+    reduction: str,
+    weights: Tensor | None = None,
+    in_denominator: bool = True,
+) -> Tensor:
+    """The reduced losses of rows from their log-sum-exps and their positives' similarities.
+
+    lse (R N,) over the negatives, float64: R rows for each of positive (N,), below one another. in_denominator:
+    whether the positive is there too, softplus(lse - s p), or not, lse - s w p. weights (N,): w, without gradient.
+    """
+    if lse.device.type != "cpu":
+        return composed_positive_loss(lse, positive, temperature, reduction, weights, in_denominator)
+    code = checks.REDUCTIONS.index(reduction)
+    return torch.ops.ssl_fast.positive_loss(lse, positive, weights, in_denominator, *split(temperature), code)
+
+
+def composed_positive_loss(lse, positive, temperature, reduction, weights=None, in_denominator=True) -> Tensor:
+    """`positive_loss` in plain PyTorch, on any device."""
+    weighted = positive if weights is None else weights * positive
+    # The positive's part last: what it leaves of the loss may be tiny.
+    x = lse - scores(weighted, temperature).repeat(lse.shape[0] // positive.shape[0])
+    return reduce((softplus(x) if in_denominator else x).to(positive.dtype), reduction)
 
 
 def pair_similarity(a: Tensor, b: Tensor, normalize_a: bool = True, normalize_b: bool = True) -> Tensor:

@@ -193,12 +193,19 @@ class Operator(nn.Module):
         return DIFFERENTIABLE.get(self.operator._schema.name.split("::")[1], lambda out: as_tuple(out)[0])(out)
 
 
+# Their floats are results of other operators: never half types, some of them always float64.
+OF_RESULTS = {"positive_loss"}
+
+
 def operator_subject(operator, call) -> Subject:
     tensors = [x for x in _pytree.tree_leaves(call) if isinstance(x, torch.Tensor)]
     floats = tuple(place for place, x in enumerate(tensors) if x.is_floating_point())
 
+    of_results = operator._schema.name.split("::")[1] in OF_RESULTS
+
     def inputs(dtype):
-        return [x.to(dtype) if x.is_floating_point() else x for x in tensors]
+        wanted = [torch.promote_types(dtype, x.dtype) if of_results else dtype for x in tensors]
+        return [x.to(to) if x.is_floating_point() else x for x, to in zip(tensors, wanted, strict=True)]
 
     return Subject(lambda: Operator(operator, call), inputs, () if operator._schema.is_mutable else floats)
 

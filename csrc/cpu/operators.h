@@ -53,6 +53,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_softplus_backward(
     const OptionalTensor& temperature_tensor, const Tensor& bias, const Tensor& sums, bool a_gradient,
     bool b_gradient);
 
+Tensor positive_loss(const Tensor& lse, const Tensor& positive, const OptionalTensor& weights, bool in_denominator,
+                     double temperature, const OptionalTensor& temperature_tensor, int64_t reduction);
+std::tuple<Tensor, Tensor, Tensor> positive_loss_backward(const Tensor& gradient, const Tensor& lse,
+                                                          const Tensor& positive, const OptionalTensor& weights,
+                                                          bool in_denominator, double temperature,
+                                                          const OptionalTensor& temperature_tensor,
+                                                          int64_t reduction);
+
 void ema_update_(at::TensorList target, at::TensorList source, double momentum, const OptionalTensor& momentum_tensor,
                  const OptionalTensor& seed);
 void enqueue_(const Tensor& queue, const Tensor& queue_ptr, const Tensor& keys, bool normalize);

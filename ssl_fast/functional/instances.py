@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import checks, reference, similarity
 from ..bank import MemoryBank
-from ..rows import finite_rows, in_range, reduce, softplus, total, unit_rows
+from ..rows import finite_rows, in_range, total, unit_rows
 from ..similarity import IDS_DIFFER
 from .primitive import as_computed, runs_reference
 
@@ -43,11 +43,11 @@ def instance_discrimination(
         features, rows, IDS_DIFFER, temperature, (index, places), (True, False),
         positive=positive if return_stats else None,
     )  # fmt: skip
-    loss_rows = softplus(lse - similarity.scores(positive, temperature)).to(positive.dtype)
-    loss = reduce(loss_rows, reduction)
+    loss = similarity.positive_loss(lse, positive, temperature, reduction)
     if not return_stats:
         return loss
     with torch.no_grad():
+        loss_rows = similarity.positive_loss(lse, positive, temperature, "none")
         sums = unit_rows(features).sum(0), finite_rows(rows).sum(0)
         excluded, pairs = total(positive.double()), features.shape[0] * (rows.shape[0] - 1)
     return loss, similarity.statistics(loss_rows, ranks, total(positive) / positive.numel(), sums, excluded, pairs)

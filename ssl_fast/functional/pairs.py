@@ -87,11 +87,11 @@ def _info_nce_by_ids(query, positive, rows, normalize, temperature, reduction, r
     lse, ranks = batch.lse(
         query, rows, IDS_DIFFER, temperature, ids, (True, normalize), similarities if return_stats else None
     )
-    loss_rows = softplus(lse - similarity.scores(similarities, temperature)).to(similarities.dtype)
-    loss = batch.reduce(loss_rows, reduction)
+    loss = batch.positive_loss(lse, similarities, temperature, reduction)
     if not return_stats:
         return loss
     with torch.no_grad():
+        loss_rows = similarity.positive_loss(lse, similarities, temperature, "none")
         u, v = unit_rows(query), (unit_rows if normalize else finite_rows)(batch.gather(rows))
         classes = similarity.dense(torch.cat([ids[0], batch.gather(ids[1])])).split((u.shape[0], v.shape[0]))
         excluded, equal = similarity.equal_pairs(u, v, *classes)
@@ -248,9 +248,13 @@ def clip(
         rows, columns, ranks = similarity.similarity_lse(
             a, b, NOT_SELF, temperature, normalize=(normalize, normalize), columns=True, positive=counted
         )
-    loss_rows = softplus(torch.cat([rows, columns]) - similarity.scores(positive, temperature).repeat(2))
-    loss_rows = loss_rows.to(positive.dtype)
-    return _of_pairs(a, b, normalize, positive, loss_rows, loss_rows, ranks, reduction, batch)
+    lse = torch.cat([rows, columns])
+    loss = batch.positive_loss(lse, positive, temperature, reduction)
+    if not return_stats:
+        return loss
+    with torch.no_grad():
+        loss_rows = similarity.positive_loss(lse, positive, temperature, "none")
+    return loss, _of_pairs(a, b, normalize, positive, loss_rows, ranks, batch)
 
 
 def siglip(
@@ -290,22 +294,20 @@ def siglip(
     counted = positive if return_stats else None
     sums, ranks = batch.softplus(a, b, normalize, temperature, bias, counted)
     loss_rows = sums + softplus(-(positive / in_range(temperature) + bias))
-    return _of_pairs(a, b, normalize, positive, loss_rows, loss_rows.repeat(2), ranks, reduction, batch)
-
-
-def _of_pairs(a, b, normalize, positive, loss_rows, anchors, ranks, reduction, batch: Batch):
-    """The reduced loss and, where ranks were counted, the statistics of both directions of the rank's N pairs."""
     loss = batch.reduce(loss_rows, reduction)
-    if not ranks.shape[0]:
-        return loss
-    with torch.no_grad():
-        prepared = unit_rows if normalize else finite_rows
-        own = prepared(a).double().sum(0), prepared(b).double().sum(0)
-        pairs = 2 * a.shape[0] * (batch.total - 1)
-        # Both directions: <a, all b> and <b, all a>, which in one process are the same sum.
-        sums = torch.cat(own), torch.cat([batch.sum(own[1]), batch.sum(own[0])])
+    return (loss, _of_pairs(a, b, normalize, positive, loss_rows.repeat(2), ranks, batch)) if return_stats else loss
+
+
+@torch.no_grad()
+def _of_pairs(a, b, normalize, positive, loss_rows, ranks, batch: Batch) -> ContrastiveStats:
+    """Statistics of both directions of the rank's N pairs; loss_rows: (2N,)."""
+    prepared = unit_rows if normalize else finite_rows
+    own = prepared(a).double().sum(0), prepared(b).double().sum(0)
+    pairs = 2 * a.shape[0] * (batch.total - 1)
+    # Both directions: <a, all b> and <b, all a>, which in one process are the same sum.
+    sums = torch.cat(own), torch.cat([batch.sum(own[1]), batch.sum(own[0])])
     positive_mean, excluded = total(positive) / positive.numel(), 2 * total(positive.double())
-    return loss, batch.mean_stats(similarity.statistics(anchors, ranks, positive_mean, sums, excluded, pairs))
+    return batch.mean_stats(similarity.statistics(loss_rows, ranks, positive_mean, sums, excluded, pairs))
 
 
 def _negative_rows(query: Tensor, negatives, dims: tuple[int, ...] = (2, 3)) -> Tensor | None:

@@ -57,8 +57,7 @@ def _nt_xent_across(z1, z2, temperature, reduction: str, return_stats: bool, bat
         return batch.of_reference(reference.nt_xent, {"z1": z1, "z2": z2}, options, reduction, return_stats)
     views = _TwoViews(z1, z2, return_stats, batch)
     lse, ranks = views.negatives_lse(temperature)
-    # The positive's part last: what it leaves of the loss may be tiny.
-    return views.result(softplus(lse - similarity.scores(views.positive, temperature).repeat(2)), ranks, reduction)
+    return views.loss(lse, ranks, temperature, reduction)
 
 
 def supcon(
@@ -180,12 +179,11 @@ def dcl(
         return batch.of_reference(reference.dcl, {"z1": z1, "z2": z2}, options, reduction, return_stats)
     views = _TwoViews(z1, z2, return_stats, batch)
     lse, ranks = views.negatives_lse(temperature)
-    weights = 1
+    weights = None
     if sigma is not None:
         positive = batch.gather(views.positive.detach())  # the rank's own first
         weights = reference.von_mises_fisher_weights(positive, sigma)[: z1.shape[0]]
-    loss_rows = lse - similarity.scores(weights * views.positive, temperature).repeat(2)
-    return views.result(loss_rows, ranks, reduction)
+    return views.loss(lse, ranks, temperature, reduction, weights=weights, in_denominator=False)
 
 
 def hard_negative_nt_xent(
@@ -234,7 +232,9 @@ def hard_negative_nt_xent(
     loss_rows = by_pieces(
         lambda *x: reference.hard_negative_rows(*x, 1 / temperature, negatives, tau_plus), lse - tilted, positive_logits
     )
-    return views.result(loss_rows, ranks, reduction)
+    loss_rows = loss_rows.to(views.positive.dtype)
+    loss = batch.reduce(loss_rows, reduction)
+    return (loss, views.statistics(loss_rows, ranks)) if return_stats else loss
 
 
 def _checked_batch(z1: Tensor, z2: Tensor, group) -> Batch:
@@ -258,15 +258,20 @@ class _TwoViews:
         positive = self.positive.repeat(2) if self.return_stats else None
         return self.batch.lse(self.z, self.z, IDS_DIFFER, temperature, (self.image, self.image), positive=positive)
 
-    def result(self, loss_rows: Tensor, ranks: Tensor, reduction: str):
-        loss_rows = loss_rows.to(self.positive.dtype)
-        loss = self.batch.reduce(loss_rows, reduction)
+    def loss(self, lse: Tensor, ranks: Tensor, temperature, reduction: str, **options):
+        """`similarity.positive_loss`, with the statistics where they are asked for."""
+        loss = self.batch.positive_loss(lse, self.positive, temperature, reduction, **options)
         if not self.return_stats:
             return loss
+        with torch.no_grad():
+            loss_rows = similarity.positive_loss(lse, self.positive, temperature, "none", **options)
+        return loss, self.statistics(loss_rows, ranks)
+
+    def statistics(self, loss_rows: Tensor, ranks: Tensor) -> ContrastiveStats:
         with torch.no_grad():
             u, positive = unit_rows(self.z), self.positive.double()
             of_positives = total(positive)
             excluded, pairs = total(u.double() ** 2) + 2 * of_positives, u.shape[0] * (2 * self.batch.total - 2)
             mean, own = of_positives / positive.shape[0], u.sum(0)
         stats = similarity.statistics(loss_rows, ranks, mean, (own, self.batch.sum(own)), excluded, pairs)
-        return loss, self.batch.mean_stats(stats)
+        return self.batch.mean_stats(stats)
