@@ -234,15 +234,17 @@ def hard_negative_nt_xent(
     # beta of 0: the log of the number of negatives.
     tilted = (beta * logits.masked_fill(~negative, 0)).masked_fill(~negative, float("-inf")).logsumexp(1)
     log_mean = ((1 + beta) * logits).logsumexp(1) - tilted
-    loss_rows = hard_negative_rows(log_mean, positive / temperature, 1 / temperature, u.shape[0] - 2, tau_plus)
+    positive_logits = positive / temperature
+    log_sum = hard_negative_log_sum(log_mean, positive_logits, 1 / temperature, u.shape[0] - 2, tau_plus)
+    loss_rows = softplus(log_sum - positive_logits)
     loss = reduce(loss_rows, reduction)
     if not return_stats:
         return loss
     return loss, _stats(loss_rows, similarity, positive, positive.detach().mean(), negative, temperature)
 
 
-def hard_negative_rows(log_mean: Tensor, positive_logits: Tensor, scale, negatives: int, tau_plus: float) -> Tensor:
-    """log(1 + G / p) of each row, from the log of the negatives' reweighted mean."""
+def hard_negative_log_sum(log_mean: Tensor, positive_logits, scale, negatives: int, tau_plus: float) -> Tensor:
+    """log G of each row, from the log of the negatives' reweighted mean. positive_logits: only with tau_plus."""
     if tau_plus:
         # By the larger of the two: neither exponential overflows, and not both underflow.
         largest = torch.maximum(log_mean, positive_logits).detach()
@@ -250,7 +252,7 @@ def hard_negative_rows(log_mean: Tensor, positive_logits: Tensor, scale, negativ
         none_left = mean <= 0  # not for NaN, which stays
         log_mean = (mean.masked_fill(none_left, 1).log() + largest).masked_fill(none_left, float("-inf"))
     log_mean = torch.maximum(log_mean, torch.zeros_like(log_mean) - abs(scale))
-    return softplus(log_mean + log_mean.new_full((), negatives).log() - positive_logits)
+    return log_mean + log_mean.new_full((), negatives).log()
 
 
 @in_full_precision

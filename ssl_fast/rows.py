@@ -6,6 +6,7 @@ Notation: u_i = x_i / max(|x_i|, EPS), s = 1 / temperature (any sign, not zero).
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -31,15 +32,16 @@ class ContrastiveStats(NamedTuple):
     negative_similarity: Tensor
 
 
-def in_full_precision(function):
-    """The function, whose first argument is a tensor, without autocast: it would multiply in half precision."""
+def in_full_precision(function: Callable) -> Callable:
+    """The function, some of whose arguments are tensors, without autocast: it would multiply in half precision."""
 
     @functools.wraps(function)
-    def without_autocast(x: Tensor, *arguments, **options):
-        if not torch.amp.is_autocast_available(x.device.type):  # the meta device
-            return function(x, *arguments, **options)
-        with torch.autocast(x.device.type, enabled=False):
-            return function(x, *arguments, **options)
+    def without_autocast(*arguments, **options):
+        device = next(x.device.type for x in (*arguments, *options.values()) if isinstance(x, Tensor))
+        if not torch.amp.is_autocast_available(device):  # the meta device
+            return function(*arguments, **options)
+        with torch.autocast(device, enabled=False):
+            return function(*arguments, **options)
 
     return without_autocast
 

@@ -105,7 +105,8 @@ def supcon(
     if form == "out":
         same, positives = (x[: z.shape[0]] for x in similarity.class_similarity(rows, classes))
         lse, ranks = batch.lse(z, z, NOT_SELF, temperature, positive=best)
-        loss_rows = lse - similarity.scores(same, temperature) / positives.clamp_min(1)
+        mean = same / positives.clamp_min(1)
+        loss_rows = similarity.positive_loss(lse, mean, temperature, "none", in_denominator=False)
     else:
         same, positives = (x[: z.shape[0]] for x in similarity.class_similarity(rows.detach(), classes))
         lse, ranks = batch.lse(z, z, IDS_DIFFER, temperature, (labels, labels), positive=best)
@@ -228,13 +229,13 @@ def hard_negative_nt_xent(
     # A tilt below 1e-8 of the similarities is none.
     tilts = beta > 0 and (isinstance(temperature, Tensor) or abs(temperature) <= TEMPERATURES[1] * beta)
     tilted = views.negatives_lse(temperature / beta)[0] if tilts else lse.new_full((), negatives).log()
-    positive_logits = similarity.scores(views.positive, temperature).repeat(2)
-    loss_rows = by_pieces(
-        lambda *x: reference.hard_negative_rows(*x, 1 / temperature, negatives, tau_plus), lse - tilted, positive_logits
-    )
-    loss_rows = loss_rows.to(views.positive.dtype)
-    loss = batch.reduce(loss_rows, reduction)
-    return (loss, views.statistics(loss_rows, ranks)) if return_stats else loss
+    log_mean, options = lse - tilted, (1 / temperature, negatives, tau_plus)
+    if tau_plus:
+        positive_logits = similarity.scores(views.positive, temperature).repeat(2)
+        log_sum = by_pieces(lambda *x: reference.hard_negative_log_sum(*x, *options), log_mean, positive_logits)
+    else:
+        log_sum = reference.hard_negative_log_sum(log_mean, None, *options)
+    return views.loss(log_sum, ranks, temperature, reduction)
 
 
 def _checked_batch(z1: Tensor, z2: Tensor, group) -> Batch:
@@ -265,13 +266,9 @@ class _TwoViews:
             return loss
         with torch.no_grad():
             loss_rows = similarity.positive_loss(lse, self.positive, temperature, "none", **options)
-        return loss, self.statistics(loss_rows, ranks)
-
-    def statistics(self, loss_rows: Tensor, ranks: Tensor) -> ContrastiveStats:
-        with torch.no_grad():
             u, positive = unit_rows(self.z), self.positive.double()
             of_positives = total(positive)
             excluded, pairs = total(u.double() ** 2) + 2 * of_positives, u.shape[0] * (2 * self.batch.total - 2)
             mean, own = of_positives / positive.shape[0], u.sum(0)
         stats = similarity.statistics(loss_rows, ranks, mean, (own, self.batch.sum(own)), excluded, pairs)
-        return self.batch.mean_stats(stats)
+        return loss, self.batch.mean_stats(stats)
