@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all sanitize bench lint clean
+.PHONY: help setup demo test matrix test-all sanitize bench lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -40,6 +40,9 @@ test: setup ## the fast tests, then all GPU kernels compiled for devices that ne
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest -m aot -n 2
 
+matrix: setup ## what works with what: each operator under torch.compile, autocast, export, DDP, ...
+	$(BIN)/python -m pytest -q -n 0 -s tests/test_matrix.py
+
 test-all: setup ## all tests that need no GPU
 	$(BIN)/python -m pytest -m "not gpu"
 
@@ -53,9 +56,10 @@ $(VENV)/bench.stamp: $(VENV)/extension.stamp
 	$(BIN)/python -m pip install --no-build-isolation -e ".[bench]"
 	touch $@
 
-lint: setup ## format and style of the Python code
+lint: setup ## format, style and types of the Python code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean: ## remove .venv and all that was built; runs/ and data/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache ssl_fast/_C.json ssl_fast/_C*.so

@@ -75,7 +75,7 @@ setup(
     packages=[*find_packages(include=["ssl_fast", "ssl_fast.*"]), "ssl_fast.kernels", "ssl_fast.csrc"],
     package_dir={"ssl_fast.kernels": "kernels", "ssl_fast.csrc": "csrc"},
     package_data={
-        "ssl_fast": ["py.typed"],
+        "ssl_fast": ["py.typed", "*.pyi"],
         "ssl_fast.kernels": ["tiles.json"],
         "ssl_fast.csrc": list(build.SHIPPED),
     },

@@ -9,11 +9,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from . import kernels, native
+from . import kernels, native  # type: ignore[attr-defined]  # kernels: a top folder of the checkout
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 DEVICE = {"cpu": "cpu", "triton": "cuda", "cuda": "cuda"}
@@ -109,7 +110,7 @@ def _choose(requested: str, operator: str, device_type: str) -> str:
 
 
 @contextmanager
-def backend(name: str):
+def backend(name: str) -> Iterator[None]:
     """Runs the operators called inside on one backend: `with ssl_fast.backend("reference"):`.
 
     name: "reference", "cpu", "triton", "cuda" or "auto" (the default outside, or what the

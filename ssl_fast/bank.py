@@ -17,6 +17,8 @@ class MemoryBank(nn.Module):
     Buffer `bank` (n, D), in the state dict. Raises ValueError or TypeError for values that do not fit.
     """
 
+    bank: Tensor
+
     def __init__(
         self,
         size: int,

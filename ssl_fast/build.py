@@ -18,6 +18,7 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from . import cuda_toolkit
 
@@ -46,7 +47,7 @@ def csrc_folder() -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / "csrc"
 
 
-def switch(environment, name: str = "SSL_FAST_NATIVE") -> bool | None:
+def switch(environment: Any, name: str = "SSL_FAST_NATIVE") -> bool | None:
     """What SSL_FAST_NATIVE or SSL_FAST_CUDA asks for: True, False, or None where it is not set."""
     value = environment.get(name, "")
     if value not in ("", "0", "1"):
@@ -126,7 +127,7 @@ def source_digest(csrc: Path) -> str:
     return digest.hexdigest()
 
 
-def record(csrc: Path) -> dict:
+def record(csrc: Path) -> dict[str, Any]:
     """Everything that a compiled extension depends on."""
     import torch
 
@@ -154,7 +155,7 @@ def description(csrc: Path) -> str:
     return "\n".join(["-" * 80, *lines, "-" * 80])
 
 
-def extension(csrc: Path):
+def extension(csrc: Path) -> Any:
     """The setuptools extension. csrc: relative to the working directory in setup.py, as sdists want it."""
     from torch.utils.cpp_extension import CppExtension
 
@@ -170,7 +171,7 @@ def extension(csrc: Path):
     )
 
 
-def build_ext_command(csrc: Path):
+def build_ext_command(csrc: Path) -> Any:
     """The build_ext command: torch's, with a record of what it compiled for and a hint where it fails."""
     import torch
     from setuptools.errors import BaseError
@@ -181,14 +182,14 @@ def build_ext_command(csrc: Path):
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
     class BuildNative(BuildExtension):
-        def finalize_options(self):
+        def finalize_options(self) -> None:
             super().finalize_options()
             # Objects of another torch are never reused. ninja keeps the rest incremental; `force`
             # only keeps setuptools from judging by the age of the sources alone.
-            self.build_temp = os.path.join(self.build_temp, f"torch-{torch.__version__}")
+            self.build_temp = os.path.join(self.build_temp, f"torch-{torch.__version__}")  # type: ignore[has-type]
             self.force = True
 
-        def run(self):
+        def run(self) -> None:
             folders = [Path(self.build_lib, *EXTENSION.split(".")[:-1])]
             if self.inplace:
                 folders.append(Path(self.get_ext_fullpath(EXTENSION)).parent)
@@ -202,7 +203,7 @@ def build_ext_command(csrc: Path):
             for folder in folders:
                 write_record(folder, record(csrc))
 
-        def build_extensions(self):
+        def build_extensions(self) -> None:
             try:
                 super().build_extensions()
             except (RuntimeError, BaseError) as error:
@@ -215,7 +216,7 @@ def build_ext_command(csrc: Path):
     return BuildNative
 
 
-def write_record(folder: Path, contents: dict) -> None:
+def write_record(folder: Path, contents: dict[str, Any]) -> None:
     part = folder / f"{RECORD}.part"
     part.write_text(json.dumps(contents, indent=1) + "\n")
     os.replace(part, folder / RECORD)

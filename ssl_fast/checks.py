@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +11,14 @@ from torch import Tensor, nn
 from .rows import TEMPERATURES
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+REAL: Any = numbers.Real  # whose comparisons type checkers do not know
 REDUCTIONS = ("none", "mean", "sum")
 FORMS = ("out", "in")  # of losses with several positives: their mean outside or inside the log
 # What the middle dimension of a 3-D argument counts.
 _GROUPS = {"negatives": "negatives", "positives": "positives", "features": "views"}
 
 
-def dense(name: str, x) -> None:
+def dense(name: str, x: Any) -> None:
     """A Tensor in strides: neither sparse nor nested nor quantized."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(x).__name__}")
@@ -25,14 +27,14 @@ def dense(name: str, x) -> None:
         raise TypeError(f"{name}: expected a dense tensor, got a {kind} one")
 
 
-def flags(**values) -> None:
+def flags(**values: Any) -> None:
     """Bools, by their names."""
     for name, value in values.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
 
 
-def embeddings(name: str, x, dims: tuple[int, ...] = (2,)) -> None:
+def embeddings(name: str, x: Any, dims: tuple[int, ...] = (2,)) -> None:
     """A float tensor of one of these numbers of dimensions, none of them empty."""
     dense(name, x)
     if x.dim() not in dims:
@@ -60,7 +62,7 @@ def pair(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
     same_device(name, x, other_name, other)
 
 
-def temperature(value, device: torch.device | None = None):
+def temperature(value: Any, device: torch.device | None = None) -> Any:
     """A number whose size is in TEMPERATURES, or a 0-D float tensor (whose value is not read: no sync).
 
     A module is called for its value first (`LearnableTemperature`). Returns the number or tensor.
@@ -76,7 +78,7 @@ def temperature(value, device: torch.device | None = None):
     return value
 
 
-def scale(name: str, value, device: torch.device | None = None) -> None:
+def scale(name: str, value: Any, device: torch.device | None = None) -> None:
     """A number whose size is in TEMPERATURES, or a 0-D float tensor."""
     scalar(name, value, device)
     # Comparisons only: torch.compile traces through here.
@@ -84,7 +86,7 @@ def scale(name: str, value, device: torch.device | None = None) -> None:
         raise ValueError(f"{name}: expected a number whose size is from 1e-8 to 1e8, got {value}")
 
 
-def scalar(name: str, value, device: torch.device | None = None) -> None:
+def scalar(name: str, value: Any, device: torch.device | None = None) -> None:
     """A number, or a 0-D float tensor on the embeddings' device or the CPU."""
     if isinstance(value, Tensor):
         dense(name, value)
@@ -100,7 +102,7 @@ def scalar(name: str, value, device: torch.device | None = None) -> None:
         raise ValueError(f"{name}: expected a number that float64 holds, got an int of {value.bit_length()} bits")
 
 
-def sizes(**values) -> None:
+def sizes(**values: Any) -> None:
     """Ints of at least 1, by their names."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int):
@@ -109,21 +111,21 @@ def sizes(**values) -> None:
             raise ValueError(f"{name}: expected at least 1{'' if value < 1 else ' and below 2**63'}, got {value}")
 
 
-def float_dtype(name: str, value) -> None:
+def float_dtype(name: str, value: Any) -> None:
     if not isinstance(value, torch.dtype) or value not in FLOATS:
         got = value if isinstance(value, torch.dtype) else type(value).__name__
         raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {got}")
 
 
-def number(name: str, value, least: float, below: float = float("inf")) -> None:
+def number(name: str, value: Any, least: float, below: float = float("inf")) -> None:
     """A number from `least` up to but not including `below`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if isinstance(value, bool) or not isinstance(value, REAL):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     if not least <= value < below or (isinstance(value, int) and value >= 2**1024):
         raise ValueError(f"{name}: expected a number of at least {least} and below {below}, got {value}")
 
 
-def ids(name: str, x, shape: tuple[int, ...], other_name: str, other: Tensor) -> None:
+def ids(name: str, x: Any, shape: tuple[int, ...], other_name: str, other: Tensor) -> None:
     """Integers that belong to the rows of `other`, of any values."""
     dense(name, x)
     if x.dtype.is_floating_point or x.dtype.is_complex or x.dtype == torch.bool:
@@ -142,25 +144,25 @@ def places(name: str, x: Tensor, size: int) -> None:
         raise ValueError(f"{name}: expected places from 0 to {size - 1}, got {least if least < 0 else most}")
 
 
-def choice(name: str, value, allowed: tuple[str, ...]) -> None:
+def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{name}: expected one of {', '.join(allowed)}, got {type(value).__name__}")
     if value not in allowed:
         raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
 
 
-def reduction(value) -> None:
+def reduction(value: Any) -> None:
     choice("reduction", value, REDUCTIONS)
 
 
-def momentum(value, name: str = "momentum") -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+def momentum(value: Any, name: str = "momentum") -> None:
+    if isinstance(value, bool) or not isinstance(value, REAL):
         raise TypeError(f"{name}: expected a number from 0 to 1, got {type(value).__name__}")
     if not 0 <= value <= 1:
         raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
 
 
-def momentum_or_tensor(value):
+def momentum_or_tensor(value: Any) -> Any:
     """A momentum as above, or a 0-D float32 or float64 tensor: read where it lies on the CPU, else not (no sync)."""
     if not isinstance(value, Tensor):
         momentum(value)
@@ -175,7 +177,7 @@ def momentum_or_tensor(value):
     return value.item()
 
 
-def generator_seed(value) -> None:
+def generator_seed(value: Any) -> None:
     """None or an int that torch.Generator takes."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
         raise TypeError(f"seed: expected an int or None, got {type(value).__name__}")
@@ -183,7 +185,7 @@ def generator_seed(value) -> None:
         raise ValueError(f"seed: expected an int of 64 bits or None, got {value}")
 
 
-def seed(value) -> None:
+def seed(value: Any) -> None:
     """None, an int of 64 bits, or a 0-D int64 tensor."""
     if isinstance(value, Tensor):
         dense("seed", value)

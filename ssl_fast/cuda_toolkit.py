@@ -64,7 +64,7 @@ def find() -> tuple[Toolkit | None, list[str]]:
     wanted = torch.version.cuda
     if wanted is None:
         return None, [f"a torch for CUDA: torch is {torch.__version__}"]
-    found = {}
+    found: dict[str, str] = {}
     for nvcc in _compilers():
         home, version = _about(nvcc)
         found.setdefault(version, nvcc)

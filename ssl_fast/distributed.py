@@ -12,6 +12,7 @@ the latest after the timeout given to `init_process_group`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,9 @@ from torch import Tensor
 
 from . import rows, similarity
 from .rows import ContrastiveStats
+
+if TYPE_CHECKING:
+    from .annotations import Group, Ids, Loss, Scalar
 
 
 class Ring:
@@ -33,7 +37,7 @@ class Ring:
         self.group = group
 
 
-def check_group(group) -> None:
+def check_group(group: object) -> None:
     if torch.compiler.is_compiling():  # it is no ProcessGroup there
         return
     if not isinstance(group, (dist.ProcessGroup, Ring)):
@@ -46,13 +50,13 @@ class _Gather(torch.autograd.Function):
     """(world, n, ...) of every rank's x (n, ...); the gradient is summed over the ranks, in float32 or wider."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, group) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group, ctx.dtype = group, x.dtype
         return _all_gather(x, group).view(-1, *x.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         # Of half types the sum is rounded once.
         wide = torch.promote_types(gradient.dtype, torch.float32)
         flat = gradient.to(wide).flatten(0, 1).contiguous()
@@ -61,14 +65,14 @@ class _Gather(torch.autograd.Function):
         return own.to(ctx.dtype), None
 
 
-def _all_gather(x: Tensor, group) -> Tensor:
+def _all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     # torch.compile makes functional collectives of these calls.
     gathered = x.new_empty(dist.get_world_size(group) * x.shape[0], *x.shape[1:])
     dist.all_gather_into_tensor(gathered, x.contiguous(), group=group)
     return gathered
 
 
-def counts_of(count: int, group, device: torch.device) -> list[int]:
+def counts_of(count: int, group: dist.ProcessGroup, device: torch.device) -> list[int]:
     """How many rows each rank has.
 
     Inside torch.compile and in a CUDA-graph capture nothing can be read: there all must have the same number.
@@ -121,7 +125,7 @@ def unshuffle(y: Tensor, order: Tensor, group: dist.ProcessGroup) -> Tensor:
     return gather(y, group, counts)[_own_part(order.argsort(), counts, group)]
 
 
-def _own_part(x: Tensor, counts: list[int], group) -> Tensor:
+def _own_part(x: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tensor:
     return x.split(counts)[dist.get_rank(group)]
 
 
@@ -140,18 +144,32 @@ class Batch:
         """All ranks' rows, the rank's own first: k = i is a row and its own partner."""
         return x
 
-    def lse(self, a, b, mask: int, temperature, ids=(None, None), normalize=(True, True), positive=None):
+    def lse(
+        self,
+        a: Tensor,
+        b: Tensor,
+        mask: int,
+        temperature: Scalar,
+        ids: Ids = (None, None),
+        normalize: tuple[bool, bool] = (True, True),
+        positive: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """(lse, ranks) of `similarity.similarity_lse` of the rank's a against all ranks' b; ids: of its own rows."""
+        others: Tensor | None = b
         if b is a:  # rows with each other take half the products
-            b, ids = None, (ids[0], None)
-        lse, _, ranks = similarity.similarity_lse(a, b, mask, temperature, ids, normalize, positive=positive)
+            others, ids = None, (ids[0], None)
+        lse, _, ranks = similarity.similarity_lse(a, others, mask, temperature, ids, normalize, positive=positive)
         return lse, ranks
 
-    def softplus(self, a: Tensor, b: Tensor, normalize: bool, temperature, bias, positive=None):
+    def softplus(
+        self, a: Tensor, b: Tensor, normalize: bool, temperature: Scalar, bias: Scalar, positive: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(sums, ranks) of `similarity.similarity_softplus` of the rank's a against all ranks' b."""
         return similarity.similarity_softplus(a, b, normalize, temperature, bias, positive)
 
-    def positive_loss(self, lse: Tensor, positive: Tensor, temperature, reduction: str, **options) -> Tensor:
+    def positive_loss(
+        self, lse: Tensor, positive: Tensor, temperature: Scalar, reduction: str, **options: Any
+    ) -> Tensor:
         """`similarity.positive_loss` of the rank's rows."""
         return similarity.positive_loss(lse, positive, temperature, reduction, **options)
 
@@ -191,24 +209,43 @@ class Across(Batch):
     def _each(self, x: Tensor) -> int:
         return x.shape[0] // self.count
 
-    def lse(self, a, b, mask, temperature, ids=(None, None), normalize=(True, True), positive=None):
+    def lse(
+        self,
+        a: Tensor,
+        b: Tensor,
+        mask: int,
+        temperature: Scalar,
+        ids: Ids = (None, None),
+        normalize: tuple[bool, bool] = (True, True),
+        positive: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         ids = (ids[0], None if ids[1] is None else self.gather(ids[1]))
         return super().lse(a, self.gather(b), mask, temperature, ids, normalize, positive)
 
-    def softplus(self, a, b, normalize, temperature, bias, positive=None):
+    def softplus(
+        self,
+        a: Tensor,
+        b: Tensor,
+        normalize: bool,
+        temperature: Scalar,
+        bias: Scalar,
+        positive: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         sums, ranks = super().softplus(a, b, normalize, temperature, bias)
         for other in self.gather(b).split(self.count)[1:]:
             # The operator leaves out k = i, which here is a pair like any other.
             pairs = similarity.pair_similarity(a, other, normalize, normalize) / temperature + bias
             sums = sums + super().softplus(a, other, normalize, temperature, bias)[0] + rows.softplus(pairs)
         if positive is not None:
-            options = {"normalize": (normalize, normalize), "positive": positive}
+            options: dict[str, Any] = {"normalize": (normalize, normalize), "positive": positive}
             with torch.no_grad():
                 both = (self.lse(*x, similarity.NOT_SELF, temperature, **options) for x in ((a, b), (b, a)))
                 ranks = torch.cat([of_side for _, of_side in both])
         return sums, ranks
 
-    def positive_loss(self, lse: Tensor, positive: Tensor, temperature, reduction: str, **options) -> Tensor:
+    def positive_loss(
+        self, lse: Tensor, positive: Tensor, temperature: Scalar, reduction: str, **options: Any
+    ) -> Tensor:
         return self.reduce(similarity.positive_loss(lse, positive, temperature, "none", **options), reduction)
 
     def sum(self, x: Tensor) -> Tensor:
@@ -231,9 +268,15 @@ class Across(Batch):
         return ContrastiveStats(*(sums[0] / sums[1]).to(stats[0].dtype))
 
     def of_reference(
-        self, function: Callable, tensors: dict, options: dict, reduction: str, return_stats: bool,
-        counted: Tensor | None = None, image_first: bool = False,
-    ):  # fmt: skip
+        self,
+        function: Callable[..., Any],
+        tensors: dict[str, Tensor],
+        options: dict[str, Any],
+        reduction: str,
+        return_stats: bool,
+        counted: Tensor | None = None,
+        image_first: bool = False,
+    ) -> Loss:
         """A loss's formula over the global batch, of which the rank takes its own rows.
 
         tensors: the arguments that are spread over the ranks; options: the others. Where an image has several losses,
@@ -248,7 +291,7 @@ class Across(Batch):
         return (loss, stats) if return_stats else loss
 
 
-def batch_of(group, x: Tensor) -> Batch:
+def batch_of(group: Group, x: Tensor) -> Batch:
     """The batch that x (n, ...), one of a loss's arguments, is this process's part of."""
     if group is None:
         return Batch(x.shape[0])
@@ -256,5 +299,5 @@ def batch_of(group, x: Tensor) -> Batch:
     if isinstance(group, Ring):
         from .ring import Around  # which builds on this module
 
-        return Around(x, group.group or dist.group.WORLD)
+        return Around(x, group.group or dist.distributed_c10d._get_default_group())
     return Across(x, group)

@@ -37,7 +37,7 @@ def _nt_xent(device: str, dtype: torch.dtype) -> dict[str, list[Tensor]]:
 def _info_nce(device: str, dtype: torch.dtype) -> dict[str, list[Tensor]]:
     query, positive, shared, own = _random(device, dtype, (90, 70), (90, 70), (333, 70), (90, 5, 70))
     queue = NegativeQueue(333, 70, dtype, seed=0).to(device)
-    results = {"loss": [], "gradient": []}
+    results: dict[str, list[Tensor]] = {"loss": [], "gradient": []}
     for negatives in (None, shared, own, queue):
         inputs = [query, positive, *([negatives] if isinstance(negatives, Tensor) else [])]
         for kind, tensors in _loss_and_gradient(functional.info_nce(query, positive, negatives), inputs).items():
@@ -47,8 +47,8 @@ def _info_nce(device: str, dtype: torch.dtype) -> dict[str, list[Tensor]]:
 
 def _similarity_lse(device: str, dtype: torch.dtype) -> dict[str, list[Tensor]]:
     a, b = _random(device, dtype, (90, 70), (250, 70))
-    ids = [torch.arange(count, device=device) % 40 for count in (90, 250)]
-    results = {"loss": [], "gradient": []}
+    ids = torch.arange(90, device=device) % 40, torch.arange(250, device=device) % 40
+    results: dict[str, list[Tensor]] = {"loss": [], "gradient": []}
     for other, exclude in ((a, "self"), (b, None), (b, ids)):
         # One way where ids leave pairs out, else both ways from one pass.
         lse = functional.similarity_lse(a, other, 10.0, exclude, columns=exclude is None)

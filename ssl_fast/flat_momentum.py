@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import operator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ class FlatMomentum(nn.Module):
         self._known: list[Tensor] = []  # all parameters, as they were found then
         self._lay_flat()
 
-    def forward(self, *arguments, **options):
+    def forward(self, *arguments: Any, **options: Any) -> Any:
         """The copy's output."""
         return self.module(*arguments, **options)
 
@@ -88,7 +88,7 @@ class FlatMomentum(nn.Module):
 
     def _lay_flat(self) -> None:
         pairs = moving.paired(*(dict(x.named_parameters()) for x in (self.module, self._encoder[0])))
-        groups: dict[tuple, list[tuple[Tensor, Tensor]]] = {}
+        groups: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = {}
         for t, s in pairs:
             groups.setdefault((t.device, t.dtype, s.dtype), []).append((t, s))
         self._flat = [_laid_flat(group) for group in groups.values()]

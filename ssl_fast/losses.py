@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from .functional.instances import checked_rows
 from .queue import NegativeQueue
 from .rows import unit_rows
 from .similarity import sampled_similarity
+
+if TYPE_CHECKING:
+    from .annotations import Group
 
 
 class LearnableTemperature(nn.Module):
@@ -54,13 +58,13 @@ class _Loss(nn.Module):
     over (`ssl_fast.distributed`). Raises ValueError or TypeError for others.
     """
 
-    def __init__(self, temperature: float | Tensor | nn.Module = 0.1, reduction: str = "mean", group=None):
+    def __init__(self, temperature: float | Tensor | nn.Module = 0.1, reduction: str = "mean", group: Group = None):
         super().__init__()
         checks.temperature(temperature)
         checks.reduction(reduction)
         if group is not None:
             check_group(group)
-        self.temperature = temperature
+        self.temperature: Any = temperature  # a module is called by the function
         self.reduction = reduction
         self.group = group
 
@@ -117,7 +121,11 @@ class MultiPositiveInfoNCELoss(_Loss):
     """
 
     def __init__(
-        self, temperature: float | Tensor | nn.Module = 0.1, form: str = "out", reduction: str = "mean", group=None
+        self,
+        temperature: float | Tensor | nn.Module = 0.1,
+        form: str = "out",
+        reduction: str = "mean",
+        group: Group = None,
     ):
         super().__init__(temperature, reduction, group)
         checks.choice("form", form, checks.FORMS)
@@ -145,7 +153,7 @@ class SupConLoss(_Loss):
         form: str = "out",
         count_without_positive: bool = True,
         reduction: str = "mean",
-        group=None,
+        group: Group = None,
     ):
         super().__init__(temperature, reduction, group)
         checks.choice("form", form, checks.FORMS)
@@ -171,7 +179,7 @@ class DCLLoss(_Loss):
         temperature: float | Tensor | nn.Module = 0.1,
         sigma: float | None = None,
         reduction: str = "mean",
-        group=None,
+        group: Group = None,
     ):
         super().__init__(temperature, reduction, group)
         if sigma is not None:
@@ -187,7 +195,11 @@ class DCLWLoss(DCLLoss):
     """`DCLLoss` whose positives are weighted by 2 - N softmax(similarity / sigma) (Yeh et al. 2022, eq. 7)."""
 
     def __init__(
-        self, temperature: float | Tensor | nn.Module = 0.1, sigma: float = 0.5, reduction: str = "mean", group=None
+        self,
+        temperature: float | Tensor | nn.Module = 0.1,
+        sigma: float = 0.5,
+        reduction: str = "mean",
+        group: Group = None,
     ):
         super().__init__(temperature, sigma, reduction, group)
 
@@ -205,7 +217,7 @@ class HardNegativeNTXentLoss(_Loss):
         beta: float = 1.0,
         tau_plus: float = 0.0,
         reduction: str = "mean",
-        group=None,
+        group: Group = None,
     ):
         super().__init__(temperature, reduction, group)
         checks.number("beta", beta, 0.0)
@@ -226,7 +238,7 @@ class MoCoV3Loss(_Loss):
     temperature, reduction, group: as for `NTXentLoss`.
     """
 
-    def __init__(self, temperature: float | Tensor | nn.Module = 1.0, reduction: str = "mean", group=None):
+    def __init__(self, temperature: float | Tensor | nn.Module = 1.0, reduction: str = "mean", group: Group = None):
         super().__init__(temperature, reduction, group)
 
     def forward(self, query1: Tensor, query2: Tensor, key1: Tensor, key2: Tensor) -> Tensor:
@@ -247,7 +259,7 @@ class ClipLoss(_Loss):
         temperature: float | Tensor | nn.Module = 0.07,
         normalize: bool = True,
         reduction: str = "mean",
-        group=None,
+        group: Group = None,
     ):
         super().__init__(temperature, reduction, group)
         checks.flags(normalize=normalize)
@@ -271,7 +283,7 @@ class SigLipLoss(_Loss):
         bias: float | Tensor = -10.0,
         normalize: bool = True,
         reduction: str = "mean",
-        group=None,
+        group: Group = None,
     ):
         super().__init__(temperature, reduction, group)
         checks.scalar("bias", bias)
@@ -304,6 +316,8 @@ class InstanceDiscriminationLoss(_Loss):
     >>> loss = InstanceDiscriminationLoss(0.07)(features, index, bank)  # features: (N, D), index: (N,) rows of the bank
     >>> loss.backward(); bank.update_(index, features.detach())
     """
+
+    normalizer: Tensor
 
     def __init__(
         self, temperature: float | Tensor | nn.Module = 0.07, negatives: int | None = None, reduction: str = "mean"

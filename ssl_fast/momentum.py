@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from . import backends, checks, reference
+
+if TYPE_CHECKING:
+    from .annotations import Scalar
 
 BUFFERS = ("copy", "ema", "keep")
 
@@ -43,13 +48,21 @@ def ema_update_(
         for name, side in (("target", target), ("source", source)):
             if not isinstance(side, Iterable) or (isinstance(side, Tensor) and not side.dim()):
                 raise TypeError(f"{name}: expected a module or a sequence of Tensors, got {type(side).__name__}")
-        _update(paired(dict(enumerate(target)), dict(enumerate(source))), momentum, seed)
+        _update(paired(*(dict(enumerate(side)) for side in (target, source))), momentum, seed)  # type: ignore[arg-type]
         return
+    assert isinstance(source, nn.Module)  # as the target is
     averaged = paired(dict(target.named_parameters()), dict(source.named_parameters()))
     update_with_buffers(averaged, target, source, momentum, buffers, seed)
 
 
-def update_with_buffers(averaged: list, target: nn.Module, source: nn.Module, momentum, buffers: str, seed) -> None:
+def update_with_buffers(
+    averaged: list[tuple[Tensor, Tensor]],
+    target: nn.Module,
+    source: nn.Module,
+    momentum: Scalar,
+    buffers: str,
+    seed: int | Tensor | None,
+) -> None:
     """The update of these pairs of tensors, and of the modules' buffers."""
     buffer_pairs = []
     if buffers != "keep":
@@ -57,10 +70,10 @@ def update_with_buffers(averaged: list, target: nn.Module, source: nn.Module, mo
     _update(averaged + buffer_pairs if buffers == "ema" else averaged, momentum, seed)
     if buffers == "copy" and buffer_pairs:
         # Not an update with momentum 0: 0 * Inf would be NaN.
-        torch._foreach_copy_(*map(list, zip(*buffer_pairs, strict=True)))
+        torch._foreach_copy_([t for t, _ in buffer_pairs], [s for _, s in buffer_pairs])
 
 
-def cosine_momentum(step: float | Tensor, steps: float, start: float, end: float = 1.0):
+def cosine_momentum(step: float | Tensor, steps: float, start: float, end: float = 1.0) -> Any:
     """From `start` to `end` by half a cosine (BYOL, Grill et al. 2020, section 3.2; MoCo v3, Chen et al. 2021).
 
     end - (end - start) (cos(pi step / steps) + 1) / 2. step, steps: of the same unit, epochs or iterations.
@@ -83,7 +96,7 @@ def cosine_momentum(step: float | Tensor, steps: float, start: float, end: float
     return end - (end - start) * (math.cos(math.pi * step / steps) + 1) / 2
 
 
-def _plain(t, s) -> bool:
+def _plain(t: Any, s: Any) -> bool:
     """Whether a pair needs no further check: two tensors alike in all that matters."""
     return (
         isinstance(t, Tensor)
@@ -97,7 +110,7 @@ def _plain(t, s) -> bool:
     )
 
 
-def paired(target: dict, source: dict) -> list[tuple[Tensor, Tensor]]:
+def paired(target: Mapping[Any, Tensor], source: Mapping[Any, Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Tensors of the same name, after every check."""
     if target.keys() != source.keys():
         differing = sorted(map(str, target.keys() ^ source.keys()))
@@ -113,7 +126,7 @@ def paired(target: dict, source: dict) -> list[tuple[Tensor, Tensor]]:
         if not isinstance(t, Tensor) or not isinstance(s, Tensor):
             raise TypeError(f"source[{name}]: expected Tensors, got {type(t).__name__} and {type(s).__name__}")
         for side, x in (("target", t), ("source", s)):
-            if isinstance(x, nn.parameter.UninitializedTensorMixin):  # is_lazy() breaks torch.compile
+            if isinstance(x, UninitializedTensorMixin):  # is_lazy() breaks torch.compile
                 raise ValueError(f"{side}[{name}]: expected a tensor with a shape, got a lazy one")
             checks.dense(f"{side}[{name}]", x)
         if t.shape != s.shape:
@@ -136,7 +149,9 @@ def _update(pairs: list[tuple[Tensor, Tensor]], momentum: float | Tensor, seed: 
     momentum = checks.momentum_or_tensor(momentum)
     checks.seed(seed)
     for name, value in (("momentum", momentum), ("seed", seed)):
-        elsewhere = next((t for t, _ in pairs if isinstance(value, Tensor) and t.device != value.device), None)
+        if not isinstance(value, Tensor):
+            continue
+        elsewhere = next((t for t, _ in pairs if t.device != value.device), None)
         if elsewhere is not None:
             raise ValueError(f"{name}: expected device {elsewhere.device} as the target, got {value.device}")
     by_device: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}

@@ -10,10 +10,11 @@ import importlib.util
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from . import kernels
+from . import kernels  # type: ignore[attr-defined]  # a top folder of the checkout
 
 BUILD_RECORD = Path(__file__).with_name("_C.json")
 
@@ -37,7 +38,7 @@ def _load():
 
 extension, why_missing = _load()
 # What it was compiled for (build.record): "cuda", and "cuda_missing" where it has no CUDA kernels.
-record: dict = {} if extension is None else json.loads(BUILD_RECORD.read_text())
+record: dict[str, Any] = {} if extension is None else json.loads(BUILD_RECORD.read_text())
 
 
 def _register_fake_kernels() -> None:

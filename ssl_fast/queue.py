@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from . import backends, checks, distributed, reference, rows
+
+if TYPE_CHECKING:
+    from .annotations import Group
 
 
 class NegativeQueue(nn.Module):
@@ -24,6 +28,10 @@ class NegativeQueue(nn.Module):
     Raises ValueError where size or dim is below 1, TypeError for another dtype than a float.
     """
 
+    queue: Tensor
+    queue_ptr: Tensor
+    queue_ids: Tensor | None
+
     def __init__(
         self, size: int, dim: int, dtype: torch.dtype = torch.float32, seed: int | None = None, ids: bool = False
     ):
@@ -37,7 +45,7 @@ class NegativeQueue(nn.Module):
         self.register_buffer("queue_ids", torch.full((size,), -1) if ids else None)
 
     @torch.no_grad()
-    def enqueue_(self, keys: Tensor, normalize: bool = False, ids: Tensor | None = None, group=None) -> None:
+    def enqueue_(self, keys: Tensor, normalize: bool = False, ids: Tensor | None = None, group: Group = None) -> None:
         """Writes key j to row (queue_ptr + j) mod K and advances the pointer, in place.
 
         keys: (B, D) of any float dtype, any B. The loss takes the queue's rows as they are: give unit
@@ -65,7 +73,7 @@ class NegativeQueue(nn.Module):
             counts = distributed.counts_of(keys.shape[0], group, keys.device)
             keys = distributed.gather(keys, group, counts)
             ids = None if ids is None else distributed.gather(ids, group, counts)
-        if ids is not None:
+        if ids is not None and self.queue_ids is not None:
             count, size = keys.shape[0], queue.shape[0]
             stay = torch.arange(max(count - size, 0), count, device=queue.device)
             self.queue_ids.index_copy_(0, (queue_ptr + stay) % size, ids[stay].long())
@@ -77,7 +85,7 @@ class NegativeQueue(nn.Module):
         else:
             torch.ops.ssl_fast.enqueue_(queue, queue_ptr, keys, normalize)
 
-    def _load_from_state_dict(self, state_dict, prefix, *arguments) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
         name = f"{prefix}queue"
         stored = state_dict.get(name)
         size, dim = self.queue.shape

@@ -9,6 +9,7 @@ Notation: u_i = x_i / max(|x_i|, EPS), s = 1 / temperature (rows.py).
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,9 +30,14 @@ from .rows import (
     views_of,
 )
 
+if TYPE_CHECKING:
+    from .annotations import Loss, Scalar
+
 
 @torch.no_grad()
-def _stats(loss_rows: Tensor, similarity: Tensor, best: Tensor, positive_mean: Tensor, negative: Tensor, temperature):
+def _stats(
+    loss_rows: Tensor, similarity: Tensor, best: Tensor, positive_mean: Tensor, negative: Tensor, temperature: Scalar
+) -> ContrastiveStats:
     """Of a matrix (anchors, candidates). negative: a mask. best: similarity of each anchor's best positive."""
     scores, threshold = similarity / temperature, best[:, None] / temperature
     ranks = ((scores > threshold) & negative).sum(1)
@@ -40,7 +46,9 @@ def _stats(loss_rows: Tensor, similarity: Tensor, best: Tensor, positive_mean: T
 
 
 @in_full_precision
-def nt_xent(z1: Tensor, z2: Tensor, temperature=0.1, reduction: str = "mean", return_stats: bool = False):
+def nt_xent(
+    z1: Tensor, z2: Tensor, temperature: Scalar = 0.1, reduction: str = "mean", return_stats: bool = False
+) -> Loss:
     """NT-Xent of SimCLR (Chen et al. 2020, eq. 1) over the 2N rows of two views.
 
     loss_i = log sum_{k != i} exp(s <u_i, u_k>) - s <u_i, u_p(i)>, p(i) the row of the other view.
@@ -66,12 +74,12 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature=0.1, reduction: str = "mean", re
 def info_nce(
     query: Tensor,
     positive: Tensor,
-    negatives=None,
-    temperature=0.1,
+    negatives: Any = None,
+    temperature: Scalar = 0.1,
     reduction: str = "mean",
     return_stats: bool = False,
-    exclude=None,
-):
+    exclude: Any = None,
+) -> Loss:
     """InfoNCE (van den Oord et al. 2018, eq. 4; MoCo, He et al. 2020, eq. 1), one loss a query.
 
     loss_i = log(exp(s <q_i, k_i>) + sum_j exp(s <q_i, n_j>)) - s <q_i, k_i>. The n_j are the other
@@ -103,7 +111,7 @@ def info_nce(
     return loss, _stats(loss_rows, similarity, positive_similarity, positive_mean, negative, temperature)
 
 
-def normalized_negatives(negatives) -> Tensor:
+def normalized_negatives(negatives: Any) -> Tensor:
     """A queue's rows as they are, a tensor's rows normalised."""
     if isinstance(negatives, Tensor):
         return unit_rows(negatives)
@@ -111,7 +119,7 @@ def normalized_negatives(negatives) -> Tensor:
     return finite_rows(negatives.queue.clone())
 
 
-def _allowed(a: Tensor, b: Tensor, exclude, only) -> Tensor:
+def _allowed(a: Tensor, b: Tensor, exclude: Any, only: Any) -> Tensor:
     """The mask (N, M) of the pairs that count."""
     itself = torch.arange(a.shape[0], device=a.device)[:, None] == torch.arange(b.shape[0], device=a.device)
     if only is not None:
@@ -123,7 +131,15 @@ def _allowed(a: Tensor, b: Tensor, exclude, only) -> Tensor:
 
 
 @in_full_precision
-def similarity_lse(a: Tensor, b: Tensor, scale=10.0, exclude=None, only=None, normalize: bool = True, columns=False):
+def similarity_lse(
+    a: Tensor,
+    b: Tensor,
+    scale: Scalar = 10.0,
+    exclude: Any = None,
+    only: Any = None,
+    normalize: bool = True,
+    columns: bool = False,
+) -> Any:
     """lse_i = log sum_k exp(scale <u_i, v_k>) over the allowed k; -Inf where there is none.
 
     Allowed are all k; with exclude="self" k != i; with exclude=(ids of a, ids of b) those whose id
@@ -140,13 +156,13 @@ def similarity_lse(a: Tensor, b: Tensor, scale=10.0, exclude=None, only=None, no
 @in_full_precision
 def supcon(
     features: Tensor,
-    labels=None,
-    temperature=0.1,
+    labels: Tensor | None = None,
+    temperature: Scalar = 0.1,
     form: str = "out",
     count_without_positive: bool = True,
     reduction: str = "mean",
     return_stats: bool = False,
-):
+) -> Loss:
     """Supervised contrastive loss (Khosla et al. 2020): positives averaged outside (eq. 2) or inside the log (eq. 3).
 
     With P(i) the other rows of i's label: out: log sum_{k != i} exp(s <u_i, u_k>) - mean_{p in P(i)} s <u_i, u_p>;
@@ -192,8 +208,13 @@ def von_mises_fisher_weights(similarity: Tensor, sigma: float) -> Tensor:
 
 @in_full_precision
 def dcl(
-    z1: Tensor, z2: Tensor, temperature=0.1, sigma: float | None = None, reduction: str = "mean", return_stats=False
-):
+    z1: Tensor,
+    z2: Tensor,
+    temperature: Scalar = 0.1,
+    sigma: float | None = None,
+    reduction: str = "mean",
+    return_stats: bool = False,
+) -> Loss:
     """Decoupled contrastive loss (Yeh et al. 2022, eq. 6) over the 2N rows of two views: the positive leaves the sum.
 
     loss_i = log sum_{k != i, p(i)} exp(s <u_i, u_k>) - w_i s <u_i, u_p(i)>, w_i = 1 or, with sigma, DCLW's weight.
@@ -215,12 +236,12 @@ def dcl(
 def hard_negative_nt_xent(
     z1: Tensor,
     z2: Tensor,
-    temperature=0.5,
+    temperature: Scalar = 0.5,
     beta: float = 1.0,
     tau_plus: float = 0.0,
     reduction: str = "mean",
     return_stats: bool = False,
-):
+) -> Loss:
     """Contrastive loss with hard negatives (Robinson et al. 2021, eq. 4 and section 3.2) over the 2N rows of two views.
 
     With n the M = 2N - 2 negatives' exp(s <u_i, u_k>) and p the positive's: loss_i = log(1 + G / p),
@@ -243,7 +264,9 @@ def hard_negative_nt_xent(
     return loss, _stats(loss_rows, similarity, positive, positive.detach().mean(), negative, temperature)
 
 
-def hard_negative_log_sum(log_mean: Tensor, positive_logits, scale, negatives: int, tau_plus: float) -> Tensor:
+def hard_negative_log_sum(
+    log_mean: Tensor, positive_logits: Any, scale: Any, negatives: int, tau_plus: float
+) -> Tensor:
     """log G of each row, from the log of the negatives' reweighted mean. positive_logits: only with tau_plus."""
     if tau_plus:
         # By the larger of the two: neither exponential overflows, and not both underflow.
@@ -256,7 +279,14 @@ def hard_negative_log_sum(log_mean: Tensor, positive_logits, scale, negatives: i
 
 
 @in_full_precision
-def clip(a: Tensor, b: Tensor, temperature=0.07, normalize: bool = True, reduction: str = "mean", return_stats=False):
+def clip(
+    a: Tensor,
+    b: Tensor,
+    temperature: Scalar = 0.07,
+    normalize: bool = True,
+    reduction: str = "mean",
+    return_stats: bool = False,
+) -> Loss:
     """CLIP's symmetric loss (Radford et al. 2021, fig. 3): each row of a against all of b, and of b against all of a.
 
     2N losses, log sum_k exp(s <u_i, v_k>) - s <u_i, v_i> first, then log sum_k exp(s <u_k, v_i>) - s <u_i, v_i>.
@@ -278,12 +308,12 @@ def clip(a: Tensor, b: Tensor, temperature=0.07, normalize: bool = True, reducti
 def siglip(
     a: Tensor,
     b: Tensor,
-    temperature=0.1,
-    bias=-10.0,
+    temperature: Scalar = 0.1,
+    bias: Scalar = -10.0,
     normalize: bool = True,
     reduction: str = "mean",
     return_stats: bool = False,
-):
+) -> Loss:
     """Pairwise sigmoid loss (Zhai et al. 2023, eq. 1): a binary decision for each of the N x N pairs.
 
     loss_i = sum_k log(1 + exp(-z_ik (s <u_i, v_k> + bias))), z_ik = 1 for k = i, else -1.
@@ -308,17 +338,17 @@ def moco_v3(
     query2: Tensor,
     key1: Tensor,
     key2: Tensor,
-    temperature=1.0,
+    temperature: Scalar = 1.0,
     reduction: str = "mean",
     return_stats: bool = False,
-):
+) -> Loss:
     """MoCo v3 (Chen et al. 2021, algorithm 1): 2 temperature (ctr(q1, k2) + ctr(q2, k1)), one loss an image."""
     first = info_nce(query1, key2, None, temperature, "none", return_stats)
     second = info_nce(query2, key1, None, temperature, "none", return_stats)
     return symmetric_sum(first, second, 2 * in_range(temperature), reduction, return_stats)
 
 
-def symmetric_sum(first, second, factor, reduction: str, return_stats: bool):
+def symmetric_sum(first: Any, second: Any, factor: Scalar, reduction: str, return_stats: bool) -> Loss:
     """factor * (first + second) of two losses of the same images, and the mean of their statistics."""
     if not return_stats:
         return reduce(factor * (first + second), reduction)
@@ -328,8 +358,13 @@ def symmetric_sum(first, second, factor, reduction: str, return_stats: bool):
 
 @in_full_precision
 def instance_discrimination(
-    features: Tensor, index: Tensor, bank, temperature=0.07, reduction: str = "mean", return_stats: bool = False
-):
+    features: Tensor,
+    index: Tensor,
+    bank: Any,
+    temperature: Scalar = 0.07,
+    reduction: str = "mean",
+    return_stats: bool = False,
+) -> Loss:
     """Non-parametric softmax over all n images (Wu et al. 2018, eq. 2): the bank's row index_i is the positive.
 
     loss_i = log sum_j exp(s <u_i, bank_j>) - s <u_i, bank_index_i>. The bank's rows are taken as they are.
@@ -352,12 +387,12 @@ def instance_nce(
     features: Tensor,
     index: Tensor,
     noise: Tensor,
-    bank,
-    normalizer,
-    temperature=0.07,
+    bank: Any,
+    normalizer: Scalar,
+    temperature: Scalar = 0.07,
     reduction: str = "mean",
     return_stats: bool = False,
-):
+) -> Loss:
     """Noise-contrastive estimation of that softmax (Wu et al. 2018, eq. 4 to 8) with m sampled images, noise (N, m).
 
     With P = exp(s <u, bank_j>) / normalizer and h = P / (P + m / n):
@@ -369,7 +404,9 @@ def instance_nce(
     return nce_of(similarity, bank.shape[0], normalizer, temperature, reduction, return_stats)
 
 
-def nce_of(similarity: Tensor, images: int, normalizer, temperature, reduction: str, return_stats: bool):
+def nce_of(
+    similarity: Tensor, images: int, normalizer: Scalar, temperature: Scalar, reduction: str, return_stats: bool
+) -> Loss:
     """The loss of `instance_nce` from the similarities (N, 1 + m) of each row with its own image and the noise."""
     noise = similarity.shape[1] - 1
     # log(P n / m)
@@ -388,12 +425,12 @@ def nce_of(similarity: Tensor, images: int, normalizer, temperature, reduction: 
 def multi_positive_info_nce(
     query: Tensor,
     positives: Tensor,
-    negatives=None,
-    temperature=0.1,
+    negatives: Any = None,
+    temperature: Scalar = 0.1,
     form: str = "out",
     reduction: str = "mean",
     return_stats: bool = False,
-):
+) -> Loss:
     """InfoNCE with P positives a query, (N, P, D): SupCon's two forms over the query's positives and its negatives.
 
     With Z_i the sum over both: out: log Z_i - mean_p s <q_i, k_ip>; in: log Z_i - log mean_p exp(s <q_i, k_ip>).
@@ -424,7 +461,7 @@ def multi_positive_info_nce(
 
 
 @torch.no_grad()
-def ema_update_(target: list[Tensor], source: list[Tensor], momentum, seed: Tensor | None = None) -> None:
+def ema_update_(target: list[Tensor], source: list[Tensor], momentum: Scalar, seed: Tensor | None = None) -> None:
     """t = momentum * t + (1 - momentum) * s in place, in float32 or wider; integers are copied.
 
     With momentum 1 (a number or a 0-D tensor) t stays, beside an s of Inf too; outside 0 to 1 it becomes NaN.
@@ -435,7 +472,7 @@ def ema_update_(target: list[Tensor], source: list[Tensor], momentum, seed: Tens
 
 
 @torch.no_grad()
-def update_pair_(t: Tensor, s: Tensor, place: int, momentum, seed: Tensor | None) -> None:
+def update_pair_(t: Tensor, s: Tensor, place: int, momentum: Scalar, seed: Tensor | None) -> None:
     """`ema_update_` of one pair, at this place in the lists."""
     if not t.is_floating_point():
         t.copy_(s)

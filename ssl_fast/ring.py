@@ -6,6 +6,9 @@ sends the block on and takes the next. In the backward pass the blocks' gradient
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -13,6 +16,9 @@ from torch import Tensor
 from . import similarity
 from .distributed import Across
 from .similarity import ALL, NOT_SELF
+
+if TYPE_CHECKING:
+    from .annotations import Ids, Scalar
 
 
 class _Travel:
@@ -28,7 +34,7 @@ class _Travel:
         """Rows of the block that is here in this step."""
         return self.counts[(self.rank - step) % self.world]
 
-    def pass_on(self, block: list[Tensor], step: int, tag: int = 0):
+    def pass_on(self, block: list[Tensor], step: int, tag: int = 0) -> tuple[Callable[[], None], list[Tensor]]:
         """Starts sending the block of this step and receiving that of the next; gives (wait, the next block).
 
         The block must stay until waited for. tag: the first of as many as it has tensors.
@@ -40,41 +46,55 @@ class _Travel:
             operations.append(dist.P2POp(dist.irecv, place, self.previous, self.group, k))
         requests = dist.batch_isend_irecv(operations)
 
-        def wait():
+        def wait() -> None:
             for request in requests:
                 request.wait()
 
         return wait, arriving
 
-    def blocks(self, block: list[Tensor]):
+    def blocks(self, block: list[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
         """(step, block) for each rank's block; the next arrives while one is used."""
         block = [x.contiguous() for x in block]
         for step in range(self.world):
-            last = step == self.world - 1
-            wait, following = (None, None) if last else self.pass_on(block, step)
+            if step == self.world - 1:
+                yield step, block
+                return
+            wait, following = self.pass_on(block, step)
             yield step, block
-            if not last:
-                wait()
-                block = following
+            wait()
+            block = following
 
 
 class _RingLse(torch.autograd.Function):
     """The log-sum-exp of rows against all ranks' rows, and ranks, as `similarity.similarity_lse`."""
 
     @staticmethod
-    def forward(ctx, a, b, temperature_tensor, temperature, ids_a, ids_b, mask, normalize, positive, group, counts):
+    def forward(
+        ctx: Any,
+        a: Tensor,
+        b: Tensor,
+        temperature_tensor: Tensor | None,
+        temperature: Scalar,
+        ids_a: Tensor | None,
+        ids_b: Tensor | None,
+        mask: int,
+        normalize: tuple[bool, bool],
+        positive: Tensor | None,
+        group: dist.ProcessGroup,
+        counts: list[int],
+    ) -> Any:
         travel = _Travel(group, counts)
-        parts, sums, ranks = [], [], 0
+        each, sums, ranks = [], [], 0
         for step, (rows, *ids) in travel.blocks([b] if ids_b is None else [b, ids_b]):
             own = mask if step == 0 or mask != NOT_SELF else ALL  # the row itself is in the rank's own block
             part, _, own_ranks, own_sums = torch.ops.ssl_fast.similarity_lse(
                 a, rows, ids_a, ids[0] if ids else None, own, *normalize, False, temperature, temperature_tensor,
                 positive,
             )  # fmt: skip
-            parts.append(part)
+            each.append(part)
             sums.append(own_sums)
             ranks = ranks + own_ranks
-        parts = torch.stack(parts)
+        parts = torch.stack(each)
         lse = parts.logsumexp(0)
         ctx.save_for_backward(a, b, temperature_tensor, ids_a, ids_b, parts, lse, *sums)
         ctx.options = temperature, mask, normalize, travel
@@ -83,12 +103,13 @@ class _RingLse(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient, _):
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         a, b, temperature_tensor, ids_a, ids_b, parts, lse, *sums = ctx.saved_tensors
         temperature, mask, normalize, travel = ctx.options
         wants_a, wants_b = ctx.needs_input_grad[:2]
         wide = torch.promote_types(b.dtype, torch.float32)
-        da, dt, db = torch.zeros_like(a, dtype=wide), 0, torch.zeros_like(b, dtype=wide)
+        dt: Any = 0
+        da, db = torch.zeros_like(a, dtype=wide), torch.zeros_like(b, dtype=wide)
         for step, (rows, *ids) in travel.blocks([b] if ids_b is None else [b, ids_b]):
             # Each block's share of the softmax; where nothing counts there is none.
             share = torch.where(parts[step] > float("-inf"), (parts[step] - lse).exp(), 0) * gradient
@@ -112,7 +133,16 @@ class _RingLse(torch.autograd.Function):
 class Around(Across):
     """The rows of all ranks, passed round."""
 
-    def lse(self, a, b, mask, temperature, ids=(None, None), normalize=(True, True), positive=None):
+    def lse(
+        self,
+        a: Tensor,
+        b: Tensor,
+        mask: int,
+        temperature: Scalar,
+        ids: Ids = (None, None),
+        normalize: tuple[bool, bool] = (True, True),
+        positive: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         number, tensor = similarity.split(temperature)
         counts = [count * self._each(b) for count in self.counts]
         positive = None if positive is None else positive.detach()

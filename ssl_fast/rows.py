@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .annotations import Scalar
 
 EPS = 1e-12
 # Sizes of a temperature. Beyond these, logits in float32 are rounding noise or all equal.
@@ -32,11 +35,11 @@ class ContrastiveStats(NamedTuple):
     negative_similarity: Tensor
 
 
-def in_full_precision(function: Callable) -> Callable:
+def in_full_precision(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, some of whose arguments are tensors, without autocast: it would multiply in half precision."""
 
     @functools.wraps(function)
-    def without_autocast(*arguments, **options):
+    def without_autocast(*arguments: Any, **options: Any) -> Any:
         device = next(x.device.type for x in (*arguments, *options.values()) if isinstance(x, Tensor))
         if not torch.amp.is_autocast_available(device):  # the meta device
             return function(*arguments, **options)
@@ -89,7 +92,7 @@ def finite_rows(x: Tensor) -> Tensor:
     return x.masked_fill(~x.isfinite().all(-1, keepdim=True), float("nan"))
 
 
-def in_range(temperature):
+def in_range(temperature: Scalar) -> Any:
     """A tensor's value outside TEMPERATURES becomes NaN; numbers are checked by the public functions."""
     if not isinstance(temperature, Tensor):
         return temperature
@@ -116,7 +119,7 @@ def row_totals(x: Tensor) -> Tensor:
     return torch.nn.functional.pad(x, (0, padding)).view(x.shape[0], -1, 1024).sum(2).sum(1)
 
 
-def by_pieces(function, *tensors: Tensor) -> Tensor:
+def by_pieces(function: Callable[..., Any], *tensors: Tensor) -> Tensor:
     """function(*tensors) of rows, some rows at a time: exp and log differ where a thread's share ends."""
     step = max(1, ONE_THREAD * tensors[0].shape[0] // tensors[0].numel())
     if tensors[0].shape[0] <= step:
@@ -150,7 +153,7 @@ def logsumexp(x: Tensor) -> Tensor:
     return by_pieces(lambda piece: piece.logsumexp(1), x)
 
 
-def views_of(features: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+def views_of(features: Tensor, labels: Any) -> tuple[Tensor, Tensor]:
     """(N, D) with labels (N,); (B, V, D) becomes (B V, D), all views of a row with its label or, without, its index."""
     if features.dim() == 2:
         return features, labels
@@ -160,7 +163,7 @@ def views_of(features: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
     return features.reshape(count * views, dim), labels.repeat_interleave(views)
 
 
-def reduce_with_positives(loss_rows: Tensor, positives: Tensor, reduction: str, count_without_positive: bool):
+def reduce_with_positives(loss_rows: Tensor, positives: Tensor, reduction: str, count_without_positive: bool) -> Tensor:
     """positives (N,): how many each row has. Rows without one are 0, and not in the mean unless they count."""
     if reduction != "mean" or count_without_positive:
         return reduce(loss_rows, reduction)

@@ -6,6 +6,8 @@ Losses call these after their checks, and only where a kernel was chosen.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,12 +15,15 @@ from torch import Tensor
 from . import checks
 from .rows import ContrastiveStats, finite_rows, reduce, softplus, stats_of, total, unit_rows
 
+if TYPE_CHECKING:
+    from .annotations import Scalar
+
 # The pairs (i, k) that count: all; k != i; those whose ids differ; those whose ids are equal.
 ALL, NOT_SELF, IDS_DIFFER, IDS_EQUAL = range(4)
 LN2, LOG2E = math.log(2), math.log2(math.e)
 
 
-def split(temperature) -> tuple[float, Tensor | None]:
+def split(temperature: Scalar) -> tuple[float, Tensor | None]:
     """A temperature as the operators take it: a number, or a tensor that may want a gradient."""
     return (1.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
 
@@ -27,7 +32,7 @@ def similarity_lse(
     a: Tensor,
     b: Tensor | None,
     mask: int,
-    temperature,
+    temperature: Scalar,
     ids: tuple[Tensor | None, Tensor | None] = (None, None),
     normalize: tuple[bool, bool] = (True, True),
     columns: bool = False,
@@ -43,7 +48,7 @@ def similarity_lse(
     return lse, column_lse, ranks
 
 
-def scores(similarities: Tensor, temperature) -> Tensor:
+def scores(similarities: Tensor, temperature: Scalar) -> Tensor:
     """similarities / temperature in float64, as it is subtracted from a log-sum-exp as large as itself.
 
     With the scale rounded as the kernels round theirs, in powers of two: then what should cancel does.
@@ -58,7 +63,7 @@ def scores(similarities: Tensor, temperature) -> Tensor:
 def positive_loss(
     lse: Tensor,
     positive: Tensor,
-    temperature,
+    temperature: Scalar,
     reduction: str,
     weights: Tensor | None = None,
     in_denominator: bool = True,
@@ -74,7 +79,14 @@ def positive_loss(
     return torch.ops.ssl_fast.positive_loss(lse, positive, weights, in_denominator, *split(temperature), code)
 
 
-def composed_positive_loss(lse, positive, temperature, reduction, weights=None, in_denominator=True) -> Tensor:
+def composed_positive_loss(
+    lse: Tensor,
+    positive: Tensor,
+    temperature: Scalar,
+    reduction: str,
+    weights: Tensor | None = None,
+    in_denominator: bool = True,
+) -> Tensor:
     """`positive_loss` in plain PyTorch, on any device."""
     weighted = positive if weights is None else weights * positive
     # The positive's part last: what it leaves of the loss may be tiny.
@@ -93,7 +105,7 @@ def class_similarity(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def similarity_softplus(
-    a: Tensor, b: Tensor, normalize: bool, temperature, bias, positive: Tensor | None = None
+    a: Tensor, b: Tensor, normalize: bool, temperature: Scalar, bias: Scalar, positive: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """(row i's sum over k != i of softplus(s <u_i, v_k> + bias) (N,), ranks (2, N) of `positive` or (0, N))."""
     if not isinstance(bias, Tensor):
@@ -106,7 +118,12 @@ def similarity_softplus(
 
 @torch.no_grad()
 def statistics(
-    loss_rows: Tensor, ranks: Tensor, positive_mean: Tensor, sums: tuple[Tensor, Tensor], excluded, pairs: int | Tensor
+    loss_rows: Tensor,
+    ranks: Tensor,
+    positive_mean: Tensor,
+    sums: tuple[Tensor, Tensor],
+    excluded: Any,
+    pairs: int | Tensor,
 ) -> ContrastiveStats:
     """sums: of all rows u and of all rows v. excluded: sum of the similarities of pairs that are no negatives.
 
@@ -144,7 +161,7 @@ CHUNK_ELEMENTS = 1 << 22
 
 
 @torch.no_grad()
-def best_same_class(z: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, temperature) -> Tensor:
+def best_same_class(z: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, temperature: Scalar) -> Tensor:
     """The similarity of each row (N,) with the most similar of the others of its label, by the temperature's sign.
 
     others (M, D): begin with the rows themselves, which do not count. In a pass of its own, some rows at a time, for
@@ -168,7 +185,7 @@ class _SampledSimilarity(torch.autograd.Function):
     """<u_i, bank_j> for j in index_i, gathering a part of the rows at a time, in the dtype of u."""
 
     @staticmethod
-    def _pieces(x: Tensor, bank: Tensor, index: Tensor):
+    def _pieces(x: Tensor, bank: Tensor, index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """(rows of x, the bank's rows (.., m, D) that they meet)."""
         step = max(1, CHUNK_ELEMENTS // (index.shape[1] * bank.shape[1]))
         for own, places in zip(x.split(step), index.split(step), strict=True):
@@ -183,12 +200,12 @@ class _SampledSimilarity(torch.autograd.Function):
             return torch.cat([(rows @ own[:, :, None])[:, :, 0] for own, rows in pieces])
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         bank, index = ctx.saved_tensors
         with torch.autocast(gradient.device.type, enabled=False):
             pieces = _SampledSimilarity._pieces(gradient, bank, index)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import checks, functional
 from .queue import NegativeQueue
@@ -42,7 +44,9 @@ def warmup(
             torch.set_rng_state(state)
 
 
-def _checked(device, shapes, dtypes, queue_size) -> tuple[torch.device, list[tuple[int, int]], list[torch.dtype]]:
+def _checked(
+    device: Any, shapes: Any, dtypes: Any, queue_size: Any
+) -> tuple[torch.device, list[tuple[int, int]], list[torch.dtype]]:
     if not isinstance(device, (str, torch.device)):
         raise TypeError(f"device: expected a torch.device or its name, got {type(device).__name__}")
     try:
@@ -71,37 +75,45 @@ def _checked(device, shapes, dtypes, queue_size) -> tuple[torch.device, list[tup
 
 def _run(device: torch.device, count: int, dim: int, dtype: torch.dtype, queue_size: int | None) -> None:
     views = [torch.randn(count, dim, device=device).to(dtype).requires_grad_() for _ in range(2)]
-    negatives = [None] if queue_size is None else [None, NegativeQueue(queue_size, dim, seed=0).to(device)]
+    queue = None if queue_size is None else NegativeQueue(queue_size, dim, seed=0).to(device)
+    negatives = [None] if queue is None else [None, queue]
     on_device = torch.full((), 0.1, device=device, requires_grad=True)
     # A number on either side of the fixed shift, and a temperature that is learnt.
     for temperature in (0.1, 0.02, on_device):
         for return_stats in (False, True):
-            for call in (functional.nt_xent, *(_against(each) for each in negatives), *COMPOSED):
+            for call in (NT_XENT, *(_against(each) for each in negatives), *COMPOSED):
                 result = call(*views, temperature=temperature, return_stats=return_stats)
                 (result[0] if return_stats else result).backward()
-    if queue_size is not None:
+    if queue is not None:
         for normalize in (False, True):
-            negatives[1].enqueue_(views[0].detach(), normalize)
+            queue.enqueue_(views[0].detach(), normalize)
 
 
-def _against(negatives):
-    def call(query, positive, **options):
+def _against(negatives: Any) -> Callable[..., Any]:
+    def call(query: Tensor, positive: Tensor, **options: Any) -> Any:
         return functional.info_nce(query, positive, negatives, **options)
 
     return call
 
 
-def _excluding(query, positive, **options):
+def _excluding(query: Tensor, positive: Tensor, **options: Any) -> Any:
     ids = torch.arange(len(query), device=query.device)
     return functional.info_nce(query, positive, exclude=(ids, ids), **options)
 
 
-def _labelled(form: str):
-    def call(one, other, **options):
+def _labelled(form: str) -> Callable[..., Any]:
+    def call(one: Tensor, other: Tensor, **options: Any) -> Any:
         return functional.supcon(torch.stack([one, other], 1), form=form, **options)
 
     return call
 
 
 # Between them every way through the primitive: rows with each other, both ways, one way, by place and by ids.
-COMPOSED = (_labelled("out"), _labelled("in"), functional.clip, functional.siglip, _excluding)
+NT_XENT: Callable[..., Any] = functional.nt_xent
+COMPOSED: tuple[Callable[..., Any], ...] = (
+    _labelled("out"),
+    _labelled("in"),
+    functional.clip,
+    functional.siglip,
+    _excluding,
+)

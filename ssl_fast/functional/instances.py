@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,9 @@ from ..rows import finite_rows, in_range, total, unit_rows
 from ..similarity import IDS_DIFFER
 from .primitive import as_computed, runs_reference
 
+if TYPE_CHECKING:
+    from ..annotations import Loss
+
 
 def instance_discrimination(
     features: Tensor,
@@ -19,7 +24,7 @@ def instance_discrimination(
     temperature: float | Tensor = 0.07,
     reduction: str = "mean",
     return_stats: bool = False,
-):
+) -> Loss:
     """Non-parametric softmax over all n images (Wu et al. 2018, eq. 2), in full: no sampling.
 
     loss_i = logsumexp_j(u_i . bank_j / temperature) - u_i . bank_index(i) / temperature.
@@ -62,7 +67,7 @@ def instance_nce(
     temperature: float | Tensor = 0.07,
     reduction: str = "mean",
     return_stats: bool = False,
-):
+) -> Loss:
     """Noise-contrastive estimation of `instance_discrimination` (Wu et al. 2018, eq. 4 to 8), as in the original.
 
     With P(j) = exp(u_i . bank_j / temperature) / normalizer and h = P / (P + m / n):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from ..rows import ContrastiveStats, finite_rows, in_range, logsumexp, softplus,
 from ..similarity import ALL, IDS_DIFFER, NOT_SELF, split
 from .primitive import as_computed, pair_of_ids, runs_reference
 
+if TYPE_CHECKING:
+    from ..annotations import Group, Ids, Loss, Scalar
+
 
 def info_nce(
     query: Tensor,
@@ -24,8 +28,8 @@ def info_nce(
     reduction: str = "mean",
     return_stats: bool = False,
     exclude: tuple[Tensor, Tensor] | None = None,
-    group=None,
-):
+    group: Group = None,
+) -> Loss:
     """InfoNCE (van den Oord et al. 2018, eq. 4; MoCo, He et al. 2020, eq. 1), one loss a query.
 
     With q, k, n normalised: loss_i = logsumexp(q_i . [k_i, n_1, n_2, ...] / temperature)
@@ -63,12 +67,14 @@ def info_nce(
     return (loss, ContrastiveStats(*stats.unbind())) if return_stats else loss
 
 
-def _info_nce_across(query, positive, temperature, reduction, return_stats, ids, batch: Batch):
+def _info_nce_across(
+    query: Tensor, positive: Tensor, temperature: Scalar, reduction: str, return_stats: bool, ids: Any, batch: Any
+) -> Loss:
     if not isinstance(ids, tuple):
         ids = (batch.images(query.device),) * 2
     if runs_reference("info_nce", query):
 
-        def formula(query, positive, ids, **options):
+        def formula(query: Tensor, positive: Tensor, ids: Any, **options: Any) -> Any:
             return reference.info_nce(query, positive, exclude=(ids, ids), **options)
 
         tensors = {"query": query, "positive": positive, "ids": ids[0]}
@@ -76,7 +82,17 @@ def _info_nce_across(query, positive, temperature, reduction, return_stats, ids,
     return _info_nce_by_ids(query, positive, None, True, temperature, reduction, return_stats, ids, batch)
 
 
-def _info_nce_by_ids(query, positive, rows, normalize, temperature, reduction, return_stats, ids, batch: Batch):
+def _info_nce_by_ids(
+    query: Tensor,
+    positive: Tensor,
+    rows: Tensor | None,
+    normalize: bool,
+    temperature: Scalar,
+    reduction: str,
+    return_stats: bool,
+    ids: Any,
+    batch: Batch,
+) -> Loss:
     query, positive = as_computed(query, positive)
     if rows is None:
         rows, normalize = positive, True
@@ -109,8 +125,8 @@ def multi_positive_info_nce(
     form: str = "out",
     reduction: str = "mean",
     return_stats: bool = False,
-    group=None,
-):
+    group: Group = None,
+) -> Loss:
     """InfoNCE with several positives a query, in SupCon's two forms (Khosla et al. 2020, eq. 2 and 3).
 
     With Z_i the sum of exp(q_i . x / temperature) over the query's positives and its negatives, "out" is the mean
@@ -148,8 +164,9 @@ def multi_positive_info_nce(
     of_positives = similarity.pair_similarity(query.repeat_interleave(each, 0), flat).view(count, each)
     logits = similarity.scores(of_positives, temperature)
     best = _best(of_positives.detach(), temperature) if return_stats else None
-    in_batch, mask, ids, normalize = rows is None, ALL, (None, None), isinstance(negatives, Tensor)
-    if in_batch:
+    in_batch, mask, normalize = rows is None, ALL, isinstance(negatives, Tensor)
+    ids: Ids = (None, None)
+    if rows is None:
         image = batch.images(query.device)
         rows, mask, ids, normalize = flat, IDS_DIFFER, (image, image.repeat_interleave(each)), True
     elif not normalize:
@@ -169,7 +186,7 @@ def multi_positive_info_nce(
     return loss, batch.mean_stats(similarity.statistics(loss_rows, ranks, positive_mean, sums, excluded, pairs))
 
 
-def _best(similarities: Tensor, temperature) -> Tensor:
+def _best(similarities: Tensor, temperature: Scalar) -> Tensor:
     """The most similar of each row, by the sign of the temperature."""
     largest, smallest = similarities.amax(1), similarities.amin(1)
     return torch.where(torch.as_tensor(temperature, device=similarities.device) > 0, largest, smallest)
@@ -183,8 +200,8 @@ def moco_v3(
     temperature: float | Tensor = 1.0,
     reduction: str = "mean",
     return_stats: bool = False,
-    group=None,
-):
+    group: Group = None,
+) -> Loss:
     """MoCo v3's symmetric loss (Chen et al. 2021, algorithm 1): 2 temperature (ctr(query1, key2) + ctr(query2, key1)).
 
     ctr is in-batch InfoNCE: each query against all keys of the other view.
@@ -216,8 +233,8 @@ def clip(
     normalize: bool = True,
     reduction: str = "mean",
     return_stats: bool = False,
-    group=None,
-):
+    group: Group = None,
+) -> Loss:
     """CLIP's symmetric loss (Radford et al. 2021, fig. 3), both directions from one pass over the tiles.
 
     2N losses: logsumexp_k(a_i . b_k / temperature) - a_i . b_i / temperature, then the same with a and b exchanged.
@@ -265,8 +282,8 @@ def siglip(
     normalize: bool = True,
     reduction: str = "mean",
     return_stats: bool = False,
-    group=None,
-):
+    group: Group = None,
+) -> Loss:
     """Pairwise sigmoid loss (Zhai et al. 2023, eq. 1): a binary decision for each of the N x N pairs.
 
     loss_i = sum_k softplus(-z_ik (a_i . b_k / temperature + bias)), z_ik = 1 for k = i, else -1.
@@ -299,7 +316,9 @@ def siglip(
 
 
 @torch.no_grad()
-def _of_pairs(a, b, normalize, positive, loss_rows, ranks, batch: Batch) -> ContrastiveStats:
+def _of_pairs(
+    a: Tensor, b: Tensor, normalize: bool, positive: Tensor, loss_rows: Tensor, ranks: Tensor, batch: Batch
+) -> ContrastiveStats:
     """Statistics of both directions of the rank's N pairs; loss_rows: (2N,)."""
     prepared = unit_rows if normalize else finite_rows
     own = prepared(a).double().sum(0), prepared(b).double().sum(0)
@@ -310,7 +329,7 @@ def _of_pairs(a, b, normalize, positive, loss_rows, ranks, batch: Batch) -> Cont
     return batch.mean_stats(similarity.statistics(loss_rows, ranks, positive_mean, sums, excluded, pairs))
 
 
-def _negative_rows(query: Tensor, negatives, dims: tuple[int, ...] = (2, 3)) -> Tensor | None:
+def _negative_rows(query: Tensor, negatives: Any, dims: tuple[int, ...] = (2, 3)) -> Tensor | None:
     """The checked tensor of negatives: (M, D), (N, M, D) or None."""
     if negatives is None:
         return None

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
 from .. import backends, checks, reference, similarity
 from ..rows import upcast
 from ..similarity import ALL, IDS_DIFFER, IDS_EQUAL, NOT_SELF
+
+if TYPE_CHECKING:
+    from ..annotations import Ids
 
 
 def similarity_lse(
@@ -18,7 +23,7 @@ def similarity_lse(
     only: tuple[Tensor, Tensor] | None = None,
     normalize: bool = True,
     columns: bool = False,
-):
+) -> Any:
     """What all these losses are made of: lse_i = log sum_k exp(scale <u_i, v_k>) over the pairs that count.
 
     a, b: (N, D) and (M, D); where b is a, half the products are computed. scale: a number or a 0-D tensor of
@@ -51,7 +56,7 @@ def similarity_lse(
     return (lse, lse if symmetric else column_lse.to(dtype)) if columns else lse
 
 
-def _mask_of(a: Tensor, b: Tensor, exclude, only):
+def _mask_of(a: Tensor, b: Tensor, exclude: Any, only: Any) -> tuple[int, Ids]:
     """(mask, ids) of the arguments of `similarity_lse`, checked."""
     if exclude is not None and only is not None:
         raise ValueError("only: expected None where exclude is given")
@@ -64,7 +69,7 @@ def _mask_of(a: Tensor, b: Tensor, exclude, only):
     return (IDS_DIFFER if only is None else IDS_EQUAL), pair_of_ids(name, exclude if only is None else only, a, b)
 
 
-def pair_of_ids(name: str, ids, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def pair_of_ids(name: str, ids: Any, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if not isinstance(ids, (tuple, list)) or len(ids) != 2:
         raise TypeError(f"{name}: expected a pair of Tensors, the ids of both sides, got {type(ids).__name__}")
     checks.ids(f"{name}[0]", ids[0], a.shape[:1], "the rows", a)

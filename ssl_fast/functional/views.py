@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,9 @@ from ..rows import (
 from ..similarity import IDS_DIFFER, IDS_EQUAL, NOT_SELF, split
 from .primitive import as_computed, runs_reference
 
+if TYPE_CHECKING:
+    from ..annotations import Group, Loss, Scalar
+
 
 def nt_xent(
     z1: Tensor,
@@ -28,8 +33,8 @@ def nt_xent(
     temperature: float | Tensor = 0.1,
     reduction: str = "mean",
     return_stats: bool = False,
-    group=None,
-):
+    group: Group = None,
+) -> Loss:
     """NT-Xent, the loss of SimCLR (Chen et al. 2020, eq. 1), without its 2N x 2N matrix.
 
     With u = normalize(cat([z1, z2])), every row against all others but itself:
@@ -51,7 +56,9 @@ def nt_xent(
     return (loss, ContrastiveStats(*stats.unbind())) if return_stats else loss
 
 
-def _nt_xent_across(z1, z2, temperature, reduction: str, return_stats: bool, batch):
+def _nt_xent_across(
+    z1: Tensor, z2: Tensor, temperature: Scalar, reduction: str, return_stats: bool, batch: Any
+) -> Loss:
     if runs_reference("similarity_lse", z1):
         options = {"temperature": temperature}
         return batch.of_reference(reference.nt_xent, {"z1": z1, "z2": z2}, options, reduction, return_stats)
@@ -68,8 +75,8 @@ def supcon(
     count_without_positive: bool = True,
     reduction: str = "mean",
     return_stats: bool = False,
-    group=None,
-):
+    group: Group = None,
+) -> Loss:
     """Supervised contrastive loss (Khosla et al. 2020), without masks: positives are taken from class sums.
 
     With P(i) the other rows of row i's label, "out" (eq. 2, the usual one) is the mean over p in P(i) of
@@ -99,7 +106,7 @@ def supcon(
     if runs_reference("similarity_lse", features):
         options = {"temperature": temperature, "form": form}
         return _supcon_reference(features, labels, options, count_without_positive, reduction, return_stats, batch)
-    z, labels = views_of(*as_computed(features), labels.long())
+    z, labels = views_of(as_computed(features)[0], labels.long())
     rows, classes = batch.gather(z), batch.gather(labels)
     best = similarity.best_same_class(z.detach(), labels, rows.detach(), classes, temperature) if return_stats else None
     if form == "out":
@@ -129,7 +136,7 @@ def supcon(
     return loss, batch.mean_stats(stats, torch.stack([number, negatives]))
 
 
-def _positives_lse(z, labels, others, other_labels, temperature) -> Tensor:
+def _positives_lse(z: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, temperature: Scalar) -> Tensor:
     """Log-sum-exp of each row over the other rows of its label, here and on the other ranks."""
     lse, *_ = similarity.similarity_lse(z, None, IDS_EQUAL, temperature, (labels, None))
     if not others.shape[0]:
@@ -139,7 +146,15 @@ def _positives_lse(z, labels, others, other_labels, temperature) -> Tensor:
     return torch.logaddexp(lse.clamp_min(-1e300), elsewhere.clamp_min(-1e300))
 
 
-def _supcon_reference(features, labels, options, count_without_positive, reduction, return_stats, batch: Batch):
+def _supcon_reference(
+    features: Tensor,
+    labels: Tensor,
+    options: Any,
+    count_without_positive: bool,
+    reduction: str,
+    return_stats: bool,
+    batch: Batch,
+) -> Loss:
     if not isinstance(batch, Across):
         return reference.supcon(features, labels, **options, count_without_positive=count_without_positive,
                                 reduction=reduction, return_stats=return_stats)  # fmt: skip
@@ -157,8 +172,8 @@ def dcl(
     sigma: float | None = None,
     reduction: str = "mean",
     return_stats: bool = False,
-    group=None,
-):
+    group: Group = None,
+) -> Loss:
     """Decoupled contrastive loss (Yeh et al. 2022, eq. 6): NT-Xent whose positive is not in the denominator.
 
     loss_i = logsumexp_{k != i, partner(i)}(u_i . u_k / temperature) - w_i u_i . u_partner(i) / temperature.
@@ -167,7 +182,7 @@ def dcl(
     sigma: None for weights w_i of 1 (DCL); a number for DCLW's (eq. 7), 2 - N softmax(u_i . u_partner(i) / sigma)
         over the N pairs, without gradient.
     """
-    batch = _checked_batch(z1, z2, group)
+    batch: Any = _checked_batch(z1, z2, group)
     temperature = checks.temperature(temperature, z1.device)
     checks.reduction(reduction)
     checks.flags(return_stats=return_stats)
@@ -195,8 +210,8 @@ def hard_negative_nt_xent(
     tau_plus: float = 0.0,
     reduction: str = "mean",
     return_stats: bool = False,
-    group=None,
-):
+    group: Group = None,
+) -> Loss:
     """Contrastive loss with hard negatives (Robinson et al. 2021, eq. 4), which weigh by their similarity.
 
     With n = exp(u_i . u_k / temperature) of the M = 2N - 2 negatives and p that of the positive:
@@ -208,7 +223,7 @@ def hard_negative_nt_xent(
         of a tensor over beta. tau_plus: probability that a negative is of the same
         class, from 0 to below 1 (debiased, Chuang et al. 2020).
     """
-    batch = _checked_batch(z1, z2, group)
+    batch: Any = _checked_batch(z1, z2, group)
     temperature = checks.temperature(temperature, z1.device)
     checks.number("beta", beta, 0.0)
     checks.number("tau_plus", tau_plus, 0.0, 1.0)
@@ -229,16 +244,18 @@ def hard_negative_nt_xent(
     # A tilt below 1e-8 of the similarities is none.
     tilts = beta > 0 and (isinstance(temperature, Tensor) or abs(temperature) <= TEMPERATURES[1] * beta)
     tilted = views.negatives_lse(temperature / beta)[0] if tilts else lse.new_full((), negatives).log()
-    log_mean, options = lse - tilted, (1 / temperature, negatives, tau_plus)
+    log_mean, rest = lse - tilted, (1 / temperature, negatives, tau_plus)
     if tau_plus:
         positive_logits = similarity.scores(views.positive, temperature).repeat(2)
-        log_sum = by_pieces(lambda *x: reference.hard_negative_log_sum(*x, *options), log_mean, positive_logits)
+        log_sum = by_pieces(
+            lambda mean, logits: reference.hard_negative_log_sum(mean, logits, *rest), log_mean, positive_logits
+        )
     else:
-        log_sum = reference.hard_negative_log_sum(log_mean, None, *options)
+        log_sum = reference.hard_negative_log_sum(log_mean, None, *rest)
     return views.loss(log_sum, ranks, temperature, reduction)
 
 
-def _checked_batch(z1: Tensor, z2: Tensor, group) -> Batch:
+def _checked_batch(z1: Tensor, z2: Tensor, group: Group) -> Batch:
     checks.pair("z2", z2, "z1", z1)
     batch = batch_of(group, z1)
     if batch.total < 2:
@@ -255,11 +272,11 @@ class _TwoViews:
         self.positive = similarity.pair_similarity(z1, z2)  # (N,)
         self.image = batch.images(z1.device).repeat(2)
 
-    def negatives_lse(self, temperature) -> tuple[Tensor, Tensor]:
+    def negatives_lse(self, temperature: Scalar) -> tuple[Tensor, Tensor]:
         positive = self.positive.repeat(2) if self.return_stats else None
         return self.batch.lse(self.z, self.z, IDS_DIFFER, temperature, (self.image, self.image), positive=positive)
 
-    def loss(self, lse: Tensor, ranks: Tensor, temperature, reduction: str, **options):
+    def loss(self, lse: Tensor, ranks: Tensor, temperature: Scalar, reduction: str, **options: Any) -> Loss:
         """`similarity.positive_loss`, with the statistics where they are asked for."""
         loss = self.batch.positive_loss(lse, self.positive, temperature, reduction, **options)
         if not self.return_stats:

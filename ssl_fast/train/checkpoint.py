@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,13 +21,13 @@ KEYS = (
 )
 
 
-def save(path: str | Path, contents: dict) -> None:
+def save(path: str | Path, contents: dict[str, Any]) -> None:
     """Writes `contents` (the keys of KEYS) to `path`; an error leaves the old file as it was."""
     with files.replacing(path) as file:
         torch.save({"format": FORMAT, **contents}, file)
 
 
-def load(path: str | Path) -> dict:
+def load(path: str | Path) -> dict[str, Any]:
     """The contents of a checkpoint, tensors on the CPU; `recipe` as an object of RECIPES.
 
     Raises FileNotFoundError where there is no such file, ValueError where it is damaged or not a
@@ -41,7 +42,7 @@ def load(path: str | Path) -> dict:
         raise ValueError(f"{path}: expected a checkpoint, cannot be read ({type(error).__name__})") from error
     if not isinstance(contents, dict) or contents.get("format") != FORMAT or not contents.keys() >= set(KEYS):
         raise ValueError(f"{path}: expected a checkpoint of `ssl-fast train` ({FORMAT}), got another file")
-    recipe_class = RECIPES.get(contents["method"])
+    recipe_class: Any = RECIPES.get(contents["method"])
     fields = {field.name for field in dataclasses.fields(recipe_class)} if recipe_class else set()
     if not isinstance(contents["recipe"], dict) or contents["recipe"].keys() != fields:
         raise ValueError(f"{path}: written by another version of ssl_fast: {contents['method']} has other fields")

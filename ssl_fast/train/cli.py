@@ -3,8 +3,9 @@
 # No `from __future__ import annotations`: tyro reads the annotations, some of which are made here.
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -22,12 +23,12 @@ def train_main(arguments: list[str]) -> int:
     return _run("train", lambda: subcommand_cli_from_dict(commands, prog="ssl-fast train", args=arguments))
 
 
-def _train_command(method_name: str):
+def _train_command(method_name: str) -> Callable[..., None]:
     recipe_class = RECIPES[method_name]
 
     def command(
         data: str,
-        recipe: OmitArgPrefixes[recipe_class] = recipe_class(),  # noqa: B008 (frozen)
+        recipe: OmitArgPrefixes[recipe_class] = recipe_class(),  # type: ignore[valid-type]  # noqa: B008 (frozen)
         folder: Path | None = None,
         resume: bool = False,
     ) -> None:
@@ -69,10 +70,12 @@ def _evaluate(
     except RuntimeError as error:  # torch lists every weight that does not fit
         raise ValueError(f"{path}: expected the weights of {contents['method']} on such data, got others") from error
     title = f"{contents['method']} on {dataset.name}, epoch {contents['epoch']}"
-    Console().print(report.table({contents["method"]: report.accuracies(method.encoder, dataset)}, title))
+    Console().print(
+        report.table({contents["method"]: report.accuracies(method.get_submodule("encoder"), dataset)}, title)
+    )
 
 
-def _run(command: str, run) -> int:
+def _run(command: str, run: Callable[[], Any]) -> int:
     try:
         run()
     except (ValueError, OSError) as error:

@@ -7,6 +7,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,10 +64,10 @@ def _digits() -> Dataset:
     # The same split for every seed of a run, so that runs compare.
     train_x, test_x, train_y, test_y = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
 
-    def to_images(pixels) -> Tensor:
+    def to_images(pixels: Any) -> Tensor:
         return (torch.from_numpy(pixels) * (255 / 16)).round().to(torch.uint8).reshape(-1, 1, 8, 8)
 
-    def to_labels(values) -> Tensor:
+    def to_labels(values: Any) -> Tensor:
         return torch.from_numpy(values).long()
 
     return Dataset(
@@ -94,7 +95,7 @@ def _fashion_mnist(folder: Path) -> Dataset:
             f"data: expected a folder with Fashion-MNIST's idx files, {folder} is none; "
             "fashion-mnist without a folder downloads them"
         )
-    arrays = {part: _read_idx(folder, file) for part, file in FASHION_MNIST_FILES.items()}
+    arrays: dict[str, Any] = {part: _read_idx(folder, file) for part, file in FASHION_MNIST_FILES.items()}
     for part in ("train", "test"):
         images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
         if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels):

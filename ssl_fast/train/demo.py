@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -31,7 +32,7 @@ def demo(seed: int = 0, epochs: int | None = None, folder: Path = Path("runs/dem
     """
     started = time.monotonic()
     dataset = data.load("digits")
-    encoders = {"raw pixels": nn.Flatten(), "untrained encoder": None}
+    encoders: dict[str, Any] = {"raw pixels": nn.Flatten(), "untrained encoder": None}
     histories = {}
     for name, label in LABELS.items():
         recipe = RECIPES[name](seed=seed)
@@ -55,7 +56,7 @@ def demo(seed: int = 0, epochs: int | None = None, folder: Path = Path("runs/dem
     print(f"{results['seconds']:.0f} s. In {folder}: curves.png, pairs.png, maps.png, results.json, logs")
 
 
-def _draw(dataset: data.Dataset, encoders: dict, histories: dict, seed: int, folder: Path) -> None:
+def _draw(dataset: data.Dataset, encoders: dict[str, Any], histories: dict[str, Any], seed: int, folder: Path) -> None:
     augment = Augment(dataset)
     generator = torch.Generator().manual_seed(seed)
     plots.curves(histories, folder / "curves.png")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
-def replacing(path: str | Path):
+def replacing(path: str | Path) -> Iterator[Any]:
     """A binary file to write; takes the place of `path` when the block ends, and never when it fails.
 
     The folder is made where it is missing. After an error or a crash the old file is still whole.

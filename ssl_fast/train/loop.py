@@ -13,8 +13,10 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -113,7 +115,9 @@ class Run:
         images = len(dataset.train_images)
         if not 1 <= recipe.batch_size <= images:
             raise ValueError(f"batch_size: expected 1 to the {images} training images, got {recipe.batch_size}")
-        tensors = {name: value for name, value in vars(dataset).items() if isinstance(value, torch.Tensor)}
+        tensors: dict[str, Any] = {
+            name: value for name, value in vars(dataset).items() if isinstance(value, torch.Tensor)
+        }
         self.dataset = dataclasses.replace(
             dataset, **{name: tensor.to(fabric.device) for name, tensor in tensors.items()}
         )
@@ -129,7 +133,7 @@ class Run:
         self.scheduler = _schedule(self.optimizer.optimizer, recipe.epochs * self.steps)
         self.epoch = 0
         self.totals = torch.zeros(2, device=fabric.device)  # of the loss and of top1, over the epoch's steps
-        self.history: list[dict] = []
+        self.history: list[dict[str, Any]] = []
         self.images_per_second = 0.0
         self.start_epoch()
 
@@ -177,11 +181,11 @@ class Run:
         row["images_per_second"] = self.images_per_second
         every = max(1, self.recipe.epochs // KNN_POINTS)
         if self.epoch % every == 0 or self.epoch in (1, self.recipe.epochs):
-            row |= report.accuracies(self.method.encoder, self.dataset, measures=("knn",))
+            row |= report.accuracies(self.method.get_submodule("encoder"), self.dataset, measures=("knn",))
         self.history.append(row)
         self.start_epoch()
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "method": self.method_name,
             "recipe": dataclasses.asdict(self.recipe),
@@ -199,7 +203,7 @@ class Run:
             "order_rng": self.order_generator.get_state(),
         }
 
-    def load_state_dict(self, contents: dict) -> None:
+    def load_state_dict(self, contents: dict[str, Any]) -> None:
         self.method.load_state_dict(contents["model"])
         self.optimizer.load_state_dict(contents["optimizer"])
         self.scheduler.load_state_dict(contents["scheduler"])
@@ -213,7 +217,7 @@ class Run:
 
 def _optimizer(method: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in parameters if parameter.dim() > 1]},
         # Biases and BatchNorm are not decayed, as in SimCLR's code.
         {"params": [parameter for parameter in parameters if parameter.dim() <= 1], "weight_decay": 0.0},
@@ -233,7 +237,7 @@ def _schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_sc
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _check_same_run(path: Path, contents: dict, method_name: str, recipe: Recipe, dataset_spec: str) -> None:
+def _check_same_run(path: Path, contents: dict[str, Any], method_name: str, recipe: Recipe, dataset_spec: str) -> None:
     expected = {"method": contents["method"], "data": contents["data"]}
     got = {"method": method_name, "data": dataset_spec}
     # Fields of another method are not compared: the method itself differs.
@@ -245,7 +249,7 @@ def _check_same_run(path: Path, contents: dict, method_name: str, recipe: Recipe
             raise ValueError(f"{name}: expected {value!r} as in {path}, which is to be resumed, got {got[name]!r}")
 
 
-def _config(method_name: str, recipe: Recipe, dataset_spec: str) -> dict:
+def _config(method_name: str, recipe: Recipe, dataset_spec: str) -> dict[str, Any]:
     modules = {"torch": torch, "torchvision": torchvision, "lightning": lightning}
     versions = {name: module.__version__ for name, module in modules.items()}
     return {
@@ -257,7 +261,7 @@ def _config(method_name: str, recipe: Recipe, dataset_spec: str) -> dict:
     }
 
 
-def _log(writer: SummaryWriter, folder: Path, history: list[dict]) -> None:
+def _log(writer: SummaryWriter, folder: Path, history: list[dict[str, Any]]) -> None:
     """The last row for TensorBoard, all rows as log.csv: they are one with the checkpoint's, also after a resume."""
     row = history[-1]
     for name in COLUMNS[1:]:
@@ -282,14 +286,14 @@ def _progress(run: Run) -> Progress:
 
 
 @contextmanager
-def _interrupts():
+def _interrupts() -> Iterator[threading.Event]:
     """An event that Ctrl-C sets, so that a step is never left half done; the second Ctrl-C stops at once."""
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted  # only the main thread may handle signals
         return
 
-    def set_once(number, frame):
+    def set_once(number: int, frame: Any) -> None:
         interrupted.set()
         signal.signal(signal.SIGINT, before)
 

@@ -32,7 +32,8 @@ class SimCLR(nn.Module):
         """The mean loss of the 2N views, each against all others."""
         # Both views in one batch: BatchNorm sees them together, as in the paper's code.
         z1, z2 = self.head(self.encoder(torch.cat([view1, view2]))).chunk(2)
-        return functional.nt_xent(z1, z2, self.temperature, return_stats=True)
+        loss, stats = functional.nt_xent(z1, z2, self.temperature, return_stats=True)
+        return loss, ContrastiveStats(*stats)
 
 
 class MoCo(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.ticker
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,7 +22,7 @@ def _save(figure: Figure, path: str | Path) -> None:
         FigureCanvasAgg(figure).print_figure(file, format="png", dpi=RESOLUTION)
 
 
-def curves(histories: dict[str, list[dict]], path: str | Path) -> None:
+def curves(histories: dict[str, list[dict[str, Any]]], path: str | Path) -> None:
     """Loss and kNN accuracy over the epochs. histories: by label, the rows of each run's log."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2)
