@@ -43,7 +43,8 @@ bool pair_in_memory(const Tensor& t, const Tensor& s) {
   return t.is_non_overlapping_and_dense() && t.strides() == s.strides();
 }
 
-void update_disjoint(at::TensorList target, at::TensorList source, uint32_t first,
+// shared: whether a source may lie in the memory of its target, which is written first.
+void update_disjoint(at::TensorList target, at::TensorList source, uint32_t first, bool shared,
                      const std::function<void(const EmaPairs&)>& update) {
   EmaPairs pairs;
   std::vector<std::pair<Tensor, Tensor>> written_back;
@@ -58,7 +59,7 @@ void update_disjoint(at::TensorList target, at::TensorList source, uint32_t firs
     if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
     const Tensor values = dense ? s : s.contiguous();
     pairs.target.push_back(dense ? t : t.contiguous());
-    pairs.source.push_back(values.is_alias_of(t) ? values.clone(at::MemoryFormat::Preserve) : values);
+    pairs.source.push_back(shared && memory_is_shared(t, values) ? values.clone(at::MemoryFormat::Preserve) : values);
     pairs.place.push_back(first + uint32_t(i));
     if (!dense && !pairs.target.back().is_same(t)) written_back.emplace_back(t, pairs.target.back());
   }
@@ -74,9 +75,9 @@ void update_pairs(at::TensorList target, at::TensorList source, const std::funct
   for (size_t i = 0; i < target.size(); i++)
     TORCH_CHECK_VALUE(target[i].sizes() == source[i].sizes(), "source[", i, "]: expected shape ", target[i].sizes(),
                       " as target, got ", source[i].sizes());
-  if (target.size() < 2 || !memory_is_shared(target, source)) return update_disjoint(target, source, 0, update);
+  if (!memory_is_shared(target, source)) return update_disjoint(target, source, 0, false, update);
   for (size_t i = 0; i < target.size(); i++)
-    update_disjoint(target.slice(i, 1), source.slice(i, 1), uint32_t(i), update);
+    update_disjoint(target.slice(i, 1), source.slice(i, 1), uint32_t(i), true, update);
 }
 
 }  // namespace ssl_fast

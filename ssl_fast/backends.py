@@ -69,6 +69,8 @@ def _runs(architecture: str, major: int, minor: int) -> bool:
     of = tuple(int(part) for part in re.findall(r"\d+", number))
     if not of:  # a name, as "Hopper": the driver will tell
         return True
+    if number.endswith("a"):  # of that GPU alone
+        return of == (major, minor)
     return of <= (major, minor) if ptx else of[0] == major and of[1] <= minor
 
 

@@ -206,11 +206,12 @@ def build_ext_command(csrc: Path) -> Any:
         def build_extensions(self) -> None:
             try:
                 super().build_extensions()
-            except (RuntimeError, BaseError) as error:
+            except (RuntimeError, ValueError, BaseError) as error:  # ValueError: of a TORCH_CUDA_ARCH_LIST
                 raise BaseError(
                     f"compiling {EXTENSION} with {compiler_version()} for torch {torch.__version__} failed: {error}\n"
                     "The compiler's own message is above. A compiler with C++20 is needed (g++ 11 or newer); "
-                    "CXX chooses another one. SSL_FAST_NATIVE=0 installs the package without the extension."
+                    "CXX chooses another one. SSL_FAST_CUDA=0 leaves the CUDA kernels out, SSL_FAST_NATIVE=0 the whole "
+                    "extension."
                 ) from error
 
     return BuildNative

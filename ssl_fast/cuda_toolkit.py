@@ -17,6 +17,7 @@ from typing import NamedTuple
 # Every later minor version of an architecture runs the code of an earlier one; the PTX is for those to come.
 ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
 SYSTEM = Path("/usr/local")  # where toolkits are installed
+TOLD = ("CUDA_HOME", "CUDA_PATH")  # environment variables
 
 
 class Toolkit(NamedTuple):
@@ -50,9 +51,11 @@ def architectures() -> str:
         return ARCHITECTURES
     # nvcc is of torch's version: it knows no newer GPU than torch does, whose PTX runs on newer ones.
     known = [re.findall(r"\d+", name)[0] for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
-    newest = max((int(number[:-1]), int(number[-1])) for number in known)
+    known_to_torch = sorted((int(number[:-1]), int(number[-1])) for number in known)
+    oldest, newest = known_to_torch[0], known_to_torch[-1]
     here = {min(newest, torch.cuda.get_device_capability(index)) for index in range(torch.cuda.device_count())}
-    return ";".join(f"{major}.{minor}" for major, minor in sorted(here)) + "+PTX"
+    usable = sorted(each for each in here if each >= oldest)  # of older ones nvcc knows nothing either
+    return ";".join(f"{major}.{minor}" for major, minor in usable) + "+PTX" if usable else ARCHITECTURES
 
 
 def find() -> tuple[Toolkit | None, list[str]]:
@@ -65,13 +68,24 @@ def find() -> tuple[Toolkit | None, list[str]]:
     if wanted is None:
         return None, [f"a torch for CUDA: torch is {torch.__version__}"]
     found: dict[str, str] = {}
+    incomplete: list[str] = []
     for nvcc in _compilers():
         home, version = _about(nvcc)
         found.setdefault(version, nvcc)
         if version == wanted:
-            return _with_libraries(home, version)
+            toolkit, lacking = _with_libraries(home, version) if home else (None, [_homeless(nvcc)])
+            if toolkit:
+                return toolkit, []
+            incomplete = incomplete or lacking
+    if incomplete:
+        return None, incomplete
     others = "".join(f"; {nvcc} is of CUDA {version or 'an unknown version'}" for version, nvcc in found.items())
-    return None, [f"nvcc of CUDA {wanted}, as torch {torch.__version__}{others}: {how_to_install(wanted)}"]
+    where = next((f"; {name} is {os.environ[name]}" for name in TOLD if os.environ.get(name)), "")
+    return None, [f"nvcc of CUDA {wanted}, as torch {torch.__version__}{where}{others}: {how_to_install(wanted)}"]
+
+
+def _homeless(nvcc: str) -> str:
+    return f"the toolkit of {nvcc}, which does not say where it lies (nvcc needs g++ on the PATH)"
 
 
 def how_to_install(version: str) -> str:
@@ -91,7 +105,7 @@ def packages(version: str) -> list[str]:
 
 def _compilers() -> Iterator[str]:
     """Where nvcc may be, best first; nowhere else where CUDA_HOME or CUDA_PATH is set."""
-    if told := os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+    if told := next(filter(None, map(os.environ.get, TOLD)), None):
         candidates = [Path(told, "bin", "nvcc")]
     else:
         on_path = shutil.which("nvcc")
@@ -112,14 +126,18 @@ def _pip_root() -> Path:
 
 def _about(nvcc: str) -> tuple[str, str]:
     """Its toolkit's folder and version, from itself: the command may be a wrapper that lies elsewhere."""
-    home = re.search(r"^#\$ TOP=(.*)$", _answer(nvcc, "-dryrun", "-x", "cu", os.devnull), re.MULTILINE)
+    # Through a link nvcc does not find its profile, and says nothing; a wrapper may be a link to something else.
+    answers = (
+        _answer(path, "-dryrun", "-x", "cu", os.devnull) for path in dict.fromkeys((nvcc, os.path.realpath(nvcc)))
+    )
+    home = next(filter(None, (re.search(r"^#\$ TOP=(.*)$", answer, re.MULTILINE) for answer in answers)), None)
     version = re.search(r"release (\d+\.\d+)", _answer(nvcc, "--version"))
     return os.path.realpath(home[1]) if home else "", version[1] if version else ""
 
 
 def _answer(*command: str) -> str:
     try:
-        answer = subprocess.run(command, capture_output=True, text=True)
+        answer = subprocess.run(command, capture_output=True, text=True, errors="replace")
     except OSError:
         return ""
     return answer.stdout + answer.stderr
@@ -131,11 +149,17 @@ def _with_libraries(home: str, version: str) -> tuple[Toolkit | None, list[str]]
     beside_torch = [path for pattern in ("cu[0-9]*", "cuda_*") for path in sorted(_pip_root().glob(pattern))]
     roots = [Path(home), *beside_torch]
     # All of them: the index's packages split the headers.
-    include = [str(root / "include") for root in roots if (root / "include").is_dir()]
+    # conda's packages keep headers and libraries by target.
+    folders = ("include", "targets/*/include")
+    found = (os.path.realpath(folder) for root in roots for name in folders for folder in sorted(root.glob(name)))
+    include = list(dict.fromkeys(found))
     headers = any(Path(folder, "cuda_runtime.h").is_file() for folder in include)
     # The index's packages hold the library under its full name only.
     patterns = (f"libcudart.so.{version.partition('.')[0]}", "libcudart.so")
-    libraries = (root / folder / name for root in roots for folder in ("lib64", "lib") for name in patterns)
+    lib_folders = ("lib64", "lib", "targets/*/lib")
+    libraries = (
+        path for root in roots for name in lib_folders for what in patterns for path in root.glob(f"{name}/{what}")
+    )
     runtime = next((str(path) for path in libraries if path.is_file()), None)
     if headers and runtime:
         return Toolkit(home, version, include, runtime), []

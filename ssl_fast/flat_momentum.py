@@ -30,7 +30,12 @@ class _Flat(NamedTuple):
         target, source = self.target.data_ptr(), self.source.data_ptr()
         size, source_size = self.target.element_size(), self.source.element_size()
         return all(
-            t.data_ptr() == target + size * offset and s.data_ptr() == source + source_size * offset
+            t.shape == s.shape
+            and t.stride() == s.stride()
+            and (
+                (t.data_ptr() == target + size * offset and s.data_ptr() == source + source_size * offset)
+                or not t.numel()  # which has no address
+            )
             for (t, s), offset in zip(self.pairs, self.offsets, strict=True)
         )
 
@@ -42,9 +47,13 @@ class FlatMomentum(nn.Module):
         the same `Parameter` objects, so that optimizers made before stay good; the copy's likewise.
     buffers: what `update_` does with buffers, as in `ema_update_`: "copy" (default), "ema" or "keep".
 
+    Raises TypeError or ValueError for an encoder with lazy parameters, other than floats and integers, tensor
+    subclasses as those of sharding, or two parameters that share memory.
+
     `module` is the copy, without gradients; calling this module calls it. The state dict holds the copy's
     under `module.`. Whatever moves, casts or replaces parameters is noticed by the next `update_`, which lays
-    them flat again; a CUDA graph captured before then writes where they were.
+    them flat again; a CUDA graph captured before then writes where they were, and during a capture it is a
+    RuntimeError. Pickling a single parameter writes the whole buffer that it lies in; a state dict holds it once.
     """
 
     def __init__(self, encoder: nn.Module, buffers: str = "copy"):
@@ -61,7 +70,10 @@ class FlatMomentum(nn.Module):
             checks.dense(f"encoder[{name}]", x)
             if x.dtype not in checks.FLOATS and (x.dtype.is_floating_point or x.dtype.is_complex):
                 raise TypeError(f"encoder[{name}]: expected float32, float64, bfloat16 or float16, got {x.dtype}")
-        self.module = copy.deepcopy(encoder).requires_grad_(False)
+            if type(x.data) is not Tensor:  # as FSDP2's
+                raise TypeError(f"encoder[{name}]: expected a plain tensor, got {type(x.data).__name__}")
+        with torch.inference_mode(False):  # the copy and the encoder's new memory are for training
+            self.module = copy.deepcopy(encoder).requires_grad_(False)
         self._buffers_mode = buffers
         self._encoder = (encoder,)  # in a tuple: no part of this module
         self._flat: list[_Flat] = []
@@ -85,8 +97,15 @@ class FlatMomentum(nn.Module):
             self._lay_flat()
         averaged = [(flat.target, flat.source) for flat in self._flat]
         moving.update_with_buffers(averaged, self.module, encoder, momentum, self._buffers_mode, seed)
+        # What autograd has saved of the copy is not its value any more.
+        torch.autograd.graph.increment_version(
+            [t for flat in self._flat for t, _ in flat.pairs if not t.is_inference()]
+        )
 
     def _lay_flat(self) -> None:
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("update_: parameters were moved or replaced; call it once before the graph capture")
+        _refuse_shared_memory(self._encoder[0])
         pairs = moving.paired(*(dict(x.named_parameters()) for x in (self.module, self._encoder[0])))
         groups: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = {}
         for t, s in pairs:
@@ -106,15 +125,30 @@ def _parameters(*modules: nn.Module) -> list[Tensor]:
     return [x for part in parts for x in part._parameters.values() if x is not None]
 
 
+def _refuse_shared_memory(module: nn.Module) -> None:
+    """Two parameters over the same memory would part in the flat buffer, and train apart."""
+    spans = []
+    for name, x in module.named_parameters():
+        if x.numel() and not x.is_meta:
+            last = sum((length - 1) * step for length, step in zip(x.shape, x.stride(), strict=True))
+            spans.append((str(x.device), x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size(), name))
+    for (device, _, end, name), (other_device, begin, _, other) in itertools.pairwise(sorted(spans)):
+        if device == other_device and begin < end:
+            raise ValueError(
+                f"encoder[{other}]: expected memory of its own, got that of {name}: use one Parameter twice"
+            )
+
+
+@torch.inference_mode(False)
 @torch.no_grad()
 def _laid_flat(pairs: list[tuple[Tensor, Tensor]]) -> _Flat:
     sizes = [-(-t.numel() // ALIGNMENT) * ALIGNMENT for t, _ in pairs]
     target, source = (pairs[0][i].new_zeros(sum(sizes)) for i in (0, 1))
     offsets = [0, *itertools.accumulate(sizes)][:-1]
     for (t, s), offset in zip(pairs, offsets, strict=True):
-        # Both in the order of the copy's memory, where that has no gaps.
-        dense = torch.ops.aten.is_non_overlapping_and_dense(t)
-        strides = t.stride() if dense else torch.empty(t.shape, device="meta").stride()
+        # Both in the order of the encoder's memory, where that has no gaps.
+        dense = torch.ops.aten.is_non_overlapping_and_dense(s)
+        strides = s.stride() if dense else torch.empty(s.shape, device="meta").stride()
         for flat, x in ((target, t), (source, s)):
             place = flat.as_strided(t.shape, strides, offset)
             place.copy_(x)

@@ -159,12 +159,11 @@ def _update(pairs: list[tuple[Tensor, Tensor]], momentum: float | Tensor, seed: 
         by_device.setdefault(pair[0].device, []).append(pair)
     for device, here in by_device.items():
         target, source = map(list, zip(*here, strict=True))
-        if isinstance(seed, int):
-            seed = torch.full((), seed, dtype=torch.int64, device=device)
+        seed_here = torch.full((), seed, dtype=torch.int64, device=device) if isinstance(seed, int) else seed
         chosen = backends.choose("ema_update_", device.type)
         if chosen == "reference":
-            reference.ema_update_(target, source, momentum, seed)
+            reference.ema_update_(target, source, momentum, seed_here)
             continue
         update = torch.ops.ssl_fast.triton_ema_update_ if chosen == "triton" else torch.ops.ssl_fast.ema_update_
         on_device = momentum if isinstance(momentum, Tensor) else None
-        update(target, source, 1.0 if on_device is not None else float(momentum), on_device, seed)
+        update(target, source, 1.0 if on_device is not None else float(momentum), on_device, seed_here)

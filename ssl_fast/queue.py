@@ -66,6 +66,7 @@ class NegativeQueue(nn.Module):
             raise ValueError(f"ids: expected {expected} ids in the queue, got {type(ids).__name__}")
         if ids is not None:
             checks.ids("ids", ids, keys.shape[:1], "the keys", queue)
+        chosen = backends.choose("enqueue_", keys.device.type)  # which may raise: before anything is written
         if group is not None:
             distributed.check_group(group)
             if isinstance(group, distributed.Ring):
@@ -77,7 +78,6 @@ class NegativeQueue(nn.Module):
             count, size = keys.shape[0], queue.shape[0]
             stay = torch.arange(max(count - size, 0), count, device=queue.device)
             self.queue_ids.index_copy_(0, (queue_ptr + stay) % size, ids[stay].long())
-        chosen = backends.choose("enqueue_", keys.device.type)
         if chosen == "reference":
             reference.enqueue_(queue, queue_ptr, keys, normalize)
         elif chosen == "triton":
@@ -93,6 +93,15 @@ class NegativeQueue(nn.Module):
             message = f"{name}: ({dim}, {size}), as the original MoCo code saves it, is loaded transposed"
             warnings.warn(message, stacklevel=2)
             state_dict[name] = stored.T  # of a copy, which load_state_dict makes
+        pointer = state_dict.get(f"{prefix}queue_ptr")
+        if (
+            isinstance(pointer, Tensor)
+            and pointer.numel() == 1
+            and not pointer.is_meta
+            and not 0 <= int(pointer) < size
+        ):
+            arguments[-1].append(f"{prefix}queue_ptr: expected a row from 0 to {size - 1}, got {int(pointer)}")
+            return
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:

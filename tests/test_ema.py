@@ -148,6 +148,22 @@ def test_shared_memory_is_as_in_the_reference(backend, kind, one_and_two_threads
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
 
 
+@every_fused_backend("ema_update_")
+def test_shared_memory_under_two_storages(backend):
+    """As views of NumPy arrays have: the addresses tell, not the storage."""
+    if device_of(backend) != "cpu":
+        pytest.skip("memory of the CPU alone can have two storages")
+
+    def run(name):
+        memory = np.linspace(-1, 1, 5001, dtype=np.float32)
+        target, source = torch.from_numpy(memory[1:]), torch.from_numpy(memory[:-1])
+        assert target.untyped_storage().data_ptr() != source.untyped_storage().data_ptr()
+        update(name, [target], [source], 0.25)
+        return target.clone()
+
+    torch.testing.assert_close(run(backend), run("reference"), rtol=1e-6, atol=1e-6)
+
+
 @on_every_backend
 def test_bad_values_reach_the_target(backend):
     device = device_of(backend)

@@ -181,6 +181,15 @@ def test_a_checkpoint_keeps_rows_and_pointer(backend, tmp_path):
     assert torch.equal(queue.queue_ptr, resumed.queue_ptr)
 
 
+@pytest.mark.parametrize("pointer", [-1, 6, 2**40])
+def test_a_pointer_outside_the_queue_is_not_loaded(pointer):
+    queue = NegativeQueue(6, 3)
+    state = {**copy.deepcopy(queue.state_dict()), "queue_ptr": torch.tensor([pointer])}
+    with pytest.raises(RuntimeError, match=f"queue_ptr: expected a row from 0 to 5, got {pointer}"):
+        queue.load_state_dict(state)
+    assert queue.queue_ptr.item() == 0
+
+
 @pytest.mark.parametrize(
     ("keys", "error", "message"),
     [
@@ -215,6 +224,13 @@ def test_refusals_change_nothing(keys, error, message):
 def test_queues_that_cannot_be(arguments, error, message):
     with pytest.raises(error, match=message):
         NegativeQueue(**arguments)
+
+
+def test_a_backend_that_cannot_run_writes_no_ids():
+    queue = NegativeQueue(6, 3, ids=True)
+    with ssl_fast.backend("cuda"), pytest.raises(ValueError, match="backend 'cuda' cannot run enqueue_"):
+        queue.enqueue_(torch.ones(2, 3), ids=torch.tensor([4, 5]))
+    assert queue.queue_ids.eq(-1).all()
 
 
 @only_compiled

@@ -21,6 +21,7 @@ class Encoder(nn.Module):
         self.rounded = nn.Parameter(torch.randn(7).bfloat16())
         self.empty = nn.Parameter(torch.zeros(0, 3))
         self.transposed = nn.Parameter(torch.randn(4, 9).T)
+        self.square = nn.Parameter(torch.randn(4, 4))
         self.sliced = nn.Parameter(torch.randn(9, 8)[:, ::2])
 
     def forward(self, x):
@@ -138,7 +139,20 @@ def set_data(key, encoder):
     key.module.head.weight.data = torch.randn(5, 6)
 
 
-@pytest.mark.parametrize("change", [cast, cast_one, load, load_assigning, replace_parameter, replace_module, set_data])
+def transpose_in_place(key, encoder):
+    encoder.square.data = encoder.square.data.T
+
+
+def other_layout(key, encoder):
+    encoder.to(memory_format=torch.contiguous_format)
+
+
+CHANGES = [
+    cast, cast_one, load, load_assigning, replace_parameter, replace_module, set_data, transpose_in_place, other_layout,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_follows_after(encoder, change):
     key = FlatMomentum(encoder)
     change(key, encoder)
@@ -147,8 +161,41 @@ def test_follows_after(encoder, change):
     key.update_(0.75)
     ema_update_(expected, encoder, 0.75)
     assert_same(key.module, expected)
+    for t, s in zip(key.parameters(), encoder.parameters(), strict=True):
+        assert t.stride() == s.stride()
     dtypes = {(t.dtype, s.dtype) for t, s in zip(key.parameters(), encoder.parameters(), strict=True)}
     assert len(memory(key.module)) == len(memory(encoder)) == len(dtypes)
+
+
+def test_autograd_sees_the_write(encoder):
+    key = FlatMomentum(encoder)
+    step(encoder)
+    images = torch.randn(4, 3, 5, 5, requires_grad=True)
+    out = key(images).sum()
+    key.update_(0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()
+
+
+def test_laid_flat_in_inference_mode_it_still_trains(encoder):
+    with torch.inference_mode():
+        key = FlatMomentum(encoder)
+        key.double(), encoder.double()
+        key.update_(0.5)
+    encoder.float(), key.float()
+    encoder(torch.randn(4, 3, 5, 5)).sum().backward()
+    torch.optim.SGD(encoder.parameters(), 0.1).step()
+    assert_follows(key, encoder)
+
+
+def test_never_laid_flat_during_a_capture(encoder, monkeypatch):
+    key = FlatMomentum(encoder)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    key.update_(0.5)
+    encoder.double()
+    with pytest.raises(RuntimeError, match="call it once before the graph capture"):
+        key.update_(0.5)
 
 
 def test_an_optimizer_made_before_trains_it(encoder):
@@ -205,14 +252,32 @@ def test_random_rounding_reaches_it():
     assert key.module.weight.unique().numel() == 2
 
 
+class Subclass(torch.Tensor):
+    pass
+
+
+def with_parameter(make):
+    encoder = nn.Linear(4, 3)
+    encoder.other = make(encoder.weight.data)
+    return encoder
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ((torch.ones(3),), TypeError, "encoder: expected a module, got Tensor"),
         ((nn.Linear(2, 2), "mean"), ValueError, "buffers: expected one of copy, ema, keep, got 'mean'"),
+        (
+            (with_parameter(lambda weight: nn.Parameter(weight.view(6, 2))),), ValueError,
+            r"encoder\[other\]: expected memory of its own, got that of weight|encoder\[weight\]: .* that of other",
+        ),
+        (
+            (with_parameter(lambda weight: nn.Parameter(weight.clone().as_subclass(Subclass))),), TypeError,
+            r"encoder\[other\]: expected a plain tensor, got Subclass",
+        ),
         ((nn.LazyLinear(3),), ValueError, "encoder: expected parameters with shapes, got a lazy weight"),
     ],
-)
+)  # fmt: skip
 def test_what_it_refuses(arguments, error, message):
     with pytest.raises(error, match=message):
         FlatMomentum(*arguments)

@@ -76,13 +76,14 @@ std::map<std::pair<Element, Element>, Group> groups_of(const EmaPairs& pairs) {
 void ema_update_(at::TensorList target, at::TensorList source, double momentum, const OptionalTensor& momentum_tensor,
                  const OptionalTensor& seed) {
   if (target.empty()) return update_pairs(target, source, [](const EmaPairs&) {});
-  const c10::cuda::CUDAGuard guard(target[0].device());
-  const EmaNumbers numbers = numbers_of(momentum, momentum_tensor, seed, target[0].device());
   for (size_t i = 0; i < target.size() + source.size(); i++) {
     const Tensor& x = i < target.size() ? target[i] : source[i - target.size()];
-    TORCH_CHECK_VALUE(x.device() == target[0].device(), "expected all tensors on ", target[0].device(), ", got one on ",
-                      x.device());
+    TORCH_CHECK_VALUE(x.is_cuda() && x.device() == target[0].device(), "expected all tensors on one GPU, got one on ",
+                      target[0].device(), " and one on ", x.device());
+    if (at::isFloatingType(x.scalar_type())) element_of(x);  // of another type: an error before the first is written
   }
+  const c10::cuda::CUDAGuard guard(target[0].device());
+  const EmaNumbers numbers = numbers_of(momentum, momentum_tensor, seed, target[0].device());
   update_pairs(target, source, [&](const EmaPairs& pairs) {
     for (const auto& [types, group] : groups_of(pairs)) {
       const EmaList list{types.first,          types.second,        int64_t(group.count.size()), group.target.data(),

@@ -71,7 +71,7 @@ def test_where_it_looks(alone, monkeypatch, place):
     found, lacking = cuda_toolkit.find()
     assert lacking == []
     assert (found.home, found.version) == (str(home), VERSION)
-    assert found.include == [str(home / "include")] * (2 if place == "pip/cu13" else 1)
+    assert found.include == [str(home / "include")]
     assert found.runtime == str(home / "lib64" / "libcudart.so.13")
 
 
@@ -81,6 +81,35 @@ def test_a_wrapper_on_the_path_stands_for_its_toolkit(alone):
     wrapper.write_text(f'#!/bin/sh\nexec {home}/bin/nvcc "$@"\n')
     wrapper.chmod(0o755)
     assert cuda_toolkit.find()[0].home == str(home)
+
+
+def test_a_link_on_the_path_stands_for_its_toolkit(alone):
+    """Called through a link from another folder, nvcc does not find its profile and prints no folder."""
+    home = toolkit(alone / "elsewhere", VERSION)
+    nvcc = home / "bin" / "nvcc"
+    nvcc.write_text(nvcc.read_text().replace('case "$*" in', 'case "$(dirname $0) $*" in */path\\ *dryrun*) ;;'))
+    (alone / "path" / "nvcc").symlink_to(nvcc)
+    (alone / "path" / "dirname").symlink_to("/usr/bin/dirname")
+    assert cuda_toolkit.find()[0].home == str(home)
+
+
+def test_an_incomplete_one_is_passed_by(alone):
+    silent = toolkit(alone / "system" / "cuda", VERSION) / "bin" / "nvcc"
+    silent.write_text(f"#!/bin/sh\ncase \"$*\" in *dryrun*) printf '\\377';; *) echo release {VERSION},;; esac\n")
+    toolkit(alone / "system" / "cuda-12", VERSION, parts=())
+    found, (lacking,) = cuda_toolkit.find()
+    assert found is None
+    assert lacking.startswith(f"the toolkit of {silent}, which does not say where it lies")
+    home = toolkit(alone / "system" / "cuda-13", VERSION)
+    assert cuda_toolkit.find()[0].home == str(home)
+
+
+def test_the_layout_of_conda(alone):
+    parts = ("targets/x86_64-linux/include/cuda_runtime.h", "targets/x86_64-linux/lib/libcudart.so")
+    home = toolkit(alone / "system" / "cuda", VERSION, parts)
+    found = cuda_toolkit.find()[0]
+    assert found.include == [str(home / "targets/x86_64-linux/include")]
+    assert found.runtime == str(home / "targets/x86_64-linux/lib/libcudart.so")
 
 
 def test_the_one_that_fits_torch_is_taken(alone):
@@ -101,6 +130,8 @@ def test_cuda_home_is_obeyed_alone(alone, monkeypatch):
     toolkit(alone / "system" / "cuda", VERSION)
     monkeypatch.setenv("CUDA_HOME", str(toolkit(alone / "told", "12.8")))
     assert "told/bin/nvcc is of CUDA 12.8" in cuda_toolkit.find()[1][0]
+    monkeypatch.setenv("CUDA_HOME", str(alone / "nowhere"))
+    assert f"; CUDA_HOME is {alone / 'nowhere'}: pip install" in cuda_toolkit.find()[1][0]
 
 
 @pytest.mark.parametrize(
@@ -130,6 +161,10 @@ def test_architectures(alone, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90a", "compute_120"])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: [(9, 0), (8, 6), (12, 0)][index])
     assert cuda_toolkit.architectures() == "8.6;9.0+PTX"  # newer than torch knows: by the PTX
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: [(9, 0), (6, 1), (7, 5)][index])
+    assert cuda_toolkit.architectures() == "9.0+PTX"  # nothing for what torch is too new for
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (6, 1))
+    assert cuda_toolkit.architectures() == cuda_toolkit.ARCHITECTURES
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5 8.9")
     assert cuda_toolkit.architectures() == "7.5 8.9"
 
@@ -197,6 +232,8 @@ def built(monkeypatch):
         ("9.0+PTX", (8, 0), False),
         ("7.5 8.6", (8, 9), True),
         ("9.0a", (9, 0), True),
+        ("10.0a", (10, 3), False),
+        ("10.0f", (10, 3), True),
         ("Hopper", (9, 0), True),
     ],
 )
