@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from strategies import dims, dtypes, embeddings, kinds, lay_out, layouts, rows, seeds, temperatures, upstream
 
 import ssl_fast
-from ssl_fast import functional, reference, similarity
+from ssl_fast import functional, similarity
+from ssl_fast.rows import unit_rows
 
 MASKS = ["all", "self", "exclude", "only"]
 HALF_TYPES = (torch.float16, torch.bfloat16)
@@ -195,7 +196,7 @@ def test_pair_similarity(backend, count, dim, dtype, kind, layout, seed, normali
         b = torch.nn.functional.normalize(b.double(), dim=1).to(dtype)
     gradient = upstream(count, seed, "random").to(a.device)
     results = []
-    for x, y, prepared in ((a, b, None), (a.double(), b.double(), reference.unit_rows)):
+    for x, y, prepared in ((a, b, None), (a.double(), b.double(), unit_rows)):
         leaves = [z.detach().clone().requires_grad_() for z in (x, y)]
         if prepared is None:
             out = similarity_on(backend, "pair_similarity", *leaves, True, normalize_b)
@@ -221,7 +222,7 @@ def test_class_similarity(backend, dtype, count, classes):
     similarities, positives = similarity_on(backend, "class_similarity", x, labels)
     assert torch.equal(positives, (labels[:, None] == labels).sum(1) - 1)
     wide = x.detach().double().requires_grad_()
-    u = reference.unit_rows(wide)
+    u = unit_rows(wide)
     others = (labels[:, None] == labels) & ~torch.eye(count, dtype=torch.bool, device=device)
     truth = ((u @ u.T) * others).sum(1)
     gradient = upstream(count, 0, "random").to(device)

@@ -34,7 +34,7 @@ class InterpretedRun(pytest.Item):
     def runtest(self):
         if importlib.util.find_spec("triton") is None:
             pytest.skip("triton is not installed")
-        answer = self.started.result()
+        answer = self.started.result() if hasattr(self, "started") else _run(self.config, self.path)
         if answer.returncode != 0:
             # A wrong address ends the process: then the status is the signal, negative.
             pytest.fail(f"exit status {answer.returncode}\n{answer.stdout}", pytrace=False)
@@ -52,7 +52,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish(session):
-    """All runs are started at once, one a core, beside the tests of this process."""
+    """All runs are started at once, one a core, beside the tests of this process; by none of several workers."""
+    if hasattr(session.config, "workerinput"):  # of pytest-xdist: each collects all items and runs some
+        return
     runs = [item for item in session.items if isinstance(item, InterpretedRun)]
     if runs and importlib.util.find_spec("triton") is not None and not session.config.option.collectonly:
         pool = ThreadPoolExecutor(os.cpu_count())

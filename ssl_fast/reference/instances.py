@@ -1,0 +1,80 @@
+"""Losses of images against a bank of all."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..rows import finite_rows, in_full_precision, in_range, reduce, row_totals, softplus, unit_rows
+from .primitive import stats_from
+
+if TYPE_CHECKING:
+    from ..annotations import Loss, Scalar
+
+
+@in_full_precision
+def instance_discrimination(
+    features: Tensor,
+    index: Tensor,
+    bank: Any,
+    temperature: Scalar = 0.07,
+    reduction: str = "mean",
+    return_stats: bool = False,
+) -> Loss:
+    """Non-parametric softmax over all n images (Wu et al. 2018, eq. 2): the bank's row index_i is the positive.
+
+    loss_i = log sum_j exp(s <u_i, bank_j>) - s <u_i, bank_index_i>. The bank's rows are taken as they are.
+    """
+    temperature = in_range(temperature)
+    u = unit_rows(features)
+    similarity = u @ finite_rows(bank).to(u.dtype).T
+    positive = similarity.gather(1, index[:, None])[:, 0]
+    logits = similarity / temperature
+    loss_rows = logits.logsumexp(1) - positive / temperature
+    loss = reduce(loss_rows, reduction)
+    if not return_stats:
+        return loss
+    negative = index[:, None] != torch.arange(bank.shape[0], device=u.device)
+    return loss, stats_from(loss_rows, similarity, positive, positive.detach().mean(), negative, temperature)
+
+
+@in_full_precision
+def instance_nce(
+    features: Tensor,
+    index: Tensor,
+    noise: Tensor,
+    bank: Any,
+    normalizer: Scalar,
+    temperature: Scalar = 0.07,
+    reduction: str = "mean",
+    return_stats: bool = False,
+) -> Loss:
+    """Noise-contrastive estimation of that softmax (Wu et al. 2018, eq. 4 to 8) with m sampled images, noise (N, m).
+
+    With P = exp(s <u, bank_j>) / normalizer and h = P / (P + m / n):
+    loss_i = -log h(index_i) - sum_j log(1 - h(noise_ij)).
+    """
+    temperature = in_range(temperature)
+    u, rows = unit_rows(features), finite_rows(bank)
+    similarity = (rows[torch.cat([index[:, None], noise], 1)].to(u.dtype) @ u[:, :, None])[:, :, 0]
+    return nce_of(similarity, bank.shape[0], normalizer, temperature, reduction, return_stats)
+
+
+def nce_of(
+    similarity: Tensor, images: int, normalizer: Scalar, temperature: Scalar, reduction: str, return_stats: bool
+) -> Loss:
+    """The loss of `instance_nce` from the similarities (N, 1 + m) of each row with its own image and the noise."""
+    noise = similarity.shape[1] - 1
+    # log(P n / m)
+    normalizer = torch.as_tensor(normalizer, dtype=torch.float64, device=similarity.device)
+    logits = similarity / temperature - (normalizer.log() + math.log(noise / images)).to(similarity.dtype)
+    loss_rows = softplus(-logits[:, 0]) + row_totals(softplus(logits[:, 1:]))
+    loss = reduce(loss_rows, reduction)
+    if not return_stats:
+        return loss
+    negative, positive = similarity[:, 1:], similarity[:, 0]
+    is_negative = torch.ones_like(negative, dtype=torch.bool)
+    return loss, stats_from(loss_rows, negative, positive, positive.detach().mean(), is_negative, temperature)

@@ -1,0 +1,164 @@
+"""Losses of the views of images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..rows import in_full_precision, in_range, reduce, reduce_with_positives, softplus, unit_rows, views_of
+from .primitive import stats_from
+
+if TYPE_CHECKING:
+    from ..annotations import Loss, Scalar
+
+
+@in_full_precision
+def nt_xent(
+    z1: Tensor, z2: Tensor, temperature: Scalar = 0.1, reduction: str = "mean", return_stats: bool = False
+) -> Loss:
+    """NT-Xent of SimCLR (Chen et al. 2020, eq. 1) over the 2N rows of two views.
+
+    loss_i = log sum_{k != i} exp(s <u_i, u_k>) - s <u_i, u_p(i)>, p(i) the row of the other view.
+    """
+    temperature = in_range(temperature)
+    u = unit_rows(torch.cat([z1, z2]))
+    rows = u.shape[0]
+    partner = torch.arange(rows, device=u.device).roll(rows // 2)
+    itself = torch.eye(rows, dtype=torch.bool, device=u.device)
+    similarity = u @ u.T
+    logits = (similarity / temperature).masked_fill(itself, float("-inf"))
+    positive_logits = logits.gather(1, partner[:, None])
+    loss_rows = logits.logsumexp(1) - positive_logits[:, 0]
+    loss = reduce(loss_rows, reduction)
+    if not return_stats:
+        return loss
+    positive = similarity.gather(1, partner[:, None])[:, 0]
+    negative = ~itself & (partner[:, None] != torch.arange(rows, device=u.device))
+    return loss, stats_from(loss_rows, similarity, positive, positive.detach().mean(), negative, temperature)
+
+
+@in_full_precision
+def supcon(
+    features: Tensor,
+    labels: Tensor | None = None,
+    temperature: Scalar = 0.1,
+    form: str = "out",
+    count_without_positive: bool = True,
+    reduction: str = "mean",
+    return_stats: bool = False,
+) -> Loss:
+    """Supervised contrastive loss (Khosla et al. 2020): positives averaged outside (eq. 2) or inside the log (eq. 3).
+
+    With P(i) the other rows of i's label: out: log sum_{k != i} exp(s <u_i, u_k>) - mean_{p in P(i)} s <u_i, u_p>;
+    in: log sum_{k != i} exp(s <u_i, u_k>) - log mean_{p in P(i)} exp(s <u_i, u_p>). Without positives 0.
+    """
+    temperature = in_range(temperature)
+    rows, labels = views_of(features, labels)
+    u = unit_rows(rows)
+    itself = torch.eye(u.shape[0], dtype=torch.bool, device=u.device)
+    same = labels[:, None] == labels
+    positive, count = same & ~itself, same.sum(1) - 1
+    similarity = u @ u.T
+    logits = similarity / temperature
+    whole = logits.masked_fill(itself, float("-inf")).logsumexp(1)
+    if form == "out":
+        attraction = logits.masked_fill(~positive, 0).sum(1) / count
+    else:
+        attraction = logits.masked_fill(~positive, float("-inf")).logsumexp(1) - count.to(u.dtype).log()
+    # A row that is NaN stays NaN, alone too.
+    bad = whole.isnan() | logits.diagonal().isnan()
+    loss_rows = torch.where(count > 0, whole - attraction, 0).masked_fill(bad, float("nan"))
+    loss = reduce_with_positives(loss_rows, count, reduction, count_without_positive)
+    if not return_stats:
+        return loss
+    sign = torch.sign(1 / torch.as_tensor(temperature, device=u.device))
+    best = sign * (sign * similarity).masked_fill(~positive, float("-inf")).amax(1)
+    positive_mean = similarity.detach().masked_fill(~positive, 0).sum() / count.sum()
+    return loss, stats_from(loss_rows, similarity, best, positive_mean, ~same, temperature)
+
+
+def _two_views(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(unit rows (2N, D), the partner's row of each, the mask of its negatives)."""
+    u = unit_rows(torch.cat([z1, z2]))
+    place = torch.arange(u.shape[0], device=u.device)
+    image = place % z1.shape[0]
+    return u, place.roll(z1.shape[0]), image[:, None] != image
+
+
+def von_mises_fisher_weights(similarity: Tensor, sigma: float) -> Tensor:
+    """2 - N softmax(<u_i, v_i> / sigma) of N pairs, without gradient (Yeh et al. 2022, eq. 7)."""
+    return 2 - similarity.shape[0] * (similarity.detach() / sigma).softmax(0)
+
+
+@in_full_precision
+def dcl(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: Scalar = 0.1,
+    sigma: float | None = None,
+    reduction: str = "mean",
+    return_stats: bool = False,
+) -> Loss:
+    """Decoupled contrastive loss (Yeh et al. 2022, eq. 6) over the 2N rows of two views: the positive leaves the sum.
+
+    loss_i = log sum_{k != i, p(i)} exp(s <u_i, u_k>) - w_i s <u_i, u_p(i)>, w_i = 1 or, with sigma, DCLW's weight.
+    """
+    temperature = in_range(temperature)
+    u, partner, negative = _two_views(z1, z2)
+    similarity = u @ u.T
+    positive = similarity.gather(1, partner[:, None])[:, 0]
+    weights = 1 if sigma is None else von_mises_fisher_weights(positive[: z1.shape[0]], sigma).repeat(2)
+    logits = (similarity / temperature).masked_fill(~negative, float("-inf"))
+    loss_rows = logits.logsumexp(1) - weights * positive / temperature
+    loss = reduce(loss_rows, reduction)
+    if not return_stats:
+        return loss
+    return loss, stats_from(loss_rows, similarity, positive, positive.detach().mean(), negative, temperature)
+
+
+@in_full_precision
+def hard_negative_nt_xent(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: Scalar = 0.5,
+    beta: float = 1.0,
+    tau_plus: float = 0.0,
+    reduction: str = "mean",
+    return_stats: bool = False,
+) -> Loss:
+    """Contrastive loss with hard negatives (Robinson et al. 2021, eq. 4 and section 3.2) over the 2N rows of two views.
+
+    With n the M = 2N - 2 negatives' exp(s <u_i, u_k>) and p the positive's: loss_i = log(1 + G / p),
+    G = max(M (mean(n^(1 + beta)) / mean(n^beta) - tau_plus p) / (1 - tau_plus), M exp(-|s|)).
+    """
+    temperature = in_range(temperature)
+    u, partner, negative = _two_views(z1, z2)
+    similarity = u @ u.T
+    positive = similarity.gather(1, partner[:, None])[:, 0]
+    logits = (similarity / temperature).masked_fill(~negative, float("-inf"))
+    # beta of 0: the log of the number of negatives.
+    tilted = (beta * logits.masked_fill(~negative, 0)).masked_fill(~negative, float("-inf")).logsumexp(1)
+    log_mean = ((1 + beta) * logits).logsumexp(1) - tilted
+    positive_logits = positive / temperature
+    log_sum = hard_negative_log_sum(log_mean, positive_logits, 1 / temperature, u.shape[0] - 2, tau_plus)
+    loss_rows = softplus(log_sum - positive_logits)
+    loss = reduce(loss_rows, reduction)
+    if not return_stats:
+        return loss
+    return loss, stats_from(loss_rows, similarity, positive, positive.detach().mean(), negative, temperature)
+
+
+def hard_negative_log_sum(
+    log_mean: Tensor, positive_logits: Any, scale: Any, negatives: int, tau_plus: float
+) -> Tensor:
+    """log G of each row, from the log of the negatives' reweighted mean. positive_logits: only with tau_plus."""
+    if tau_plus:
+        # By the larger of the two: neither exponential overflows, and not both underflow.
+        largest = torch.maximum(log_mean, positive_logits).detach()
+        mean = ((log_mean - largest).exp() - tau_plus * (positive_logits - largest).exp()) / (1 - tau_plus)
+        none_left = mean <= 0  # not for NaN, which stays
+        log_mean = (mean.masked_fill(none_left, 1).log() + largest).masked_fill(none_left, float("-inf"))
+    log_mean = torch.maximum(log_mean, torch.zeros_like(log_mean) - abs(scale))
+    return log_mean + log_mean.new_full((), negatives).log()
