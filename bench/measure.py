@@ -55,10 +55,21 @@ def limits(threads: int) -> dict[str, float]:
     }
 
 
-# Peak resident memory in kB, less what was resident before the loss. A small loss first: what is
-# allocated once per process is not the loss's. Writing 5 to clear_refs sets the peak back.
+def watch_memory() -> Callable[[], int]:
+    """Starts watching; what it returns says by how many bytes resident memory has risen at its peak. Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back
+    before = _resident("VmRSS:")
+    return lambda: _resident("VmHWM:") - before
+
+
+def _resident(field: str) -> int:
+    return 1024 * int(Path("/proc/self/status").read_text().split(field)[1].split()[0])
+
+
+# A small loss first: what is allocated once per process is not the loss's.
 LOSS_MEMORY = """
 import torch, ssl_fast
+from bench import measure
 from ssl_fast import NegativeQueue, functional
 
 torch.set_num_threads({threads})
@@ -69,16 +80,12 @@ def x(*sizes):
 def inputs(rows, queue_size):
     return {inputs}
 
-def status(field):
-    return int(open("/proc/self/status").read().split(field)[1].split()[0])
-
 with ssl_fast.backend({backend!r}):
     functional.{operator}(*inputs(4, {queue_size} and 4)).backward()
     large = inputs({rows}, {queue_size})
-    open("/proc/self/clear_refs", "w").write("5")
-    before = status("VmRSS:")
+    added = measure.watch_memory()
     functional.{operator}(*large).backward()
-print(status("VmHWM:") - before)
+print(added())
 """
 
 
@@ -111,7 +118,7 @@ def loss_memory(
     answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if answer.returncode:
         raise RuntimeError(f"the process that measures memory failed:\n{answer.stderr}")
-    return 1024 * int(answer.stdout)
+    return int(answer.stdout)
 
 
 def machine(threads: int) -> dict[str, str]:

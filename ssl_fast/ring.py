@@ -65,6 +65,10 @@ class _Travel:
             block = following
 
 
+def _here() -> None:
+    """Waits for what has not travelled."""
+
+
 class _RingLse(torch.autograd.Function):
     """The log-sum-exp of rows against all ranks' rows, and ranks, as `similarity.similarity_lse`."""
 
@@ -110,6 +114,7 @@ class _RingLse(torch.autograd.Function):
         wide = torch.promote_types(b.dtype, torch.float32)
         dt: Any = 0
         da, db = torch.zeros_like(a, dtype=wide), torch.zeros_like(b, dtype=wide)
+        arrive: Callable[[], None] = _here
         for step, (rows, *ids) in travel.blocks([b] if ids_b is None else [b, ids_b]):
             # Each block's share of the softmax; where nothing counts there is none.
             share = torch.where(parts[step] > float("-inf"), (parts[step] - lse).exp(), 0) * gradient
@@ -118,13 +123,15 @@ class _RingLse(torch.autograd.Function):
                 share, None, a, rows, ids_a, ids[0] if ids else None, own, *normalize, temperature,
                 temperature_tensor, sums[step], True, wants_b,
             )  # fmt: skip
-            da, dt = da + to_a, dt + to_temperature
+            da.add_(to_a)
+            dt = dt + to_temperature
             if wants_b:
-                db = db + to_b
-                # A block's gradient goes with it, and after the last step home.
-                wait, db_following = travel.pass_on([db], step, tag=2)
-                wait()
-                db = db_following[0]
+                # A block's gradient goes with it, and after the last step home: it arrives during the next products.
+                arrive()
+                sent = db.add_(to_b)  # stays until it has left
+                arrive, (db,) = travel.pass_on([sent], step, tag=2)
+            del to_a, to_b  # before the next ones are made
+        arrive()
         if temperature_tensor is None:
             dt = None
         return da.to(a.dtype) if wants_a else None, db.to(b.dtype) if wants_b else None, dt, *(None,) * 8
