@@ -37,7 +37,7 @@ demo: setup ## train SimCLR and MoCo v2 on digits, compare, save plots under run
 	$(BIN)/python -m ssl_fast.train.demo
 
 test: setup ## the fast tests, then all GPU kernels compiled for devices that need not be there (about 20 minutes)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 	$(BIN)/python -m pytest -m aot -n 2
 
 matrix: setup ## what works with what: each operator under torch.compile, autocast, export, DDP, ...
