@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,13 @@ class _Loss(nn.Module):
         self.temperature: Any = temperature  # a module is called by the function
         self.reduction = reduction
         self.group = group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # The group stays the same: it stands for the processes, and cannot be copied.
+        memo[id(self.group)] = self.group
+        copied = memo[id(self)] = self.__class__.__new__(self.__class__)
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     def extra_repr(self) -> str:
         options = {name: value for name, value in self.__dict__.items() if name[0] != "_" and name != "training"}

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+import torch.distributed as dist
 from backends import only_compiled
 from loss_cases import CLASSES, arguments_of, every_case, loss_of
 from torch import nn
@@ -22,6 +23,7 @@ from ssl_fast import (
     SigLipLoss,
     ema_update_,
 )
+from ssl_fast.distributed import Ring
 
 SMALL = {"count": 6, "negatives": 7, "dim": 5}
 
@@ -80,6 +82,21 @@ def test_copies_of_a_module(make):
         same_state(copied, module)
         mine = {x.data_ptr() for x in module.state_dict().values()}
         assert not mine & {x.data_ptr() for x in copied.state_dict().values()}
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo")
+def test_a_copied_loss_keeps_its_group():
+    views = torch.randn(2, 6, 5)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        for group in (dist.group.WORLD, Ring()):
+            module = nn.ModuleDict({"loss": ssl_fast.NTXentLoss(ssl_fast.LearnableTemperature(0.2), group=group)})
+            copied = copy.deepcopy(module)["loss"]
+            assert copied.group is group
+            assert copied.temperature is not module["loss"].temperature
+            assert copied(*views).item() == module["loss"](*views).item()
+    finally:
+        dist.destroy_process_group()
 
 
 @every_module

@@ -5,6 +5,7 @@ import torch.distributed as dist
 from loss_cases import ALL_CASES, arguments_of, gradients_of, loss_of
 
 import ssl_fast
+from bench.ring import count_sent
 from ssl_fast.distributed import Ring
 
 IN_BATCH = [
@@ -167,23 +168,8 @@ def ddp_errors(rank, world, counts) -> list[float]:
 
 
 def bytes_sent(rank, world, rows, dim) -> dict:
-    """What a rank sends for InfoNCE in the batch, forward and backward: counted at torch.distributed's calls."""
-    sent = {"gather": 0, "reduce": 0, "pass": 0}
-
-    def counting(function, kind, size):
-        def call(*arguments, **options):
-            sent[kind] += size(*arguments)
-            return function(*arguments, **options)
-
-        return call
-
-    def passed(operation, x, *_):
-        return x.nbytes if operation is dist.isend else 0
-
-    # In a ring algorithm each part goes to every other rank once.
-    dist.all_gather_into_tensor = counting(dist.all_gather_into_tensor, "gather", lambda out, x: (world - 1) * x.nbytes)
-    dist.reduce_scatter_tensor = counting(dist.reduce_scatter_tensor, "reduce", lambda out, x: (world - 1) * out.nbytes)
-    dist.P2POp = counting(dist.P2POp, "pass", passed)
+    """What a rank sends for InfoNCE in the batch, forward and backward."""
+    sent = count_sent()
     found = {}
     for name, group in (("gather", dist.group.WORLD), ("ring", Ring())):
         sent |= dict.fromkeys(sent, 0)

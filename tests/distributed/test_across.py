@@ -40,8 +40,9 @@ def check(counts, backend, dtype):
 
 
 @only_compiled
-def test_every_loss():
-    check((4, 7, 3), "cpu", torch.float64)
+@pytest.mark.parametrize("counts", [(4, 7, 3), (6,)])
+def test_every_loss(counts):
+    check(counts, "cpu", torch.float64)
 
 
 def test_every_loss_in_the_reference():
