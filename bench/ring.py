@@ -13,6 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,14 @@ def count_sent() -> dict[str, int]:
     def others() -> int:
         return dist.get_world_size() - 1
 
-    dist.all_gather_into_tensor = counting(dist.all_gather_into_tensor, "gather", lambda out, x: others() * x.nbytes)
-    dist.reduce_scatter_tensor = counting(dist.reduce_scatter_tensor, "reduce", lambda out, x: others() * out.nbytes)
-    dist.P2POp = counting(dist.P2POp, "pass", lambda kind, x, *_: x.nbytes if kind is dist.isend else 0)
+    sizes = {
+        ("all_gather_single", "all_gather_into_tensor"): ("gather", lambda out, x: others() * x.nbytes),
+        ("reduce_scatter_single", "reduce_scatter_tensor"): ("reduce", lambda out, x: others() * out.nbytes),
+        ("P2POp",): ("pass", lambda kind, x, *_: x.nbytes if kind is dist.isend else 0),
+    }
+    for names, (kind, size) in sizes.items():
+        for name in filter(partial(hasattr, dist), names):
+            setattr(dist, name, counting(getattr(dist, name), kind, size))
     return sent
 
 

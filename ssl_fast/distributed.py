@@ -61,14 +61,19 @@ class _Gather(torch.autograd.Function):
         wide = torch.promote_types(gradient.dtype, torch.float32)
         flat = gradient.to(wide).flatten(0, 1).contiguous()
         own = flat.new_empty(gradient.shape[1:])
-        dist.reduce_scatter_tensor(own, flat, group=ctx.group)
+        _collective("reduce_scatter_single", "reduce_scatter_tensor")(own, flat, group=ctx.group)
         return own.to(ctx.dtype), None
 
 
+def _collective(name: str, before: str) -> Callable[..., Any]:
+    """By its name since torch 2.14, which warns of the one before; torch.compile knows only that one."""
+    new = None if torch.compiler.is_compiling() else getattr(dist, name, None)
+    return new or getattr(dist, before)
+
+
 def _all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    # torch.compile makes functional collectives of these calls.
     gathered = x.new_empty(dist.get_world_size(group) * x.shape[0], *x.shape[1:])
-    dist.all_gather_into_tensor(gathered, x.contiguous(), group=group)
+    _collective("all_gather_single", "all_gather_into_tensor")(gathered, x.contiguous(), group=group)
     return gathered
 
 
