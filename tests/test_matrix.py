@@ -1,6 +1,8 @@
 """What works with what, as one table: `python -m pytest tests/test_matrix.py -s` prints it."""
 
+import re
 import warnings
+from pathlib import Path
 
 import matrix
 import pytest
@@ -72,3 +74,11 @@ def test_every_cell_is_yes():
     assert failed.keys() == KNOWN.keys(), "a known gap is none any more: take it off the list"
     if KNOWN:
         pytest.xfail("; ".join(KNOWN.values()))
+
+
+@only_compiled
+def test_the_docs_show_every_row():
+    shown = (Path(__file__).parents[1] / "docs" / "pytorch.md").read_text()
+    rows = re.findall(r"^(\S+) +(?:yes|-) ", shown, re.MULTILINE)
+    assert set(rows) == set(subjects())
+    assert "eager  " + "  ".join(list(matrix.PROBES)[1:]) in shown
