@@ -18,6 +18,30 @@ def _eval(arguments: list[str]) -> int:
     return eval_main(arguments)
 
 
+def _recipes(arguments: list[str]) -> int:
+    from .train.cli import recipes_main
+
+    return recipes_main(arguments)
+
+
+def _compare(arguments: list[str]) -> int:
+    from .train import compare
+
+    return compare.main(arguments)
+
+
+def _export(arguments: list[str]) -> int:
+    from .train import export
+
+    return export.main(arguments)
+
+
+def _import_moco(arguments: list[str]) -> int:
+    from .train import export
+
+    return export.import_main(arguments)
+
+
 def _doctor(arguments: list[str]) -> int:
     from . import doctor
 
@@ -32,8 +56,12 @@ def _build(arguments: list[str]) -> int:
 
 # name: what runs it, what it does, the extra that brings the packages it needs
 COMMANDS = {
-    "train": (_train, "train an encoder: ssl-fast train simclr --data digits", "train"),
+    "recipes": (_recipes, "list what can be trained, or print one recipe: ssl-fast recipes moco-v2", "train"),
+    "train": (_train, "train an encoder: ssl-fast train simclr-small --data digits", "train"),
     "eval": (_eval, "kNN and linear-probe accuracy of a checkpoint", "train"),
+    "compare": (_compare, "draw several runs together", "train"),
+    "export": (_export, "an encoder's weights for torchvision, timm, safetensors, ONNX or MoCo's own code", "train"),
+    "import-moco": (_import_moco, "a checkpoint of facebookresearch/moco as one of ours", "train"),
     "doctor": (_doctor, "show what was built and what runs where, and check every operator", ""),
     "build": (_build, "compile the extension for the installed torch", ""),
 }
@@ -46,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="ssl-fast",
         description="Fused contrastive losses for PyTorch.",
-        epilog="\n".join(["commands:", *(f"  {name:8} {what}" for name, (_, what, _) in COMMANDS.items())]),
+        epilog="\n".join(["commands:", *(f"  {name:11} {what}" for name, (_, what, _) in COMMANDS.items())]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ssl_fast {__version__}")

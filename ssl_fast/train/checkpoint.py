@@ -10,14 +10,18 @@ import torch
 
 from . import files
 from .recipes import RECIPES
+from .settings import Settings
+from .view import View
 
-NAME = "checkpoint.pt"  # in the folder of a run
-FORMAT = "ssl_fast checkpoint 1"
-# recipe: a dict. epoch: epochs that are complete. step: steps done in the one after them, whose
-# order of the training images is `order` and whose sums so far are `totals`. history: the log's rows.
+# In the folder of a run: after every epoch; of the best kNN accuracy so far.
+LAST, BEST = "last.pt", "best.pt"
+FORMAT = "ssl_fast checkpoint 2"
+# recipe, settings: dicts. images, channels, image_size: of the training data. epoch: epochs that are complete.
+# step: steps done in the one after them, whose sums so far are `totals`. history: the log's rows. best: of kNN.
+# rng: torch's generators, a dict a process.
 KEYS = (
-    *("method", "recipe", "data", "model", "optimizer", "scheduler"),
-    *("epoch", "step", "order", "totals", "history", "torch_rng", "augmentation_rng", "order_rng"),
+    *("recipe_name", "recipe", "settings", "data", "images", "channels", "image_size"),
+    *("model", "optimizer", "scheduler", "scaler", "epoch", "step", "totals", "history", "best", "rng"),
 )
 
 
@@ -28,7 +32,7 @@ def save(path: str | Path, contents: dict[str, Any]) -> None:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint, tensors on the CPU; `recipe` as an object of RECIPES.
+    """The contents of a checkpoint, tensors on the CPU; `recipe` and `settings` as objects.
 
     Raises FileNotFoundError where there is no such file, ValueError where it is damaged or not a
     checkpoint of this version.
@@ -42,8 +46,18 @@ def load(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: expected a checkpoint, cannot be read ({type(error).__name__})") from error
     if not isinstance(contents, dict) or contents.get("format") != FORMAT or not contents.keys() >= set(KEYS):
         raise ValueError(f"{path}: expected a checkpoint of `ssl-fast train` ({FORMAT}), got another file")
-    recipe_class: Any = RECIPES.get(contents["method"])
-    fields = {field.name for field in dataclasses.fields(recipe_class)} if recipe_class else set()
-    if not isinstance(contents["recipe"], dict) or contents["recipe"].keys() != fields:
-        raise ValueError(f"{path}: written by another version of ssl_fast: {contents['method']} has other fields")
-    return {**contents, "recipe": recipe_class(**contents["recipe"])}
+    default = RECIPES.get(contents["recipe_name"])
+    try:
+        recipe = _object(type(default), contents["recipe"])
+        settings = _object(Settings, contents["settings"])
+    except (TypeError, AttributeError) as error:
+        name = contents["recipe_name"]
+        raise ValueError(f"{path}: written by another version of ssl_fast, in which {name} has other fields") from error
+    return {**contents, "recipe": recipe, "settings": settings}
+
+
+def _object(kind: Any, values: dict[str, Any]) -> Any:
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if values.keys() != fields:
+        raise TypeError(f"expected the fields {fields}, got {set(values)}")
+    return kind(**{name: View(**value) if isinstance(value, dict) else value for name, value in values.items()})

@@ -13,12 +13,12 @@ import tyro
 from rich.console import Console
 from torch import nn
 
-from . import checkpoint, data, evaluate, files, loop, plots, report
+from . import checkpoint, data, evaluate, files, loop, plots, report, view
 from .augment import Augment
-from .methods import METHODS
+from .encoders import create
 from .recipes import RECIPES
 
-LABELS = {"simclr": "SimCLR", "moco-v2": "MoCo v2"}
+LABELS = {"simclr-small": "SimCLR", "moco-v2-small": "MoCo v2"}
 SHOWN_PAIRS = 10
 
 
@@ -32,22 +32,23 @@ def demo(seed: int = 0, epochs: int | None = None, folder: Path = Path("runs/dem
     """
     started = time.monotonic()
     dataset = data.load("digits")
+    assert isinstance(dataset, data.Dataset)
     encoders: dict[str, Any] = {"raw pixels": nn.Flatten(), "untrained encoder": None}
     histories = {}
     for name, label in LABELS.items():
-        recipe = RECIPES[name](seed=seed)
+        recipe = dataclasses.replace(RECIPES[name], seed=seed)
         if epochs is not None:
             recipe = dataclasses.replace(recipe, epochs=epochs)
         if encoders["untrained encoder"] is None:
             torch.manual_seed(seed)
-            encoders["untrained encoder"] = METHODS[name](recipe, dataset.train_images.shape[1]).encoder
+            encoders["untrained encoder"] = create(recipe.encoder, dataset.channels, recipe.stem, dataset.image_size)[0]
         # The demo starts anew each time.
-        path = folder / name / checkpoint.NAME
+        path = folder / name / checkpoint.LAST
         path.unlink(missing_ok=True)
         print(f"Training {label} on {len(dataset.train_images)} digits, {recipe.epochs} epochs")
         encoders[label] = loop.train(name, recipe, "digits", folder / name).encoder.cpu()
         histories[label] = checkpoint.load(path)["history"]
-    rows = {label: report.accuracies(encoder, dataset) for label, encoder in encoders.items()}
+    rows = {label: report.accuracies(encoder, dataset, False, "cpu") for label, encoder in encoders.items()}
     _draw(dataset, encoders, histories, seed, folder)
     results = {"seed": seed, "seconds": round(time.monotonic() - started, 1), "accuracies": rows}
     files.write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
@@ -57,7 +58,7 @@ def demo(seed: int = 0, epochs: int | None = None, folder: Path = Path("runs/dem
 
 
 def _draw(dataset: data.Dataset, encoders: dict[str, Any], histories: dict[str, Any], seed: int, folder: Path) -> None:
-    augment = Augment(dataset)
+    augment = Augment(dataset, view.SMALL, normalize=False)
     generator = torch.Generator().manual_seed(seed)
     plots.curves(histories, folder / "curves.png")
     some = dataset.train_images[:SHOWN_PAIRS]

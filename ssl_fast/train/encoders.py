@@ -1,18 +1,22 @@
-"""A small convolutional encoder and the projection head."""
+"""Encoders by name, small ones of our own and those of torchvision and timm, and the MLPs behind them."""
 
 from __future__ import annotations
 
+import re
+from typing import Any, Literal
+
+import torch
 from torch import nn
 
 
 class Encoder(nn.Sequential):
     """Five 3x3 convolutions with BatchNorm and ReLU, then the mean over the image.
 
-    (N, channels, S, S) float to (N, feature_dim); feature_dim = width, a multiple of 4.
+    (N, channels, S, S) float to (N, width); width: a multiple of 4.
     """
 
     def __init__(self, channels: int, width: int = 128):
-        layers = []
+        layers: list[nn.Module] = []
         before = channels
         for after, stride in ((width // 4, 2), (width // 2, 1), (width // 2, 2), (width, 1), (width, 1)):
             layers += [
@@ -22,11 +26,138 @@ class Encoder(nn.Sequential):
             ]
             before = after
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.feature_dim = width
 
 
-class ProjectionHead(nn.Sequential):
-    """The two-layer MLP in front of the loss: (N, feature_dim) to (N, dim), not normalised."""
+def create(name: str, channels: int, stem: Literal["imagenet", "cifar"], image_size: int) -> tuple[nn.Module, int]:
+    """The encoder and the number of its features, those after pooling: (N, channels, S, S) to (N, features).
 
-    def __init__(self, feature_dim: int, dim: int):
-        super().__init__(nn.Linear(feature_dim, feature_dim), nn.ReLU(inplace=True), nn.Linear(feature_dim, dim))
+    name: small-WIDTH, a ResNet of torchvision (resnet18, ..., wide_resnet50_2) or timm/NAME[,KEY=NUMBER...]
+    with options of the model (timm/vit_small_patch16_224,num_heads=12). stem: cifar is a 3x3 convolution without
+    pooling, of a ResNet alone. The state dict's names are the library's, without the classifier.
+    Raises ValueError for another name, a stem or a size that it cannot have, ImportError without timm.
+    """
+    width = re.fullmatch(r"small-(\d+)", name)
+    if stem != "imagenet" and "resnet" not in name:
+        raise ValueError(f"stem: expected imagenet, {stem} is of a ResNet, got the encoder {name}")
+    if width:
+        features = int(width[1])
+        if features < 4 or features % 4:
+            raise ValueError(f"encoder: expected small-WIDTH of a multiple of 4 from 4, got {name!r}")
+        return Encoder(channels, features), features
+    if name.startswith("timm/"):
+        return _timm(name.removeprefix("timm/"), channels, stem, image_size)
+    return _torchvision_resnet(name, channels, stem)
+
+
+def _torchvision_resnet(name: str, channels: int, stem: str) -> tuple[nn.Module, int]:
+    from torchvision import models
+
+    resnets = [known for known in models.list_models(module=models) if re.match(r"(wide_)?resne[x]?t\d+", known)]
+    if name not in resnets:
+        raise ValueError(f"encoder: expected small-WIDTH, timm/NAME or one of {', '.join(resnets)}, got {name!r}")
+    resnet: Any = models.get_model(name, weights=None)
+    features: int = resnet.fc.in_features
+    resnet.fc = nn.Identity()
+    _adapt_stem(resnet, channels, stem)
+    return resnet, features
+
+
+def _adapt_stem(resnet: Any, channels: int, stem: str) -> None:
+    conv = resnet.conv1
+    if stem == "cifar":
+        resnet.conv1 = nn.Conv2d(channels, conv.out_channels, 3, padding=1, bias=False)
+        resnet.maxpool = nn.Identity()
+    elif channels != conv.in_channels:
+        resnet.conv1 = nn.Conv2d(channels, conv.out_channels, 7, stride=2, padding=3, bias=False)
+    else:
+        return
+    nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _timm(name: str, channels: int, stem: str, image_size: int) -> tuple[nn.Module, int]:
+    import timm
+
+    name, *assignments = name.split(",")
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8]) or "none alike; see timm.list_models()"
+        raise ValueError(f"encoder: timm has no model {name!r}; it has {close}")
+    options: dict[str, Any] = {"num_classes": 0, "in_chans": channels}
+    for assignment in assignments:
+        key, _, value = assignment.partition("=")
+        if not (key.isidentifier() and value.isdecimal()):
+            raise ValueError(f"encoder: expected timm/NAME,KEY=NUMBER, got {assignment!r}")
+        options[key] = int(value)
+    if name.startswith("vit_"):
+        options["img_size"] = image_size
+    model: Any = timm.create_model(name, **options)
+    if stem == "cifar":
+        _adapt_stem(model, channels, stem)
+    return model, model.num_features
+
+
+def mlp(
+    before: int,
+    width: int,
+    after: int,
+    layers: int,
+    batch_norm: Literal["none", "hidden", "all"] = "none",
+) -> nn.Sequential:
+    """Linear layers with ReLU between them: (N, before) to (N, after), not normalised. 0 layers: as it comes.
+
+    batch_norm: behind the hidden layers, or also behind the last, there without scale and shift (Chen et al. 2021).
+    Layers with batch norm have no bias, which it would take away.
+    """
+    parts: list[nn.Module] = []
+    for number in range(1, layers + 1):
+        last = number == layers
+        normalised = batch_norm == "all" or (batch_norm == "hidden" and not last)
+        size = after if last else width
+        # With batch norm elsewhere the last layer has no bias either, as in the code of SimCLR and MoCo v3.
+        parts.append(nn.Linear(before, size, bias=batch_norm == "none"))
+        if normalised:
+            parts.append(nn.BatchNorm1d(size, affine=not last))
+        if not last:
+            parts.append(nn.ReLU(inplace=True))
+        before = size
+    return nn.Sequential(*parts)
+
+
+def initialize_as_moco_v3(encoder: Any, freeze_patch_projection: bool) -> None:
+    """The initialisation of MoCo v3's own code (Chen et al. 2021), in place: of a ResNet or timm's ViT; others stay.
+
+    A ResNet's residual blocks begin as the identity. A ViT gets fixed sine-cosine positions; with
+    freeze_patch_projection its first layer is random and stays so, which keeps the training stable (section 4.2).
+    """
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
+    for module in encoder.modules():
+        if isinstance(module, Bottleneck):
+            nn.init.zeros_(module.bn3.weight)
+        elif isinstance(module, BasicBlock):
+            nn.init.zeros_(module.bn2.weight)
+    is_vit = hasattr(encoder, "patch_embed") and hasattr(encoder, "pos_embed")
+    if freeze_patch_projection and not is_vit:
+        raise ValueError(
+            f"freeze_patch_projection: expected False without a ViT, got True for {type(encoder).__name__}"
+        )
+    if is_vit:
+        _initialize_vit(encoder, freeze_patch_projection)
+
+
+def _initialize_vit(vit: Any, freeze_patch_projection: bool) -> None:
+    from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+
+    vit.init_weights(mode="moco")
+    projection = vit.patch_embed.proj
+    bound = (6 / (projection.weight[0].numel() + vit.embed_dim)) ** 0.5
+    nn.init.uniform_(projection.weight, -bound, bound)
+    nn.init.zeros_(projection.bias)
+    if vit.cls_token is not None:
+        nn.init.normal_(vit.cls_token, std=1e-6)
+    positions = build_sincos2d_pos_embed(list(vit.patch_embed.grid_size), dim=vit.embed_dim)
+    before = vit.pos_embed.shape[1] - len(positions)  # the class token's own
+    with torch.no_grad():
+        vit.pos_embed.copy_(torch.cat([positions.new_zeros(before, vit.embed_dim), positions])[None])
+    vit.pos_embed.requires_grad_(False)
+    if freeze_patch_projection:
+        projection.requires_grad_(False)

@@ -1,11 +1,15 @@
-"""Pictures of a run: curves, augmented pairs, and maps of the embeddings."""
+"""Pictures of runs: curves, augmented pairs, maps of the embeddings, and studies of a setting over seeds."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import matplotlib.ticker
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
@@ -14,6 +18,17 @@ from torch import Tensor
 from . import files
 
 RESOLUTION = 110
+# Each panel of `curves`: what its axis says, and the keys of the log that it shows, with line style and name.
+PANELS: dict[str, dict[str, tuple[str, str]]] = {
+    "contrastive loss": {"loss": ("-", "")},
+    "top-1 among the negatives": {"top1": ("-", "")},
+    "kNN accuracy": {"knn_clean": ("--", "clean test images"), "knn_transformed": ("-", "transformed test images")},
+    "linear probe accuracy": {"probe_clean": ("--", "clean"), "probe_transformed": ("-", "transformed")},
+    "alignment (0 is best)": {"alignment": ("-", "")},
+    "uniformity (low is best)": {"uniformity": ("-", "")},
+}
+IN_A_ROW = 3  # panels
+FEW = 40  # points that are each marked
 
 
 def _save(figure: Figure, path: str | Path) -> None:
@@ -22,25 +37,53 @@ def _save(figure: Figure, path: str | Path) -> None:
         FigureCanvasAgg(figure).print_figure(file, format="png", dpi=RESOLUTION)
 
 
-def curves(histories: dict[str, list[dict[str, Any]]], path: str | Path) -> None:
-    """Loss and kNN accuracy over the epochs. histories: by label, the rows of each run's log."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    loss_axes, accuracy_axes = figure.subplots(1, 2)
-    for number, (label, history) in enumerate(histories.items()):
-        colour = f"C{number}"
-        loss_axes.plot([row["epoch"] for row in history], [row["loss"] for row in history], colour, label=label)
-        measured = [row for row in history if row["knn_clean"] is not None]
-        epochs = [row["epoch"] for row in measured]
-        for key, style in (("clean", "--"), ("transformed", "-")):
-            values = [row[f"knn_{key}"] for row in measured]
-            accuracy_axes.plot(epochs, values, colour + style, marker=".", label=f"{label}, {key} test images")
-    loss_axes.set(xlabel="epoch", ylabel="contrastive loss")
-    accuracy_axes.set(xlabel="epoch", ylabel="kNN accuracy")
-    for axes in (loss_axes, accuracy_axes):
+def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> None:
+    """Loss, top-1, accuracies, alignment and uniformity over the epochs, a panel each, of what was measured.
+
+    histories: by label, the rows of each run's log. A key that is missing or None was not measured in that epoch.
+    Raises ValueError where no run has anything to draw.
+    """
+    measured = {key for history in histories.values() for row in history for key in row if row[key] is not None}
+    panels = {name: keys for name, keys in PANELS.items() if measured & keys.keys()}
+    if not panels:
+        known = ", ".join(key for keys in PANELS.values() for key in keys)
+        raise ValueError(f"histories: expected rows with some of {known}, got none")
+    columns = min(len(panels), IN_A_ROW)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(5 * columns, 3.6 * rows + 0.25 * len(histories) + 0.3), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, (name, keys) in zip(grid, panels.items(), strict=False):
+        for colour, history in zip(_colours(len(histories)), histories.values(), strict=True):
+            for key, (style, _) in keys.items():
+                _curve(axes, history, key, color=colour, linestyle=style)
+        axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend()
+        shown = [(style, what) for key, (style, what) in keys.items() if key in measured and what]
+        if shown:  # which style is which; the figure's legend says which colour is whose
+            axes.legend(handles=[axes.plot([], [], style, color="grey", label=what)[0] for style, what in shown])
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    lines = [grid[0].plot([], [], color=colour, label=label)[0] for label, colour in _coloured(list(histories))]
+    figure.legend(handles=lines, loc="outside lower center", ncols=1)
     _save(figure, path)
+
+
+def _curve(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, **style: Any) -> None:
+    points = [(row["epoch"], row[key]) for row in history if row.get(key) is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), marker="." if len(points) <= FEW else None, **style)
+
+
+def _colours(count: int) -> list[Any]:
+    if count <= 10:
+        return [f"C{number}" for number in range(count)]
+    # The ten of matplotlib would come again.
+    return list(matplotlib.colormaps["turbo"]([number / (count - 1) for number in range(count)]))
+
+
+def _coloured(labels: list[str]) -> list[tuple[str, Any]]:
+    return list(zip(labels, _colours(len(labels)), strict=True))
 
 
 def pairs(images: Tensor, view1: Tensor, view2: Tensor, path: str | Path) -> None:
@@ -69,3 +112,60 @@ def maps(features: dict[str, Tensor], labels: Tensor, path: str | Path) -> None:
         axes.set(title=title, xticks=[], yticks=[])
     figure.legend(*points.legend_elements(), loc="outside right center", title="class")
     _save(figure, path)
+
+
+def study(results: Mapping[str, Sequence[float]], path: str | Path, value: str, setting: str = "") -> None:
+    """What a setting does to a value: mean and sample standard deviation over seeds, and every seed as a point.
+
+    results: by label, a value per seed. value, setting: what the axes say. Where all labels are numbers, two or more,
+    a line over them (over their logarithm where they are positive and span a factor of 20), else a row each, in the
+    order given. The axis of the values begins where they do, not at 0: they are points, no bars.
+    Raises ValueError where there is no result, or a label without values.
+    """
+    empty = [label for label, values in results.items() if not values]
+    if not results or empty:
+        raise ValueError(f"results: expected values for every label, got none for {empty[0] if empty else 'any'}")
+    positions = _numbers(list(results))
+    if len(positions) > 1:
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        _line(axes, sorted(zip(positions, results.values(), strict=True), key=lambda pair: pair[0]))
+        axes.set(xlabel=setting, ylabel=value)
+    else:
+        figure = Figure(figsize=(7, 1.2 + 0.4 * len(results)), layout="constrained")
+        axes = figure.subplots()
+        _rows(axes, results)
+        axes.set(xlabel=value, ylabel=setting)
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _numbers(labels: list[str]) -> list[float]:
+    """The labels as numbers; none where one of them is another word."""
+    try:
+        return [float(label) for label in labels]
+    except ValueError:
+        return []
+
+
+def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _line(axes: Axes, points: list[tuple[float, Sequence[float]]]) -> None:
+    x = [position for position, _ in points]
+    means, spreads = zip(*(_mean_and_spread(values) for _, values in points), strict=True)
+    axes.errorbar(x, means, spreads, marker="o", capsize=3)
+    for position, values in points:
+        axes.plot([position] * len(values), values, ".", color="grey", alpha=0.6)
+    if x[0] > 0 and x[-1] >= 20 * x[0]:
+        axes.set_xscale("log")
+
+
+def _rows(axes: Axes, results: Mapping[str, Sequence[float]]) -> None:
+    for row, values in enumerate(results.values()):
+        mean, spread = _mean_and_spread(values)
+        axes.errorbar(mean, row, xerr=spread, marker="o", capsize=3, color="C0")
+        axes.plot(values, [row] * len(values), ".", color="grey", alpha=0.6)
+    axes.set_yticks(range(len(results)), list(results))
+    axes.set_ylim(len(results) - 0.5, -0.5)  # the first on top, as in a table

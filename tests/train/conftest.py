@@ -3,18 +3,22 @@
 import dataclasses
 
 import pytest
+import torch
 
 from ssl_fast.train import data
 from ssl_fast.train.recipes import RECIPES
 
 TRAIN_IMAGES, TEST_IMAGES = 104, 40  # 104: three batches of 32 and a rest
-SMALL = {"epochs": 4, "batch_size": 32, "width": 8, "projection_dim": 16}
+SMALL = {"epochs": 4, "batch_size": 32, "encoder": "small-8", "projection_dim": 16, "warm_up_epochs": 0.2}
+SMALL_RECIPES = tuple(name for name in RECIPES if name.endswith("-small"))
 
 
-def small_recipe(method_name: str, **changes):
+def small_recipe(name: str, **changes):
+    recipe = RECIPES[name]
     # A queue that is no multiple of the batch, so that its pointer goes round within a run.
-    own = {"queue_size": 80} if method_name == "moco-v2" else {}
-    return RECIPES[method_name](**{**SMALL, **own, **changes})
+    own = {"queue_size": 80, "head_width": 16, "predictor_width": 16}
+    own = {field: value for field, value in own.items() if hasattr(recipe, field)}
+    return dataclasses.replace(recipe, **{**SMALL, **own, **changes})
 
 
 def limit_digits(monkeypatch, train_images, test_images):
@@ -34,3 +38,12 @@ def limit_digits(monkeypatch, train_images, test_images):
 @pytest.fixture
 def few_digits(monkeypatch):
     limit_digits(monkeypatch, TRAIN_IMAGES, TEST_IMAGES)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks of a few channels: threads would wait for each other longer than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

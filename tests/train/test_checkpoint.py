@@ -12,8 +12,8 @@ from ssl_fast.train import checkpoint, files, loop
 
 @pytest.fixture
 def path(tmp_path, few_digits):
-    loop.train("moco-v2", small_recipe("moco-v2", epochs=1), "digits", tmp_path)
-    return tmp_path / checkpoint.NAME
+    loop.train("moco-v2-small", small_recipe("moco-v2-small", epochs=1), "digits", tmp_path)
+    return tmp_path / checkpoint.LAST
 
 
 def contents_of(path):
@@ -22,7 +22,7 @@ def contents_of(path):
 
 def test_load_returns_what_was_saved(path):
     contents = checkpoint.load(path)
-    assert contents["recipe"] == small_recipe("moco-v2", epochs=1)
+    assert contents["recipe"] == small_recipe("moco-v2-small", epochs=1)
     assert contents["epoch"] == 1
     assert contents["model"]["queue.queue"].shape == (80, 16)
     # Three batches of 32 went round a queue of 80.
@@ -103,7 +103,7 @@ class Evil:
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"format": checkpoint.FORMAT, "method": Evil()}, "evil.pt")
+    torch.save({"format": checkpoint.FORMAT, "model": Evil()}, "evil.pt")
     assert_one_line_error(tmp_path / "evil.pt", "cannot be read")
     assert not (tmp_path / "evil").exists()
 
@@ -113,7 +113,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, monkeypatch):
     [
         torch.zeros(3),
         {"state_dict": {"weight": torch.zeros(3)}},
-        {"format": checkpoint.FORMAT, "method": "simclr"},
+        {"format": checkpoint.FORMAT, "recipe_name": "simclr"},
         {"format": "ssl_fast checkpoint 999"},
     ],
 )
@@ -122,7 +122,7 @@ def test_foreign(tmp_path, foreign):
     assert_one_line_error(tmp_path / "foreign.pt", "got another file")
 
 
-@pytest.mark.parametrize("changes", [{"method": "byol"}, {"recipe": {"seed": 0}}])
+@pytest.mark.parametrize("changes", [{"recipe_name": "byol"}, {"recipe": {"seed": 0}}])
 def test_of_another_version(path, changes):
     torch.save({**contents_of(path), **changes}, path)
     assert_one_line_error(path, "written by another version")

@@ -18,7 +18,7 @@ def check_outputs(folder, printed):
         image = matplotlib.image.imread(folder / name)
         assert image.std() > 0.05, name  # something is drawn
     for method_name in LABELS:
-        for name in ("checkpoint.pt", "config.json", "log.csv"):
+        for name in ("last.pt", "best.pt", "config.yaml", "log.csv"):
             assert (folder / method_name / name).stat().st_size
     results = json.loads((folder / "results.json").read_text())
     assert list(results["accuracies"]) == ROWS

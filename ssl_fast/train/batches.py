@@ -1,0 +1,187 @@
+"""Batches of random views for training and of plain images for evaluation.
+
+What a step sees depends on the recipe's seed, the epoch, the step and the rank alone, never on what was drawn before:
+a run that goes on in the middle of an epoch needs no saved state, and workers change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from . import transforms
+from .augment import Augment
+from .data import Dataset, FolderDataset
+from .recipes import Recipe
+from .view import View
+
+# What a seed is for: order of an epoch, views of a step, views of an image.
+ORDER, STEP, IMAGE = range(3)
+Batch: TypeAlias = "tuple[list[Tensor], Tensor]"
+
+
+class Batches:
+    """The training batches of one process.
+
+    dataset: in memory (its images move to the device once) or a folder's. recipe: seed, batch_size, image_size,
+    normalize_images, views. rank, world: this process, of how many, which share each batch of recipe.batch_size.
+    workers: processes that load and transform a folder's images; 0 is this one.
+    steps: batches an epoch; the last, smaller one is dropped.
+
+    Raises ValueError for a batch larger than the data or that cannot be shared.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset | FolderDataset,
+        recipe: Recipe,
+        device: torch.device | str,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+    ):
+        count, batch = dataset.train_count, recipe.batch_size
+        if not 1 <= batch <= count:
+            raise ValueError(f"batch_size: expected 1 to the {count} training images, got {batch}")
+        if batch % world:
+            raise ValueError(f"batch_size: expected a multiple of the {world} processes, got {batch}")
+        if not 0 <= rank < world:
+            raise ValueError(f"rank: expected 0 to {world - 1}, got {rank}")
+        self.steps = count // batch
+        self._count, self._batch, self._seed = count, batch, recipe.seed
+        self._rank, self._share = rank, batch // world
+        self._device = torch.device(device)
+        if isinstance(dataset, Dataset):
+            self._images = dataset.train_images.to(self._device)
+            self._generator = torch.Generator(self._device)
+            normalize, size = recipe.normalize_images, recipe.image_size
+            self._augments = [Augment(dataset, view, normalize, size) for view in recipe.views]
+        else:
+            normalization = (dataset.mean, dataset.std) if recipe.normalize_images else None
+            size = recipe.image_size or dataset.image_size
+            views = [transforms.transform(view, size, normalization, dataset.flip) for view in recipe.views]
+            self._loader = _Loader(_Images(dataset.train, views, recipe.seed), self._device, workers)
+        self._in_memory = isinstance(dataset, Dataset)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The epoch's batches from first_step on: (views, index).
+
+        views: (n, C, S, S) float32 for each of the recipe's views. index: (n,) int64, the images' numbers in the
+        training set. Both on the device; n is this process's share of the batch. Of a folder's data only one epoch
+        can be under way.
+        """
+        rows = self._rows(epoch)[first_step:]
+        return self._from_memory(rows, epoch, first_step) if self._in_memory else self._loader.batches(rows, epoch)
+
+    def _rows(self, epoch: int) -> Tensor:
+        """(steps, n): this process's images, by step."""
+        generator = torch.Generator().manual_seed(_seed(self._seed, ORDER, epoch))
+        order = torch.randperm(self._count, generator=generator)[: self.steps * self._batch]
+        return order.view(self.steps, self._batch)[:, self._rank * self._share : (self._rank + 1) * self._share]
+
+    def _from_memory(self, rows: Tensor, epoch: int, first_step: int) -> Iterator[Batch]:
+        rows = rows.contiguous()
+        if self._device.type == "cuda":
+            rows = rows.pin_memory()
+        # The whole epoch's numbers in one copy: no step waits for its own.
+        rows = rows.to(self._device, non_blocking=True)
+        for step, index in enumerate(rows, first_step):
+            self._generator.manual_seed(_seed(self._seed, STEP, epoch, step, self._rank))
+            images = self._images[index]
+            yield [augment(images, self._generator) for augment in self._augments], index
+
+
+def plain(
+    dataset: Dataset | FolderDataset,
+    part: Literal["train", "test"],
+    normalize: bool,
+    device: torch.device | str,
+    batch_size: int = 512,
+    workers: int = 0,
+    image_size: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images of a part in order, without randomness: ((n, C, S, S) float32, (n,) int64 labels), on the device.
+
+    image_size: S, 0 the data set's own. The rest as in Batches.
+    """
+    device = torch.device(device)
+    if isinstance(dataset, Dataset):
+        augment = Augment(dataset, View(), normalize, image_size)
+        images, labels = getattr(dataset, f"{part}_images"), getattr(dataset, f"{part}_labels")
+        for some, their_labels in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            yield augment.plain(some.to(device)), their_labels.to(device)
+        return
+    samples = dataset.train if part == "train" else dataset.test
+    normalization = (dataset.mean, dataset.std) if normalize else None
+    transform = transforms.plain_transform(image_size or dataset.image_size, normalization)
+    labels = torch.tensor([label for _, label in samples])
+    rows = torch.arange(len(samples)).split(batch_size)
+    loader = _Loader(_Images(samples, [transform], seed=0), device, workers)
+    for row, (views, _) in zip(rows, loader.batches(rows, epoch=0), strict=True):
+        yield views[0], labels[row].to(device)
+
+
+class _Images(torch.utils.data.Dataset[Any]):
+    """Images by path, each with its own randomness: (epoch, number) to ([a tensor for each transform], number)."""
+
+    def __init__(self, samples: list[tuple[str, int]], views: list[Callable[[Image.Image], Tensor]], seed: int):
+        self._samples, self._views, self._seed = samples, views, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[list[Tensor], int]:
+        epoch, number = key
+        path = self._samples[number][0]
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except OSError as error:
+            raise ValueError(f"data: {path} is no complete image ({error})") from error
+        with torch.random.fork_rng(devices=[]):
+            # torchvision draws from the global generator; torch.manual_seed would seed the devices' ones as well.
+            torch.default_generator.manual_seed(_seed(self._seed, IMAGE, epoch, number))
+            return [view(image) for view in self._views], number
+
+
+class _Keys:
+    """The batches that a loader is to load, as its batch sampler; changed between epochs, while workers stay."""
+
+    rows: Iterable[Tensor] = ()
+    epoch = 0
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for row in self.rows:
+            yield [(self.epoch, number) for number in row.tolist()]
+
+
+class _Loader:
+    """Loads rows of images (each an (n,) int64 tensor of numbers) in this process or in workers."""
+
+    def __init__(self, images: _Images, device: torch.device, workers: int):
+        self._keys, self._device = _Keys(), device
+        self._loader: DataLoader[Any] = DataLoader(
+            images,
+            batch_sampler=self._keys,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            prefetch_factor=4 if workers else None,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # else it draws its workers' seeds from the global one
+        )
+
+    def batches(self, rows: Iterable[Tensor], epoch: int) -> Iterator[Batch]:
+        self._keys.rows, self._keys.epoch = rows, epoch
+        for views, index in self._loader:
+            yield (
+                [view.to(self._device, non_blocking=True) for view in views],
+                index.to(self._device, non_blocking=True),
+            )
+
+
+def _seed(seed: int, *key: int) -> int:
+    """A seed of 64 bits; one for each key."""
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0])

@@ -1,0 +1,217 @@
+"""The linear probe as published: a linear classifier on a frozen encoder, trained by SGD on cropped, flipped images."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import batches, evaluate
+from .data import Dataset, FolderDataset
+from .recipes import Recipe
+from .view import View
+
+CROP_FLIP = View(order=("crop", "flip"))  # the only augmentation of all protocols
+INITIAL = 0.01  # standard deviation of the initial weights, in all of the originals
+
+
+@dataclass(frozen=True)
+class LinearProtocol:
+    """How the classifier is trained: cross-entropy, SGD.
+
+    learning_rate_scale: the rate is learning_rate, or * batch_size / 256 (linear).
+    schedule: half a cosine to 0, or step: * 0.1 at the milestones (epochs). schedule_by: where the rate changes.
+    """
+
+    learning_rate: float
+    batch_size: int
+    epochs: int
+    learning_rate_scale: Literal["none", "linear"] = "linear"
+    schedule: Literal["cosine", "step"] = "cosine"
+    schedule_by: Literal["step", "epoch"] = "epoch"
+    milestones: tuple[int, ...] = ()
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate: expected a finite number above 0, got {self.learning_rate}")
+
+    def rate(self, progress: float) -> float:
+        """The learning rate after `progress` epochs, a whole number and a share of the next."""
+        rate = self.learning_rate * (self.batch_size / 256 if self.learning_rate_scale == "linear" else 1.0)
+        reached = math.floor(progress) if self.schedule_by == "epoch" else progress
+        if self.schedule == "cosine":
+            return rate * 0.5 * (1 + math.cos(math.pi * reached / self.epochs))
+        return rate * 0.1 ** sum(reached >= milestone for milestone in self.milestones)
+
+    def fitted(self, rows: int) -> LinearProtocol:
+        """For data of `rows` images: the batch is no larger, and the rate scales with it."""
+        return dataclasses.replace(self, batch_size=min(self.batch_size, rows))
+
+
+# facebookresearch/moco main_lincls.py.
+_MOCO = LinearProtocol(30.0, 256, 100, learning_rate_scale="none", schedule="step", milestones=(60, 80))
+# google-research/simclr README, run.py and model.py, on ImageNet.
+_SIMCLR = LinearProtocol(0.1, 4096, 90, schedule_by="step", nesterov=True, weight_decay=1e-6)
+# By Recipe.method, and variants of it.
+PROTOCOLS: dict[str, LinearProtocol] = {
+    "simclr": _SIMCLR,
+    "simclr-cifar": dataclasses.replace(_SIMCLR, batch_size=512, epochs=100, weight_decay=0.0),
+    "moco": _MOCO,
+    # facebookresearch/moco-v3 main_lincls.py and CONFIG.md.
+    "moco-v3": LinearProtocol(0.1, 1024, 90),
+    "moco-v3-vit": LinearProtocol(3.0, 1024, 90),
+    # He et al. 2020 measure its memory bank so (figure 3); Wu et al. 2018 trained support vector machines.
+    "instdisc": _MOCO,
+}
+
+
+def probe_features(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    protocol: LinearProtocol,
+    classes: int | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """The protocol on fixed features, without its augmentation: {"linear_top1": 0.9}, "linear_top5" of more classes.
+
+    Features (N, D) float32, labels (N,) integers from 0, on one device; classes: None counts up to the largest label.
+    A batch larger than the training set becomes the training set. The same seed gives the same result. The published
+    rates suit the features of their encoders; others may need another one: dataclasses.replace(protocol, ...).
+    Raises ValueError for labels that do not fit and a loss that is not finite.
+    """
+    if train_features.dim() != 2 or len(train_features) != len(train_labels) or not len(train_labels):
+        shapes = f"{tuple(train_features.shape)} and {tuple(train_labels.shape)}"
+        raise ValueError(f"train_features, train_labels: expected (N, D) and (N,), N from 1, got {shapes}")
+    classes = classes or int(torch.cat([train_labels, test_labels]).max()) + 1
+    protocol = protocol.fitted(len(train_labels))
+
+    def epoch(number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(_mixed(seed, number))
+        order = torch.randperm(len(train_labels), generator=generator).to(train_labels.device)
+        for rows in order.split(protocol.batch_size):
+            yield train_features[rows], train_labels[rows]
+
+    steps = -(-len(train_labels) // protocol.batch_size)
+    classifier = fit(epoch, steps, train_features, classes, protocol, seed)
+    return accuracy(classifier, test_features, test_labels)
+
+
+def probe_images(
+    encoder: nn.Module,
+    dataset: Dataset | FolderDataset,
+    protocol: LinearProtocol,
+    normalize: bool,
+    device: torch.device | str,
+    image_size: int = 0,
+    view: View = CROP_FLIP,
+    workers: int = 0,
+    seed: int = 0,
+) -> dict[str, float]:
+    """The protocol as published: every epoch encodes anew drawn crops of the training images, flipped where that fits.
+
+    encoder: (N, C, S, S) float to (N, D), on `device`; frozen: its weights, statistics, gradients and modes stay.
+    dataset: of data.py; images without a label are left out. normalize, image_size: as the encoder was trained.
+    workers: processes that load a folder's images.
+    Returns {"linear_top1": 0.9}, and "linear_top5" of more than 5 classes, after the last epoch; the best one would be
+    chosen by the test images. The same seed gives the same result.
+    Raises ValueError for a loss that is not finite.
+    """
+    test = evaluate.features_of(
+        encoder, batches.plain(dataset, "test", normalize, device, workers=workers, image_size=image_size)
+    )
+    dataset, train_labels = _labelled(dataset)
+    protocol = protocol.fitted(len(train_labels))
+    recipe = Recipe(
+        seed=seed,
+        epochs=protocol.epochs,
+        batch_size=protocol.batch_size,
+        image_size=image_size,
+        normalize_images=normalize,
+        view1=view,
+    )
+    drawn = batches.Batches(dataset, recipe, device, workers=workers)
+
+    def epoch(number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for (images,), index in drawn.epoch(number):
+            yield evaluate.features_of(encoder, [(images, train_labels[index.cpu()])])
+
+    classifier = fit(epoch, drawn.steps, test[0], dataset.classes, protocol, seed)
+    return accuracy(classifier, *test)
+
+
+def fit(
+    epoch: Callable[[int], Iterable[tuple[Tensor, Tensor]]],
+    steps: int,
+    like: Tensor,
+    classes: int,
+    protocol: LinearProtocol,
+    seed: int = 0,
+) -> nn.Linear:
+    """The classifier after all epochs.
+
+    epoch: the batches of an epoch, features (n, D) and labels (n,), `steps` of them. like: features (N, D) whose
+    width, dtype and device the classifier has. classes: more than the largest label. seed: of its first weights.
+    Raises ValueError for a loss that is not finite.
+    """
+    # Its own generator: nothing of the caller's randomness is used up.
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(classes, like.shape[1], generator=generator) * INITIAL
+    classifier = nn.utils.skip_init(nn.Linear, like.shape[1], classes, dtype=like.dtype, device=like.device)
+    with torch.no_grad():
+        classifier.weight.copy_(weight)
+        classifier.bias.zero_()
+    optimizer = torch.optim.SGD(
+        classifier.parameters(), protocol.rate(0), protocol.momentum, 0, protocol.weight_decay, protocol.nesterov
+    )
+    for number in range(protocol.epochs):
+        loss = torch.zeros(())
+        for step, (features, labels) in enumerate(epoch(number)):
+            optimizer.param_groups[0]["lr"] = protocol.rate(number + step / steps)
+            with torch.enable_grad():
+                loss = F.cross_entropy(classifier(features), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        last = float(loss.detach())
+        if not math.isfinite(last):
+            raise ValueError(f"loss: {last} in epoch {number + 1}; a smaller learning_rate may help")
+    return classifier
+
+
+@torch.no_grad()
+def accuracy(classifier: nn.Linear, features: Tensor, labels: Tensor) -> dict[str, float]:
+    """Shares of rows whose label is (among) the most probable 1 / 5 classes: "linear_top1", "linear_top5"."""
+    right = classifier(features).topk(min(5, classifier.out_features)).indices == labels[:, None]
+    top1 = {"linear_top1": float(right[:, 0].float().mean())}
+    return top1 if classifier.out_features <= 5 else {**top1, "linear_top5": float(right.any(1).float().mean())}
+
+
+def _labelled(dataset: Dataset | FolderDataset) -> tuple[Dataset | FolderDataset, Tensor]:
+    """The data set without the training images of the label -1, and its training labels, on the CPU."""
+    if isinstance(dataset, FolderDataset):
+        return dataset, torch.tensor([label for _, label in dataset.train])
+    kept = dataset.train_labels >= 0
+    if not bool(kept.all()):  # without a copy where all have one
+        dataset = dataclasses.replace(
+            dataset, train_images=dataset.train_images[kept], train_labels=dataset.train_labels[kept]
+        )
+    return dataset, dataset.train_labels.cpu()
+
+
+def _mixed(seed: int, epoch: int) -> int:
+    """A seed of its own for every epoch of every seed."""
+    return (seed * 1_000_003 + epoch) % 2**63

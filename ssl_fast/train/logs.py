@@ -1,0 +1,86 @@
+"""What a run reports while it goes: a bar, log.csv, TensorBoard, and Weights & Biases where asked."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from . import files
+
+MEASURED = ("knn_clean", "knn_transformed", "probe_clean", "probe_transformed", "alignment", "uniformity")
+COLUMNS = ("epoch", "learning_rate", "momentum", "loss", "top1", *MEASURED, "images_per_second")
+
+
+class Logs:
+    """Of one run, in its folder. epoch: the first to be logged; what an earlier run logged later is forgotten."""
+
+    def __init__(self, folder: Path, title: str, epoch: int, steps: int, done: int, wandb: str | None, config: Any):
+        self.folder = folder
+        self.writer = SummaryWriter(folder, purge_step=epoch)
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
+            TextColumn("ETA"), TimeRemainingColumn(), console=Console(stderr=True),
+        )  # fmt: skip
+        self.task = self.progress.add_task(title, total=steps, completed=done, figures="")
+        self.wandb: Any = None
+        if wandb is not None:
+            try:
+                import wandb as weights_and_biases  # type: ignore[import-not-found, unused-ignore]
+            except ModuleNotFoundError as error:
+                raise ValueError("wandb: is not installed: pip install 'ssl-fast[wandb]'") from error
+            self.wandb = weights_and_biases.init(project=wandb, dir=folder, config=config, resume="allow")
+
+    def __enter__(self) -> Logs:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        self.writer.close()
+        if self.wandb is not None:
+            self.wandb.finish(exit_code=int(kind is not None))
+
+    def step(self, done: int, figures: str | None = None) -> None:
+        """done: steps of the whole run. figures: the text beside the bar."""
+        changes: dict[str, Any] = {} if figures is None else {"figures": figures}
+        self.progress.update(self.task, completed=done, **changes)
+
+    def epoch(self, history: list[dict[str, Any]]) -> None:
+        """The last row; log.csv gets all, so that it is one with the checkpoint's also after a resume."""
+        row = {name: value for name, value in history[-1].items() if value is not None}
+        for name, value in row.items():
+            if name != "epoch":
+                self.writer.add_scalar(name, value, row["epoch"])
+        self.writer.flush()
+        if self.wandb is not None:
+            self.wandb.log(row, step=row["epoch"])
+        text = io.StringIO()
+        table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(history)
+        files.write_text(self.folder / "log.csv", text.getvalue())
+
+
+class NoLogs:
+    """Of the other processes of a run."""
+
+    def __enter__(self) -> NoLogs:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def step(self, done: int, figures: str | None = None) -> None:
+        pass
+
+    def epoch(self, history: list[dict[str, Any]]) -> None:
+        pass
