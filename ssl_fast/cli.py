@@ -30,6 +30,12 @@ def _compare(arguments: list[str]) -> int:
     return compare.main(arguments)
 
 
+def _study(arguments: list[str]) -> int:
+    from .train import study
+
+    return study.main(arguments)
+
+
 def _export(arguments: list[str]) -> int:
     from .train import export
 
@@ -60,6 +66,7 @@ COMMANDS = {
     "train": (_train, "train an encoder: ssl-fast train simclr-small --data digits", "train"),
     "eval": (_eval, "kNN and linear-probe accuracy of a checkpoint", "train"),
     "compare": (_compare, "draw several runs together", "train"),
+    "study": (_study, "an ablation of the papers in miniature: ssl-fast study temperature", "train"),
     "export": (_export, "an encoder's weights for torchvision, timm, safetensors, ONNX or MoCo's own code", "train"),
     "import-moco": (_import_moco, "a checkpoint of facebookresearch/moco as one of ours", "train"),
     "doctor": (_doctor, "show what was built and what runs where, and check every operator", ""),

@@ -5,10 +5,9 @@
 import argparse
 import dataclasses
 import inspect
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import tyro
@@ -18,6 +17,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from . import checkpoint, config, data, loop, report
+from .command import exit_code
 from .methods import build
 from .recipes import RECIPES
 from .settings import Settings
@@ -25,7 +25,7 @@ from .settings import Settings
 
 def train_main(arguments: list[str]) -> int:
     """`ssl-fast train`: 0, 2 after an error that the user can mend, 130 after Ctrl-C."""
-    return run("train", lambda: _train(arguments))
+    return exit_code("train", lambda: _train(arguments))
 
 
 def _train(arguments: list[str]) -> None:
@@ -73,7 +73,7 @@ def _train_command(recipe_name: str) -> Callable[..., None]:
 
 def recipes_main(arguments: list[str]) -> int:
     """`ssl-fast recipes [NAME]`: the names, or one with all its numbers and their source."""
-    return run("recipes", lambda: tyro.cli(_recipes, prog="ssl-fast recipes", args=arguments))
+    return exit_code("recipes", lambda: tyro.cli(_recipes, prog="ssl-fast recipes", args=arguments))
 
 
 def _recipes(name: Annotated[Positional[str | None], arg(metavar="NAME")] = None) -> None:
@@ -100,7 +100,7 @@ def _recipes(name: Annotated[Positional[str | None], arg(metavar="NAME")] = None
 
 def eval_main(arguments: list[str]) -> int:
     """`ssl-fast eval`: 0, or 2 after an error that the user can mend."""
-    return run("eval", lambda: tyro.cli(_evaluate, prog="ssl-fast eval", args=arguments))
+    return exit_code("eval", lambda: tyro.cli(_evaluate, prog="ssl-fast eval", args=arguments))
 
 
 def _evaluate(
@@ -129,15 +129,3 @@ def _evaluate(
         image_size=recipe.image_size, views=recipe.views,
     )  # fmt: skip
     Console().print(report.table({name: figures}, f"{name} on {dataset.name}, epoch {contents['epoch']}"))
-
-
-def run(command: str, what: Callable[[], Any]) -> int:
-    """The exit code of a command: 0, 2 after an error that the user can mend (one line), 130 after Ctrl-C."""
-    try:
-        what()
-    except (ValueError, OSError) as error:
-        print(f"ssl-fast {command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0

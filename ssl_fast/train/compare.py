@@ -3,7 +3,6 @@
 # No `from __future__ import annotations`: tyro reads the annotations.
 
 import csv
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +14,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from . import plots
+from .command import exit_code
 
 CONFIG, LOG = "config.yaml", "log.csv"  # in the folder of a run
 # Columns of the log, and what their best value is; the last epoch's of all.
@@ -30,14 +30,7 @@ Fields = dict[str, Any]
 
 def main(arguments: list[str]) -> int:
     """`ssl-fast compare`: 0, 2 after an error that the user can mend, 130 after Ctrl-C."""
-    try:
-        tyro.cli(_compare, prog="ssl-fast compare", args=arguments)
-    except (ValueError, OSError) as error:
-        print(f"ssl-fast compare: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code("compare", lambda: tyro.cli(_compare, prog="ssl-fast compare", args=arguments))
 
 
 def _compare(

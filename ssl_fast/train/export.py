@@ -8,7 +8,6 @@ import io
 import json
 import math
 import shlex
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from tyro.conf import Positional, arg
 
 from . import checkpoint, data, encoders, files
+from .command import exit_code
 from .moco_format import import_moco, own_storage, resnet_name, to_moco
 from .settings import Settings
 
@@ -208,7 +208,7 @@ def how_to_load(contents: Contents, format: Format, output: Path) -> str:
 
 def main(arguments: list[str]) -> int:
     """`ssl-fast export`: 0, or 2 after an error that the user can mend."""
-    return _run("export", lambda: tyro.cli(_export, prog="ssl-fast export", args=arguments))
+    return exit_code("export", lambda: tyro.cli(_export, prog="ssl-fast export", args=arguments))
 
 
 def _export(path: Annotated[Positional[Path], arg(metavar="CHECKPOINT")], format: Format, output: Path) -> None:
@@ -228,7 +228,7 @@ def _export(path: Annotated[Positional[Path], arg(metavar="CHECKPOINT")], format
 
 def import_main(arguments: list[str]) -> int:
     """`ssl-fast import-moco`: 0, or 2 after an error that the user can mend."""
-    return _run("import-moco", lambda: tyro.cli(_import_moco, prog="ssl-fast import-moco", args=arguments))
+    return exit_code("import-moco", lambda: tyro.cli(_import_moco, prog="ssl-fast import-moco", args=arguments))
 
 
 def _import_moco(path: Annotated[Positional[Path], arg(metavar="FILE")], output: Path, data: str = "imagenet") -> None:
@@ -248,16 +248,3 @@ def _import_moco(path: Annotated[Positional[Path], arg(metavar="FILE")], output:
     run |= {"settings": dataclasses.asdict(Settings()), "data": data}
     checkpoint.save(output, {**run, **contents, "recipe": dataclasses.asdict(contents["recipe"])})
     print(f"ssl-fast eval {output} --data {data if ':' in data else f'{data}:FOLDER'}")
-
-
-def _run(command: str, what: Callable[[], Any]) -> int:
-    try:
-        what()
-    except ModuleNotFoundError:
-        raise  # `ssl-fast` itself says which extra has it
-    except (ValueError, OSError, ImportError) as error:
-        print(f"ssl-fast {command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
