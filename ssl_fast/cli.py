@@ -13,9 +13,9 @@ def _train(arguments: list[str]) -> int:
 
 
 def _eval(arguments: list[str]) -> int:
-    from .train.cli import eval_main
+    from .train import evaluation
 
-    return eval_main(arguments)
+    return evaluation.main(arguments)
 
 
 def _recipes(arguments: list[str]) -> int:
@@ -64,7 +64,7 @@ def _build(arguments: list[str]) -> int:
 COMMANDS = {
     "recipes": (_recipes, "list what can be trained, or print one recipe: ssl-fast recipes moco-v2", "train"),
     "train": (_train, "train an encoder: ssl-fast train simclr-small --data digits", "train"),
-    "eval": (_eval, "kNN and linear-probe accuracy of a checkpoint", "train"),
+    "eval": (_eval, "kNN, linear and low-label accuracy of a checkpoint; a map", "train"),
     "compare": (_compare, "draw several runs together", "train"),
     "study": (_study, "an ablation of the papers in miniature: ssl-fast study temperature", "train"),
     "export": (_export, "an encoder's weights for torchvision, timm, safetensors, ONNX or MoCo's own code", "train"),

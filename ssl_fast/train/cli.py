@@ -1,4 +1,4 @@
-"""`ssl-fast train`, `ssl-fast eval` and `ssl-fast recipes`."""
+"""`ssl-fast train` and `ssl-fast recipes`."""
 
 # No `from __future__ import annotations`: tyro reads the annotations, some of which are made here.
 
@@ -9,16 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 import yaml
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from . import checkpoint, config, data, loop, report
+from . import checkpoint, config, loop
 from .command import exit_code
-from .methods import build
 from .recipes import RECIPES
 from .settings import Settings
 
@@ -96,36 +94,3 @@ def _recipes(name: Annotated[Positional[str | None], arg(metavar="NAME")] = None
         print(f"# {line}".rstrip())
     values = {"recipe": name, **dataclasses.asdict(RECIPES[name])}
     print(yaml.safe_dump(config.plain(values), sort_keys=False), end="")
-
-
-def eval_main(arguments: list[str]) -> int:
-    """`ssl-fast eval`: 0, or 2 after an error that the user can mend."""
-    return exit_code("eval", lambda: tyro.cli(_evaluate, prog="ssl-fast eval", args=arguments))
-
-
-def _evaluate(
-    path: Annotated[Positional[Path], arg(metavar="CHECKPOINT")],
-    data_spec: Annotated[str | None, arg(name="data", metavar="DATA")] = None,
-) -> None:
-    """kNN and linear-probe accuracy of a checkpoint's encoder.
-
-    Args:
-        path: A checkpoint (last.pt, best.pt) that ssl-fast train wrote.
-        data_spec: Other data than it was trained on, e.g. fashion-mnist:FOLDER.
-    """
-    contents = checkpoint.load(path)
-    dataset = data.load(data_spec or contents["data"])
-    recipe, name = contents["recipe"], contents["recipe_name"]
-    method = build(recipe, contents["channels"], contents["image_size"], contents["images"])
-    try:
-        method.load_state_dict(contents["model"])
-    except RuntimeError as error:  # torch lists every weight that does not fit
-        raise ValueError(f"{path}: expected the weights of {name}, got others") from error
-    if dataset.channels != contents["channels"]:
-        raise ValueError(f"data: expected {contents['channels']} channels as trained, got {dataset.channels}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    figures = report.accuracies(
-        method.encoder.to(device), dataset, recipe.normalize_images, device,
-        image_size=recipe.image_size, views=recipe.views,
-    )  # fmt: skip
-    Console().print(report.table({name: figures}, f"{name} on {dataset.name}, epoch {contents['epoch']}"))

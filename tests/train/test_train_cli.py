@@ -1,6 +1,7 @@
 """`ssl-fast train` and `ssl-fast eval`, as a user types them."""
 
 import dataclasses
+import json
 import re
 import shlex
 import signal
@@ -57,7 +58,7 @@ def test_train_interrupt_resume_eval(recipe_name, tmp_path, monkeypatch, capsys,
 
     assert cli.main(["eval", path]) == 0
     table = capsys.readouterr().out
-    figures = re.search(rf"{recipe_name} +│ +([\d.]+) │ +([\d.]+) │ +([\d.]+) │ +([\d.]+) ", table).groups()
+    figures = [re.search(rf"knn {kind} +│ ([\d.]+)", table)[1] for kind in ("clean", "transformed")]
     # The row's figures are those of the checkpoint's own encoder: the last of the log.
     assert float(figures[0]) == pytest.approx(contents["history"][-1]["knn_clean"], abs=5e-4)
     assert float(figures[1]) == pytest.approx(contents["history"][-1]["knn_transformed"], abs=5e-4)
@@ -244,6 +245,37 @@ def test_eval_of_other_weights(tmp_path, capsys, few_digits):
     good = contents["model"]
     contents["model"] = dict(list(good.items())[1:])
     torch.save(contents, path)
-    assert_user_error(["eval", str(path)], "expected the weights of simclr-small", capsys)
+    assert_user_error(["eval", str(path)], "Encoder: Missing key", capsys)
     torch.save({**contents, "model": good, "recipe": None}, path)
     assert_user_error(["eval", str(path)], "written by another version", capsys)
+
+
+def test_eval_writes_figures_and_a_map(tmp_path, capsys, few_digits):
+    loop.train("moco-v2-small", small_recipe("moco-v2-small", epochs=1), "digits", tmp_path)
+    path = str(tmp_path / checkpoint.LAST)
+    words = [
+        "--low-label",
+        "--linear-epochs",
+        "2",
+        "--output",
+        str(tmp_path / "out.json"),
+        "--map",
+        str(tmp_path / "m.png"),
+    ]
+    assert cli.main(["eval", path, *words]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    accuracies = [
+        "knn_clean",
+        "knn_transformed",
+        "probe_clean",
+        "probe_transformed",
+        "probe_1%",
+        "probe_10%",
+        "linear_top1",
+    ]
+    assert all(0 <= found[name] <= 1 for name in accuracies)
+    assert found["uniformity"] < 0 < found["alignment"]
+    assert (found["recipe"], found["data"], found["epoch"]) == ("moco-v2-small", "digits", 1)
+    assert (tmp_path / "m.png").stat().st_size > 1000
+    assert "linear top1" in capsys.readouterr().out
+    assert_user_error(["eval", path, "--k", "0"], "k: expected at least 1, got 0", capsys)
