@@ -17,8 +17,8 @@ from .view import View
 LAST, BEST = "last.pt", "best.pt"
 FORMAT = "ssl_fast checkpoint 2"
 # recipe, settings: dicts. images, channels, image_size: of the training data. epoch: epochs that are complete.
-# step: steps done in the one after them, whose sums so far are `totals`. history: the log's rows. best: of kNN.
-# rng: torch's generators, a dict a process.
+# step: steps done in the one after them, whose sums so far are `totals`, a row a process. history: the log's rows.
+# best: of kNN. rng: torch's generators, a dict a process.
 KEYS = (
     *("recipe_name", "recipe", "settings", "data", "images", "channels", "image_size"),
     *("model", "optimizer", "scheduler", "scaler", "epoch", "step", "totals", "history", "best", "rng"),
@@ -28,7 +28,11 @@ KEYS = (
 def save(path: str | Path, contents: dict[str, Any]) -> None:
     """Writes `contents` (the keys of KEYS) to `path`; an error leaves the old file as it was."""
     with files.replacing(path) as file:
-        torch.save({"format": FORMAT, **contents}, file)
+        try:
+            torch.save({"format": FORMAT, **contents}, file)
+        except RuntimeError as error:
+            # torch's writer hides what the file said, which may be that the disk is full.
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def load(path: str | Path) -> dict[str, Any]:

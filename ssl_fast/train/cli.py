@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
+import torch.distributed as dist
 import tyro
 import yaml
 from rich.console import Console
@@ -64,7 +65,8 @@ def _train_command(recipe_name: str) -> Callable[..., None]:
         """
         folder = folder or Path("runs", f"{recipe_name}-{data.partition(':')[0]}")
         loop.train(recipe_name, recipe, data, folder, settings, resume)
-        print(f"ssl-fast eval {folder / checkpoint.LAST}")
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            print(f"ssl-fast eval {folder / checkpoint.LAST}")
 
     return command
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+PART = ".ssl-fast-part"  # how the name of an unfinished file ends
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Any]:
@@ -18,7 +20,7 @@ def replacing(path: str | Path) -> Iterator[Any]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
+    part = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=PART, delete=False)  # noqa: SIM115
     try:
         with part:
             # Temporary files are for their owner alone; this one becomes an ordinary file.
@@ -27,8 +29,10 @@ def replacing(path: str | Path) -> Iterator[Any]:
             part.flush()
             os.fsync(part.fileno())
         os.replace(part.name, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(part.name)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(path)  # a full disk's message names no file
         raise
     # The rename itself is on disk only when the folder is.
     folder = os.open(path.parent, os.O_RDONLY)
@@ -36,6 +40,12 @@ def replacing(path: str | Path) -> Iterator[Any]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes the unfinished files that a killed process left in the folder."""
+    for part in folder.glob(f".*{PART}"):
+        part.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -31,10 +31,8 @@ class Logs:
         self.task = self.progress.add_task(title, total=steps, completed=done, figures="")
         self.wandb: Any = None
         if wandb is not None:
-            try:
-                import wandb as weights_and_biases  # type: ignore[import-not-found, unused-ignore]
-            except ModuleNotFoundError as error:
-                raise ValueError("wandb: is not installed: pip install 'ssl-fast[wandb]'") from error
+            import wandb as weights_and_biases  # type: ignore[import-not-found, unused-ignore]
+
             self.wandb = weights_and_biases.init(project=wandb, dir=folder, config=config, resume="allow")
 
     def __enter__(self) -> Logs:

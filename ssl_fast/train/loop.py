@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import os
 import shlex
 import signal
 import sys
@@ -13,9 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.fabric import Fabric
+from lightning.fabric.strategies.ddp import DDPStrategy
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch.nn.parallel import DistributedDataParallel
 
-from . import checkpoint, config
+from . import checkpoint, config, files
 from .logs import Logs, NoLogs
 from .methods import Method
 from .recipes import RECIPES, Recipe
@@ -57,6 +63,7 @@ def train(
         _check_same_run(path, contents, recipe_name, recipe, data_spec)
     run = Run(recipe_name, recipe, data_spec, settings, fabric or launched(settings))
     if run.fabric.is_global_zero:
+        files.remove_parts(folder)
         config.save(folder, recipe_name, recipe, data_spec, settings)
     if contents is not None and not run.load_state_dict(contents):
         run.fabric.print(
@@ -69,16 +76,35 @@ def train(
 
 
 def launched(settings: Settings) -> Fabric:
-    """The Fabric of the settings; with several devices this starts the other processes, unless torchrun did."""
-    fabric = Fabric(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        num_nodes=settings.nodes,
-        precision=settings.precision,
-        strategy="ddp" if settings.devices * settings.nodes > 1 else "auto",
-    )
+    """The Fabric of the settings; with several devices this starts the other processes, unless torchrun did.
+
+    Raises ValueError for devices that are not there or not those that torchrun started.
+    """
+    total = settings.devices * settings.nodes
+    if dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) != total:
+        # Else each process would be a run of its own, in the same folder.
+        raise ValueError(f"devices: expected {os.environ['WORLD_SIZE']} on all nodes, as torchrun started, got {total}")
+    try:
+        fabric = Fabric(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            num_nodes=settings.nodes,
+            precision=settings.precision,
+            strategy=_data_parallel() if total > 1 else "auto",
+        )
+    except (RuntimeError, MisconfigurationException) as error:  # no such accelerator here, or not as many devices
+        raise ValueError(f"accelerator: {' '.join(str(error).split())}") from error
     fabric.launch()
     return fabric
+
+
+def _data_parallel() -> DDPStrategy:
+    # Queue and bank are the same on all ranks and too large to be sent at every step; of the statistics of batch norm
+    # rank 0's are kept either way.
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # as older torch has it
+    options: dict[str, Any] = {name: False}
+    return DDPStrategy(**options)
 
 
 def _epochs(run: Run, folder: Path, logs: Logs | NoLogs, interrupted: Any) -> None:
@@ -94,6 +120,7 @@ def _epochs(run: Run, folder: Path, logs: Logs | NoLogs, interrupted: Any) -> No
                     ["ssl-fast", "train", "--config", str(folder / config.NAME), "--folder", str(folder), "--resume"]
                 )
                 print(f"Stopped and saved in {folder / checkpoint.LAST}. Go on with:\n  {command}", file=sys.stderr)
+            run.fabric.barrier()  # a rank that left would have the launcher kill rank 0 while it writes
             raise KeyboardInterrupt
 
 

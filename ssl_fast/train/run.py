@@ -15,6 +15,7 @@ import torch.distributed as dist
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from .. import distributed
 from . import data, report
 from .batches import Batches
 from .graph import CapturedStep
@@ -33,8 +34,7 @@ class Run:
     def __init__(self, recipe_name: str, recipe: Recipe, data_spec: str, settings: Settings, fabric: Fabric):
         self.recipe_name, self.recipe, self.data_spec, self.settings = recipe_name, recipe, data_spec, settings
         self.fabric = fabric
-        with fabric.rank_zero_first():  # which may download
-            self.dataset = data.load(data_spec)
+        self.dataset = _loaded(data_spec, fabric)
         self.image_size = recipe.image_size or self.dataset.image_size
         _check_fits(recipe, settings, fabric)
         self.batches = Batches(
@@ -155,9 +155,11 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """What checkpoint.save takes; all processes must call."""
         rng: list[Any] = [_rng_state(self.fabric.device)]
-        if self.fabric.world_size > 1:
+        totals, group = self.totals[None], self.method.group
+        if group is not None:
             rng = [None] * self.fabric.world_size
             dist.all_gather_object(rng, _rng_state(self.fabric.device))
+            totals = distributed.gather(totals, group)
         return {
             "recipe_name": self.recipe_name,
             "recipe": dataclasses.asdict(self.recipe),
@@ -172,7 +174,7 @@ class Run:
             "scaler": self.fabric.strategy.precision.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
-            "totals": self.totals,
+            "totals": totals,
             "history": self.history,
             "best": self.best,
             "rng": rng,
@@ -186,15 +188,27 @@ class Run:
         if contents["scaler"]:
             self.fabric.strategy.precision.load_state_dict(contents["scaler"])
         self.epoch, self.step, self.best = contents["epoch"], contents["step"], contents["best"]
-        self.totals.copy_(contents["totals"])
+        totals = contents["totals"].view(-1, 2)  # a row a process
         self.history = contents["history"]
         if len(contents["rng"]) != self.fabric.world_size:
+            self.totals.copy_(totals.mean(0))
             return False
+        self.totals.copy_(totals[self.fabric.global_rank])
         state = contents["rng"][self.fabric.global_rank]
         torch.set_rng_state(state["cpu"])
         if state["cuda"] is not None and self.fabric.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], self.fabric.device)
         return True
+
+
+def _loaded(spec: str, fabric: Fabric) -> data.Dataset | data.FolderDataset:
+    """The data, on rank 0 first, which may download. What it raises, it raises on every rank after the barrier."""
+    with fabric.rank_zero_first():
+        try:
+            return data.load(spec)
+        except (ValueError, OSError) as caught:
+            error = caught
+    raise error
 
 
 def _rng_state(device: torch.device) -> dict[str, Tensor | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -39,3 +40,5 @@ class Settings:
             value = getattr(self, field.name)
             if field.name in LEAST and value < LEAST[field.name]:
                 raise ValueError(f"{field.name}: expected at least {LEAST[field.name]}, got {value}")
+        if self.wandb is not None and importlib.util.find_spec("wandb") is None:
+            raise ValueError("wandb: is not installed: pip install 'ssl-fast[wandb]'")
