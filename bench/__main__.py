@@ -1,9 +1,10 @@
-"""`python -m bench [SUITE ...] [--quick] [--threads N] [--output FOLDER]`."""
+"""`python -m bench [SUITE ...] [--quick] [--threads N] [--output FOLDER]`; training beside lightly: `train --help`."""
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import sys
 from pathlib import Path
 
 import torch
@@ -35,6 +36,11 @@ def measured(work: Work, limits: dict[str, float], threads: int, seconds: float)
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["train"]:  # minutes, by options of its own: no suite
+        from . import train
+
+        train.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; default all")
     parser.add_argument("--quick", action="store_true", help="few sizes, under two minutes")

@@ -159,19 +159,21 @@ def step(quick: bool) -> Iterator[Work]:
     from ssl_fast.train.augment import Augment
 
     dataset = data.load("digits")
-    augment, generator = Augment(dataset), torch.Generator().manual_seed(0)
+    generator, index = torch.Generator().manual_seed(0), torch.arange(256)
     images = dataset.train_images[:256]
-    for name in recipes.RECIPES:
-        recipe = recipes.RECIPES[name]()
-        method = methods.METHODS[name](recipe, channels=1)
+    for name in ("simclr-small", "moco-v2-small"):
+        recipe = recipes.RECIPES[name]
+        augments = [Augment(dataset, view, recipe.normalize_images) for view in recipe.views]
+        method = methods.build(recipe, dataset.channels, dataset.image_size, dataset.train_count)
         optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-3)
         embeddings = torch.randn(2, 256, recipe.projection_dim, requires_grad=True)
 
-        def augmented():
-            return [augment(images, generator) for _ in range(2)]
+        def augmented(augments=augments):
+            return [augment(images, generator) for augment in augments]
 
-        def whole(method=method, optimizer=optimizer):
-            loss, _ = method.loss(*augmented())
+        def whole(method=method, optimizer=optimizer, augmented=augmented):
+            method.start_step(0, 1)
+            loss = method.loss(augmented(), index).loss
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -185,7 +187,7 @@ def step(quick: bool) -> Iterator[Work]:
             value.backward()
 
         runs = {"ssl_fast": whole, "augmentation": augmented, "loss": loss}
-        if name == "moco-v2":
+        if name == "moco-v2-small":
             runs["ema"] = lambda method=method: ssl_fast.ema_update_(method.key_encoder, method.encoder, 0.99)
             keys = embeddings[0].detach()
             runs["queue"] = lambda method=method, keys=keys: method.queue.enqueue_(keys)
