@@ -18,7 +18,7 @@ from tyro.conf import Positional, arg
 
 from . import checkpoint, config, loop
 from .command import exit_code
-from .recipes import RECIPES
+from .recipes import RECIPES, Recipe
 from .settings import Settings
 
 
@@ -85,14 +85,20 @@ def _recipes(name: Annotated[Positional[str | None], arg(metavar="NAME")] = None
     if name is None:
         table = Table("recipe", "what it is", box=None)
         for known, recipe in RECIPES.items():
-            first = inspect.cleandoc(type(recipe).__doc__ or "").splitlines()[0]
-            size = "Ours: for digits and Fashion-MNIST on a CPU, in minutes. After: "
-            table.add_row(known, (size if known.endswith("-small") else "") + first)
+            table.add_row(known, _source(known, recipe)[0])
         Console().print(table)
         return
     if name not in RECIPES:
         raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}")
-    for line in inspect.cleandoc(type(RECIPES[name]).__doc__ or "").splitlines():
+    for line in _source(name, RECIPES[name]):
         print(f"# {line}".rstrip())
     values = {"recipe": name, **dataclasses.asdict(RECIPES[name])}
     print(yaml.safe_dump(config.plain(values), sort_keys=False), end="")
+
+
+def _source(name: str, recipe: Recipe) -> list[str]:
+    """What a recipe is and where it is from, in lines."""
+    lines = inspect.cleandoc(type(recipe).__doc__ or "").splitlines()
+    if not name.endswith("-small"):
+        return lines
+    return ["Ours: for digits and Fashion-MNIST on a CPU, in minutes. After: " + lines[0], *lines[1:]]

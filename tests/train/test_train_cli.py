@@ -151,7 +151,7 @@ def test_recipes_are_listed_and_printed_as_files(tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         assert cli.main(["recipes", name]) == 0
         printed = capsys.readouterr().out
-        assert printed.startswith("# ")
+        assert printed.startswith("# Ours: " if name.endswith("-small") else "# ")
         (tmp_path / "printed.yaml").write_text(printed)
         assert cli.main(["train", "--config", str(tmp_path / "printed.yaml"), "--data", "digits"]) == 0
         assert calls.pop()[:2] == (name, recipe)
