@@ -1,6 +1,7 @@
 """A data set so small that whole runs take a second."""
 
 import dataclasses
+import signal
 
 import pytest
 import torch
@@ -38,6 +39,14 @@ def limit_digits(monkeypatch, train_images, test_images):
 @pytest.fixture
 def few_digits(monkeypatch):
     limit_digits(monkeypatch, TRAIN_IMAGES, TEST_IMAGES)
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_raises():
+    """As in a terminal: a shell's background job, and what it starts, ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)
