@@ -3,74 +3,68 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
+from collections.abc import Callable
 
 
-def _train(arguments: list[str]) -> int:
-    from .train.cli import train_main
+def _lazily(module: str, function: str = "main") -> Callable[[list[str]], int]:
+    """A command whose module is imported when it runs."""
 
-    return train_main(arguments)
+    def run(arguments: list[str]) -> int:
+        code: int = getattr(importlib.import_module(module, __package__), function)(arguments)
+        return code
 
-
-def _eval(arguments: list[str]) -> int:
-    from .train import evaluation
-
-    return evaluation.main(arguments)
-
-
-def _recipes(arguments: list[str]) -> int:
-    from .train.cli import recipes_main
-
-    return recipes_main(arguments)
-
-
-def _compare(arguments: list[str]) -> int:
-    from .train import compare
-
-    return compare.main(arguments)
-
-
-def _study(arguments: list[str]) -> int:
-    from .train import study
-
-    return study.main(arguments)
-
-
-def _export(arguments: list[str]) -> int:
-    from .train import export
-
-    return export.main(arguments)
-
-
-def _import_moco(arguments: list[str]) -> int:
-    from .train import export
-
-    return export.import_main(arguments)
-
-
-def _doctor(arguments: list[str]) -> int:
-    from . import doctor
-
-    return doctor.main(arguments)
-
-
-def _build(arguments: list[str]) -> int:
-    from . import build
-
-    return build.main(arguments)
+    return run
 
 
 # name: what runs it, what it does, the extra that brings the packages it needs
 COMMANDS = {
-    "recipes": (_recipes, "list what can be trained, or print one recipe: ssl-fast recipes moco-v2", "train"),
-    "train": (_train, "train an encoder: ssl-fast train simclr-small --data digits", "train"),
-    "eval": (_eval, "kNN, linear and low-label accuracy of a checkpoint; a map", "train"),
-    "compare": (_compare, "draw several runs together", "train"),
-    "study": (_study, "an ablation of the papers in miniature: ssl-fast study temperature", "train"),
-    "export": (_export, "an encoder's weights for torchvision, timm, safetensors, ONNX or MoCo's own code", "train"),
-    "import-moco": (_import_moco, "a checkpoint of facebookresearch/moco as one of ours", "train"),
-    "doctor": (_doctor, "show what was built and what runs where, and check every operator", ""),
-    "build": (_build, "compile the extension for the installed torch", ""),
+    "recipes": (
+        _lazily(".train.cli", "recipes_main"),
+        "list what can be trained, or print one recipe: ssl-fast recipes moco-v2",
+        "train",
+    ),
+    "train": (
+        _lazily(".train.cli", "train_main"),
+        "train an encoder: ssl-fast train simclr-small --data digits",
+        "train",
+    ),
+    "eval": (
+        _lazily(".train.evaluation"),
+        "kNN, linear and low-label accuracy of a checkpoint; a map",
+        "train",
+    ),
+    "compare": (
+        _lazily(".train.compare"),
+        "draw several runs together",
+        "train",
+    ),
+    "study": (
+        _lazily(".train.study"),
+        "an ablation of the papers in miniature: ssl-fast study temperature",
+        "train",
+    ),
+    "export": (
+        _lazily(".train.export"),
+        "an encoder's weights for torchvision, timm, safetensors, ONNX or MoCo's own code",
+        "train",
+    ),
+    "import-moco": (
+        _lazily(".train.export", "import_main"),
+        "a checkpoint of facebookresearch/moco as one of ours",
+        "train",
+    ),
+    "doctor": (
+        _lazily(".doctor"),
+        "show what was built and what runs where, and check every operator",
+        "",
+    ),
+    "build": (
+        _lazily(".build"),
+        "compile the extension for the installed torch",
+        "",
+    ),
 }
 
 

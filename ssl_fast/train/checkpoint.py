@@ -44,10 +44,7 @@ def load(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such checkpoint")
-    try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises half a dozen types for files that are not its own
-        raise ValueError(f"{path}: expected a checkpoint, cannot be read ({type(error).__name__})") from error
+    contents = files.read_tensors(path)
     if not isinstance(contents, dict) or contents.get("format") != FORMAT or not contents.keys() >= set(KEYS):
         raise ValueError(f"{path}: expected a checkpoint of `ssl-fast train` ({FORMAT}), got another file")
     default = RECIPES.get(contents["recipe_name"])

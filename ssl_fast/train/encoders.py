@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torchvision import models
+
+RESNETS: tuple[str, ...] = tuple(models.list_models(module=models, include=["resne*", "wide_resne*"]))
 
 
 class Encoder(nn.Sequential):
@@ -45,16 +48,13 @@ def create(name: str, channels: int, stem: Literal["imagenet", "cifar"], image_s
             raise ValueError(f"encoder: expected small-WIDTH of a multiple of 4 from 4, got {name!r}")
         return Encoder(channels, features), features
     if name.startswith("timm/"):
-        return _timm(name.removeprefix("timm/"), channels, stem, image_size)
+        return _timm(name, channels, stem, image_size)
     return _torchvision_resnet(name, channels, stem)
 
 
 def _torchvision_resnet(name: str, channels: int, stem: str) -> tuple[nn.Module, int]:
-    from torchvision import models
-
-    resnets = [known for known in models.list_models(module=models) if re.match(r"(wide_)?resne[x]?t\d+", known)]
-    if name not in resnets:
-        raise ValueError(f"encoder: expected small-WIDTH, timm/NAME or one of {', '.join(resnets)}, got {name!r}")
+    if name not in RESNETS:
+        raise ValueError(f"encoder: expected small-WIDTH, timm/NAME or one of {', '.join(RESNETS)}, got {name!r}")
     resnet: Any = models.get_model(name, weights=None)
     features: int = resnet.fc.in_features
     resnet.fc = nn.Identity()
@@ -74,21 +74,30 @@ def _adapt_stem(resnet: Any, channels: int, stem: str) -> None:
     nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
 
 
-def _timm(name: str, channels: int, stem: str, image_size: int) -> tuple[nn.Module, int]:
-    import timm
+def timm_options(encoder: str, channels: int, image_size: int) -> tuple[str, dict[str, Any]]:
+    """The name and the options with which timm.create_model makes timm/NAME[,KEY=NUMBER...], without a classifier.
 
-    name, *assignments = name.split(",")
-    if not timm.is_model(name):
-        close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8]) or "none alike; see timm.list_models()"
-        raise ValueError(f"encoder: timm has no model {name!r}; it has {close}")
+    Raises ValueError for an option of another form.
+    """
+    name, *assignments = encoder.removeprefix("timm/").split(",")
     options: dict[str, Any] = {"num_classes": 0, "in_chans": channels}
+    if name.startswith("vit_"):
+        options["img_size"] = image_size
     for assignment in assignments:
         key, _, value = assignment.partition("=")
         if not (key.isidentifier() and value.isdecimal()):
             raise ValueError(f"encoder: expected timm/NAME,KEY=NUMBER, got {assignment!r}")
         options[key] = int(value)
-    if name.startswith("vit_"):
-        options["img_size"] = image_size
+    return name, options
+
+
+def _timm(encoder: str, channels: int, stem: str, image_size: int) -> tuple[nn.Module, int]:
+    import timm
+
+    name, options = timm_options(encoder, channels, image_size)
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8]) or "none alike; see timm.list_models()"
+        raise ValueError(f"encoder: timm has no model {name!r}; it has {close}")
     model: Any = timm.create_model(name, **options)
     if stem == "cifar":
         _adapt_stem(model, channels, stem)

@@ -74,15 +74,9 @@ def timm_model(contents: Contents) -> tuple[str, dict[str, int]]:
             f"stem: timm's {recipe.encoder.removeprefix('timm/')} has none of a 3x3 convolution without pooling as "
             f"the {recipe.stem} stem; the format safetensors takes any"
         )
-    options = {"num_classes": 0, "in_chans": channels}
-    if not recipe.encoder.startswith("timm/"):
-        # No channels of its own: timm takes any number.
-        return resnet_name(recipe, channels=3), options
-    name, *assignments = recipe.encoder.removeprefix("timm/").split(",")
-    if name.startswith("vit_"):
-        options["img_size"] = contents["image_size"]
-    pairs = (assignment.split("=") for assignment in assignments)
-    return name, {**options, **{key: int(value) for key, value in pairs}}
+    # A ResNet of torchvision has no channels of its own: timm takes any number.
+    encoder = recipe.encoder if recipe.encoder.startswith("timm/") else resnet_name(recipe, channels=3)
+    return encoders.timm_options(encoder, channels, contents["image_size"])
 
 
 def metadata(contents: Contents) -> dict[str, str]:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 PART = ".ssl-fast-part"  # how the name of an unfinished file ends
 
 
@@ -40,6 +42,14 @@ def replacing(path: str | Path) -> Iterator[Any]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def read_tensors(path: Path) -> Any:
+    """What torch.save wrote, its tensors on the CPU; no code in the file is run. Raises ValueError for another file."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises half a dozen types for files that are not its own
+        raise ValueError(f"{path}: expected a checkpoint, cannot be read ({type(error).__name__})") from error
 
 
 def remove_parts(folder: Path) -> None:

@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
 
 from ..queue import NegativeQueue
-from .encoders import create, mlp
+from . import files
+from .encoders import RESNETS, create, mlp
 from .recipes import RECIPES, MoCoV1, Recipe
 
-RESNETS: tuple[str, ...] = tuple(models.list_models(module=models, include=["resne*", "wide_resne*"]))
 RECIPE_OF_LAYERS = {1: "moco-v1", 2: "moco-v2"}  # by the layers of the projection head
 QUEUE_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 LISTED = 12  # tensors that an error names; a ResNet has hundreds
@@ -152,10 +151,7 @@ def import_moco(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
-    try:
-        moco = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises half a dozen types for files that are not its own
-        raise ValueError(f"{path}: expected a checkpoint, cannot be read ({type(error).__name__})") from error
+    moco = files.read_tensors(path)
     if not isinstance(moco, Mapping):
         raise ValueError(f"{path}: expected a checkpoint of facebookresearch/moco, got {type(moco).__name__}")
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from .. import checks
@@ -119,9 +119,6 @@ class Recipe:
                 f"micro_batch: expected a multiple of the {self.bn_groups} bn_groups, got {self.micro_batch}"
             )
         checks.temperature(self.temperature)
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

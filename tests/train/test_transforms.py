@@ -128,15 +128,6 @@ def deviations(one, other):
     return torch.stack(result)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small tensors: threads cost more than they gain, ten times as much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def few(name):
     """Draws of each image in the fast suite: torchvision takes milliseconds for the hue of one."""
     return 100 if "jitter" in VIEWS[name].order else 400
