@@ -7,7 +7,8 @@ import json
 import math
 import shlex
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -133,32 +134,38 @@ def study(
     rows: dict[str, list[dict[str, float]]] = {}
     if asked.baselines:
         recipe = dataclasses.replace(RECIPES["simclr-small"], **for_all)
-        rows["raw pixels"] = [_measured(nn.Flatten(), recipe, dataset)]
-        rows["untrained"] = [_untrained(seed, recipe, dataset) for seed in range(seeds)]
+        rows["raw pixels"] = [_kept(folder / "rawpixels", lambda: _measured(nn.Flatten(), recipe, dataset))]
+        rows["untrained"] = [
+            _kept(folder / f"untrained-{seed}", partial(_untrained, seed, recipe, dataset)) for seed in range(seeds)
+        ]
     for seed in range(seeds):
         for label, (recipe_name, changes) in asked.variants.items():
             recipe = dataclasses.replace(RECIPES[recipe_name], seed=seed, **{**for_all, **changes})
             run_folder = folder / f"{label.replace(' ', '')}-{seed}"
-            rows.setdefault(label, []).append(_trained(recipe_name, recipe, data_spec, dataset, run_folder))
+            run = partial(_trained, recipe_name, recipe, data_spec, dataset, run_folder)
+            rows.setdefault(label, []).append(_kept(run_folder, run))
     words = ["ssl-fast", "study", name, "--data", data_spec.partition(":")[0], "--seeds", str(seeds)]
     words += [word for option, value in for_all.items() for word in (f"--{option}", str(value))]
     _save(folder, shlex.join(words), asked, rows)
 
 
-def _trained(name: str, recipe: Recipe, data_spec: str, dataset: Any, folder: Path) -> dict[str, float]:
-    """The measures of a run, which is done unless it was before, and their file in its folder."""
+def _kept(folder: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What `measure` gives, saved in the folder; or what it gave before the study was stopped."""
     path = folder / report.RESULTS
-    if path.exists():
-        found: dict[str, float] = json.loads(path.read_text())["trained"]
-        return found
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        report.save_results(folder, {"measured": measure()})
+    found: dict[str, float] = json.loads(path.read_text())["measured"]
+    return found
+
+
+def _trained(name: str, recipe: Recipe, data_spec: str, dataset: Any, folder: Path) -> dict[str, float]:
     resume = (folder / checkpoint.LAST).exists()
     # Measured at the start and the end: a study asks for no curve.
     settings = Settings(evaluate_every=recipe.epochs)
     method = loop.train(name, recipe, data_spec, folder, settings, resume)
     seconds = sum(recipe.batch_size * _steps(recipe, dataset) / row["images_per_second"] for row in _history(folder))
-    measured = {**_measured(method.encoder, recipe, dataset), "seconds": round(seconds, 1)}
-    report.save_results(folder, {"trained": measured})
-    return measured
+    return {**_measured(method.encoder, recipe, dataset), "seconds": round(seconds, 1)}
 
 
 def _steps(recipe: Recipe, dataset: Any) -> int:

@@ -52,14 +52,14 @@ class InterpretedRun(pytest.Item):
 def pytest_collection_modifyitems(items):
     """Their results are asked for last: the tests of this process run meanwhile.
 
-    Inside such a run, of a test with many cases a third is fast, chosen by the hash of its name: across all parameters.
+    Inside such a run, of a test with many cases a sixth is fast, chosen by the hash of its name: across all parameters.
     """
     items.sort(key=lambda item: isinstance(item, InterpretedRun))
     if os.environ.get("TRITON_INTERPRET") != "1":
         return
     cases = Counter(item.function for item in items)
     for item in items:
-        if cases[item.function] > MANY and zlib.crc32(item.name.encode()) % 3:
+        if cases[item.function] > MANY and zlib.crc32(item.name.encode()) % 6:
             item.add_marker(pytest.mark.slow)
 
 

@@ -25,6 +25,23 @@ from ssl_fast.kernels import (
     similarity_softplus,
 )
 
+# The longest compilations. Those of sm_120, whose code is made as that of sm_80, and of the less used types of sm_100
+# are left to `make test-all`.
+every_device_and_kind = pytest.mark.parametrize(
+    ("device", "kind"),
+    [
+        pytest.param(
+            device,
+            kind,
+            marks=pytest.mark.slow
+            if device == "sm_120" or (device == "sm_100" and kind in ("tf32", "float64"))
+            else (),
+        )
+        for device in aot.TARGETS
+        for kind in tune.KINDS
+    ],
+)
+
 pytestmark = [
     pytest.mark.aot,
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="TRITON_INTERPRET=1 compiles nothing"),
@@ -63,8 +80,7 @@ def entries(device):
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("kind", tune.KINDS)
-@pytest.mark.parametrize("device", aot.TARGETS)
+@every_device_and_kind
 def test_every_tile_of_the_table(device, kind):
     report = []
     for of_kind, kernel, width, tile in entries(device):
@@ -131,8 +147,7 @@ def similarity_calls(kind, width, count=1024):
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("kind", tune.KINDS)
-@pytest.mark.parametrize("device", aot.TARGETS)
+@every_device_and_kind
 def test_similarity_forms_spill_nothing(device, kind):
     """Ids, two sides and sigmoids, with the tiles of the table."""
     tune.set_kind(kind)

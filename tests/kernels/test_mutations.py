@@ -168,7 +168,7 @@ def run(suite: str, tests: str, mutation: Mutation | None = None) -> subprocess.
             (kernels / mutation.file).write_text(source.replace(mutation.old, mutation.new))
         return subprocess.run(
             [
-                sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", tests,
+                sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not gpu", "-k", tests,
                 f"tests/kernels/test_{suite}_interpreted.py",
             ],
             cwd=folder,
