@@ -1,9 +1,13 @@
-"""`python -m bench [SUITE ...] [--quick] [--threads N] [--output FOLDER]`; training beside lightly: `train --help`."""
+"""`python -m bench [SUITE ...] [--quick] [--threads N] [--output FOLDER]`.
+
+Training beside lightly: `python -m bench train --help`; the drop-ins beside their libraries: `compat --help`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
 import sys
 from pathlib import Path
 
@@ -36,10 +40,8 @@ def measured(work: Work, limits: dict[str, float], threads: int, seconds: float)
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["train"]:  # minutes, by options of its own: no suite
-        from . import train
-
-        train.main(sys.argv[2:])
+    if sys.argv[1:2] in (["train"], ["compat"]):  # by options of their own: no suites
+        importlib.import_module(f".{sys.argv[1]}", __package__).main(sys.argv[2:])
         return
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; default all")

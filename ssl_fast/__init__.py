@@ -3,6 +3,7 @@
 from . import functional, native, reference
 from .backends import backend
 from .bank import MemoryBank
+from .compat.patching import patch, unpatch
 from .flat_momentum import FlatMomentum
 from .losses import (
     ClipLoss,
@@ -46,7 +47,9 @@ __all__ = [
     "cosine_momentum",
     "ema_update_",
     "functional",
+    "patch",
     "reference",
+    "unpatch",
     "warmup",
 ]
 

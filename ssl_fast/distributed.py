@@ -37,6 +37,12 @@ class Ring:
         self.group = group
 
 
+def all_processes() -> dist.ProcessGroup | None:
+    """The default group; None where this process is alone."""
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return dist.group.WORLD if several else None
+
+
 def check_group(group: object) -> None:
     if torch.compiler.is_compiling():  # it is no ProcessGroup there
         return

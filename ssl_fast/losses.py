@@ -275,7 +275,7 @@ class ClipLoss(_Loss):
 
     def forward(self, a: Tensor, b: Tensor, logit_scale: float | Tensor | None = None) -> Tensor:
         """a, b: (N, D), images and texts. logit_scale: 1 / temperature, in its place. Returns () or (2N,)."""
-        temperature = self.temperature if logit_scale is None else _reciprocal(logit_scale, a)
+        temperature = self.temperature if logit_scale is None else temperature_of(logit_scale, a)
         return functional.clip(a, b, temperature, self.normalize, self.reduction, group=self.group)
 
 
@@ -301,11 +301,12 @@ class SigLipLoss(_Loss):
 
     def forward(self, a: Tensor, b: Tensor, logit_scale: float | Tensor | None = None) -> Tensor:
         """a, b: (N, D), images and texts. logit_scale: 1 / temperature, in its place. Returns () or (N,)."""
-        temperature = self.temperature if logit_scale is None else _reciprocal(logit_scale, a)
+        temperature = self.temperature if logit_scale is None else temperature_of(logit_scale, a)
         return functional.siglip(a, b, temperature, self.bias, self.normalize, self.reduction, group=self.group)
 
 
-def _reciprocal(logit_scale: float | Tensor, a: Tensor) -> float | Tensor:
+def temperature_of(logit_scale: float | Tensor, a: Tensor) -> float | Tensor:
+    """1 / logit_scale, for embeddings like a."""
     checks.embeddings("a", a)
     checks.scale("logit_scale", logit_scale, a.device)
     if isinstance(logit_scale, Tensor):

@@ -48,6 +48,7 @@ def test_demo_writes_everything_and_repeats(run):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_trained_encoders_know_transformed_digits(tmp_path):
     demo.demo(folder=tmp_path)
     rows = json.loads((tmp_path / "results.json").read_text())["accuracies"]
