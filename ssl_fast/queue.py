@@ -85,6 +85,14 @@ class NegativeQueue(nn.Module):
         else:
             torch.ops.ssl_fast.enqueue_(queue, queue_ptr, keys, normalize)
 
+    @classmethod
+    def over(cls, queue: Tensor, queue_ptr: Tensor) -> NegativeQueue:
+        """A queue of these tensors themselves, (K, D) and (1,): for rows that are kept under other names."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.queue, made.queue_ptr, made.queue_ids = queue, queue_ptr, None
+        return made
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
         name = f"{prefix}queue"
         stored = state_dict.get(name)

@@ -7,13 +7,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import functional
+from .inputs import one_dtype, scalar
 
 __all__ = ["InfoNCE", "info_nce"]
 
@@ -57,16 +57,13 @@ def info_nce(
     float16 has a similarity of 0, theirs NaN.
     """
     _check(query, positive_key, negative_keys, negative_mode)
-    if isinstance(temperature, Tensor) and temperature.numel() == 1:
-        temperature = temperature.reshape(())
-    dtypes = [x.dtype for x in (query, positive_key, negative_keys) if x is not None]
-    dtype = functools.reduce(torch.promote_types, dtypes)  # under autocast they may differ
-    query, positive_key = query.to(dtype), positive_key.to(dtype)
+    temperature = scalar(temperature)
     if negative_keys is None:
         negatives = None
-    elif negative_keys.shape[-2]:
-        negatives = negative_keys.to(dtype)
-    else:  # the positive is alone: a loss of 0
+        query, positive_key = one_dtype(query, positive_key)
+    else:
+        query, positive_key, negatives = one_dtype(query, positive_key, negative_keys)
+    if negatives is not None and not negatives.shape[-2]:  # the positive is alone: a loss of 0
         return 0 * functional.info_nce(query, positive_key, torch.zeros_like(positive_key[:1]), 1.0, reduction)
     loss: Tensor = functional.info_nce(query, positive_key, negatives, temperature, reduction)
     return loss

@@ -8,6 +8,7 @@ Losses of half inputs are float32. Embeddings of two dtypes are promoted. Shapes
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..momentum import ema_update_
 from ..queue import NegativeQueue
 from ..reference.views import von_mises_fisher_weights
 from ..rows import random_unit_rows, unit_rows, upcast
+from .inputs import one_dtype, scalar
 
 PACKAGE = "lightly"
 DISTRIBUTION = "lightly"
@@ -53,6 +55,7 @@ class MemoryBankModule(NegativeQueue):
 
     bank: Tensor
     bank_ptr: Tensor
+    circular = False  # of lightly's own objects too, unpickled while patched
 
     def __init__(
         self,
@@ -130,8 +133,14 @@ class MemoryBankModule(NegativeQueue):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
         names = [f"{prefix}{name}" for name in ("bank", "bank_ptr")]
+        saved = state_dict.get(names[0])
+        if isinstance(saved, Tensor) and saved.shape != self.bank.shape:
+            message = f"{names[0]}: of shape {tuple(saved.shape)}, is not loaded, the bank is {tuple(self.bank.shape)}"
+            warnings.warn(message, stacklevel=2)
+            for name in names:  # of the copy that load_state_dict makes
+                state_dict.pop(name, None)
         if self.size[0] and not any(name in state_dict for name in names):
-            # In the copy that load_state_dict makes: lightly saves neither.
+            # lightly saves neither.
             state_dict.update(zip(names, (self.bank, self.bank_ptr), strict=True))
         nn.Module._load_from_state_dict(self, state_dict, prefix, *arguments)
 
@@ -171,16 +180,24 @@ class NTXentLoss(nn.Module):
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """out0, out1: (N, D), row i of both from the same image."""
-        out0, out1 = _alike(out0, out1)
-        bank = self.memory_bank
-        if bank.size[0] == 0:
-            return losses.nt_xent(out0, out1, self.temperature, group=_group(self.gather_distributed))
-        if bank.bank.device != out0.device:
-            bank.to(out0.device)
-        loss = losses.info_nce(out0, out1, bank, self.temperature)
-        if out0.requires_grad:
-            bank._dequeue_and_enqueue(unit_rows(out1.detach()))
-        return loss
+        out0, out1 = one_dtype(out0, out1)
+        temperature, bank = scalar(self.temperature), self.memory_bank
+        update = out0.requires_grad and torch.is_grad_enabled()
+        if type(bank).forward is not MemoryBankModule.forward or "forward" in vars(bank) or not bank.feature_dim_first:
+            # Another bank than the loss made: it is asked, as lightly asks it.
+            _, columns = bank(unit_rows(out1), update=update)
+            if columns is not None:
+                pointer = torch.zeros(1, dtype=torch.int64, device=out0.device)
+                negatives = NegativeQueue.over(columns.T.to(out0.device), pointer)
+                return losses.info_nce(out0, out1, negatives, temperature)
+        elif bank.size[0]:
+            if bank.bank.device != out0.device:
+                bank.to(out0.device)
+            loss = losses.info_nce(out0, out1, bank, temperature)
+            if update:
+                bank._dequeue_and_enqueue(unit_rows(out1.detach()))
+            return loss
+        return losses.nt_xent(out0, out1, temperature, group=_group(self.gather_distributed))
 
 
 def negative_mises_fisher_weights(out0: Tensor, out1: Tensor, sigma: float = 0.5) -> Tensor:
@@ -213,18 +230,23 @@ class DCLLoss(nn.Module):
         if gather_distributed and not dist.is_available():
             raise ValueError(NO_DISTRIBUTED)
 
+    def __init_subclass__(cls) -> None:
+        if "_loss" in vars(cls):
+            raise TypeError(f"{cls.__name__}._loss: no such method is called here; derive from lightly's own DCLLoss")
+
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """out0, out1: (N, D), row i of both from the same image."""
-        out0, out1 = _alike(out0, out1)
+        out0, out1 = one_dtype(out0, out1)
+        temperature = scalar(self.temperature)
         group = _group(self.gather_distributed)
         sigma = _sigma_of(self.weight_fn) if group is None else None  # the function's softmax is over the rank's rows
-        loss = losses.dcl(out0, out1, self.temperature, sigma, group=group)
+        loss = losses.dcl(out0, out1, temperature, sigma, group=group)
         if not self.weight_fn or sigma is not None:
             return loss
         # The loss is linear in the weights of the positives.
         u0, u1 = unit_rows(out0), unit_rows(out1)
         weights = self.weight_fn(u0, u1) + self.weight_fn(u1, u0)
-        rows = (2 - weights) * (u0 * u1).sum(1) / (2 * self.temperature)
+        rows = (2 - weights) * (u0 * u1).sum(1) / (2 * temperature)
         return loss + distributed.batch_of(group, out0).reduce(rows, "mean")
 
 
@@ -247,12 +269,6 @@ def update_momentum(model: nn.Module, model_ema: nn.Module, m: float) -> None:
 def _group(gather_distributed: bool) -> dist.ProcessGroup | None:
     """The processes to gather from, None for this one alone."""
     return distributed.all_processes() if gather_distributed else None
-
-
-def _alike(out0: Tensor, out1: Tensor) -> tuple[Tensor, Tensor]:
-    """Of one dtype: autocast leaves some outputs in float32."""
-    dtype = torch.promote_types(out0.dtype, out1.dtype)
-    return out0.to(dtype), out1.to(dtype)
 
 
 def _sigma_of(weight_fn: Any) -> float | None:

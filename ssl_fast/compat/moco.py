@@ -89,7 +89,7 @@ class MoCo(nn.Module):
         DistributedDataParallel calls forward: before it wraps the model, `model.forward = model.loss`.
         """
         q, k = self._encode(im_q, im_k)
-        loss = functional.info_nce(q, k.to(q.dtype), _Rows(self.queue, self.queue_ptr), self.T)
+        loss = functional.info_nce(q, k.to(q.dtype), self._rows(), self.T)
         self._dequeue_and_enqueue(unit_rows(k))
         return loss
 
@@ -110,17 +110,13 @@ class MoCo(nn.Module):
 
     def _dequeue_and_enqueue(self, keys: Tensor) -> None:
         """keys: the rank's unit rows (N, dim); those of all ranks are written."""
-        _Rows(self.queue, self.queue_ptr).enqueue_(keys, group=all_processes())
+        self._rows().enqueue_(keys, group=all_processes())
+
+    def _rows(self) -> NegativeQueue:
+        """The same memory as the queue (K, dim) that losses read."""
+        return NegativeQueue.over(self.queue.T, self.queue_ptr)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
         if not self.queue.T.is_contiguous():  # load_state_dict(assign=True) takes the file's tensor
             self.queue = self.queue.T.contiguous().T
-
-
-class _Rows(NegativeQueue):
-    """The same memory (dim, K) as the queue (K, dim) that losses read."""
-
-    def __init__(self, queue: Tensor, queue_ptr: Tensor):
-        nn.Module.__init__(self)  # no queue of its own
-        self.queue, self.queue_ptr, self.queue_ids = queue.T, queue_ptr, None

@@ -19,6 +19,7 @@ from torch import Tensor
 from .. import rows
 from ..functional import clip, siglip, similarity_lse
 from ..losses import temperature_of
+from .inputs import one_dtype, scalar
 from .own_path import say_own_path
 
 PACKAGE = "open_clip"
@@ -65,13 +66,12 @@ class ClipLoss(theirs.ClipLoss):
         if not _is_fused(self, theirs.ClipLoss, "get_logits", "get_ground_truth", logit_scale, logit_bias):
             return super().forward(image_features, text_features, logit_scale, logit_bias, output_dict)
         image_features, text_features = _one_dtype(image_features, text_features)
-        scale = _scalar(logit_scale)
+        # The bias cancels: its gradient is 0. One that is not finite makes all NaN, as in the logits.
+        scale = scalar(logit_scale) + 0 * (0.0 if logit_bias is None else scalar(logit_bias))
         if self.world_size > 1:
             loss = self._across(image_features, text_features, scale)
         else:
             loss = clip(image_features, text_features, temperature_of(scale, image_features), normalize=False)
-        if isinstance(logit_bias, Tensor):
-            loss = loss + 0 * _scalar(logit_bias)
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _across(self, images: Tensor, texts: Tensor, scale: float | Tensor) -> Tensor:
@@ -114,13 +114,13 @@ class SigLipLoss(theirs.SigLipLoss):
         if not _is_fused(self, theirs.SigLipLoss, *hooks, logit_scale, logit_bias):
             return super().forward(image_features, text_features, logit_scale, logit_bias, output_dict)
         image_features, text_features = _one_dtype(image_features, text_features)
-        bias = 0.0 if logit_bias is None else _scalar(logit_bias)
+        bias = 0.0 if logit_bias is None else scalar(logit_bias)
         # Not dist.group.WORLD, which is None without a process group.
         group = dist.distributed_c10d._get_default_group() if self.world_size > 1 else None
         loss = siglip(
             image_features,
             text_features,
-            temperature_of(_scalar(logit_scale), image_features),
+            temperature_of(scalar(logit_scale), image_features),
             bias,
             False,
             group=group,
@@ -131,7 +131,7 @@ class SigLipLoss(theirs.SigLipLoss):
 def _is_fused(loss: Any, base: type, *rest: Any) -> bool:
     """Whether no subclass overrides these methods of the base, and scale and bias, the last two, are of one element."""
     *methods, scale, bias = rest
-    if any(getattr(type(loss), name) is not getattr(base, name) for name in methods):
+    if any(getattr(type(loss), name) is not getattr(base, name) or name in vars(loss) for name in methods):
         say_own_path("open_clip", f"an override of {', '.join(methods)}")
         return False
     if any(isinstance(x, Tensor) and x.numel() != 1 for x in (scale, bias)):
@@ -140,14 +140,9 @@ def _is_fused(loss: Any, base: type, *rest: Any) -> bool:
     return True
 
 
-def _scalar(value: float | Tensor) -> Any:
-    """open_clip's nonscalar_logit_scale is of shape (1,)."""
-    return value.reshape(()) if isinstance(value, Tensor) else value
-
-
 def _one_dtype(images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
     """Under autocast the two towers may end in different types, which its matmul makes one."""
     if images.dtype == texts.dtype or not torch.is_autocast_enabled(images.device.type):
         return images, texts
-    dtype = torch.promote_types(images.dtype, texts.dtype)
-    return images.to(dtype), texts.to(dtype)
+    images, texts = one_dtype(images, texts)
+    return images, texts

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import inspect
 import sys
 import warnings
 from types import ModuleType, TracebackType
@@ -26,22 +27,25 @@ LIBRARIES = (
     "supcontrast",
 )
 
-# By library, what was there before: module, name, object.
-_replaced: dict[str, list[tuple[ModuleType, str, Any]]] = {}
+Pairs = list[tuple[Any, Any]]  # (theirs, ours)
+
+_patched: dict[str, Pairs] = {}  # by library
 
 
 class Patched:
-    """What `patch` returns: as a context manager it undoes on leaving what that call did."""
+    """What `patch` returns: as a context manager it undoes what that call did, unless it was undone before."""
 
-    def __init__(self, library: str, undo: bool):
+    def __init__(self, library: str, pairs: Pairs | None):
         self.library = library
-        self._undo = undo
+        self._pairs = pairs
 
     def __enter__(self) -> Patched:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):  # type: ignore[no-untyped-def]
-        if self._undo:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pairs is not None and _patched.get(self.library) is self._pairs:
             unpatch(self.library)
 
 
@@ -51,50 +55,48 @@ def patch(library: str) -> Patched:
     library: one of `ssl_fast.compat.patching.LIBRARIES`, with - or _. Names that your code took out of the library
     before (`from lightly.loss import NTXentLoss`) stay theirs, and of classes whose code says `super(Name, self)`, as
     moco's and SupContrast's, no more objects can be made by them; objects made before stay what they are: patch first.
-    A second call changes nothing. Warns of a version that was not tested. Raises ValueError for another library,
-    ImportError where it is not installed; then nothing is changed.
+    A second call does what has become of need since, as after a reload, mostly nothing. Warns of a version that was
+    not tested. Raises ValueError for another library, ImportError where it is not installed or is another code of
+    that name; then nothing is changed.
 
     >>> ssl_fast.patch("lightly")        # until ssl_fast.unpatch("lightly")
     >>> with ssl_fast.patch("lightly"):  # or only here
     ...     loss = lightly.loss.NTXentLoss()
     """
     library = _known(library)
-    if library in _replaced:
-        return Patched(library, undo=False)
     ours = importlib.import_module(f".{library}", __package__)
-    pairs = [
-        (getattr(_theirs(ours, module_name), name), name)
-        for module_name, names in ours.REPLACES.items()
-        for name in names
-    ]
+    named = {
+        name: (_theirs(ours, key, name), getattr(ours, name)) for key, names in ours.REPLACES.items() for name in names
+    }
+    missing = {name: pair for name, pair in named.items() if pair[0] is not pair[1]}
+    if not missing:
+        return Patched(library, None)
     version = _version(ours)
-    # Also where the library imported them from each other.
-    inside = [
-        module
-        for key, module in list(sys.modules.items())
-        if module and key.split(".")[0] == ours.PACKAGE.split(".")[0]
-    ]
-    found = [
-        (module, key, value, getattr(ours, name))
-        for module in inside
-        for key, value in list(vars(module).items())
-        for original, name in pairs
-        if value is original
-    ]
-    _replaced[library] = [(module, key, value) for module, key, value, _ in found]
-    for module, key, _, replacement in found:
-        setattr(module, key, replacement)
-    print(f"ssl_fast: patched {ours.PACKAGE}{version}: {', '.join(name for _, name in pairs)}")
-    return Patched(library, undo=True)
+    first = library not in _patched
+    pairs = _patched.setdefault(library, [])
+    pairs += missing.values()
+    _swap(ours.PACKAGE, list(missing.values()))
+    print(f"ssl_fast: patched {ours.PACKAGE}{version}: {', '.join(missing)}")
+    return Patched(library, pairs if first else None)
 
 
 def unpatch(library: str) -> None:
     """Put back what `patch` replaced. Objects made in between stay ours. Raises ValueError where it is not patched."""
     library = _known(library)
-    if library not in _replaced:
+    if library not in _patched:
         raise ValueError(f"library: expected one that is patched, got {library!r}")
-    for module, key, value in _replaced.pop(library):
-        setattr(module, key, value)
+    package = importlib.import_module(f".{library}", __package__).PACKAGE
+    _swap(package, [(ours, theirs) for theirs, ours in _patched.pop(library)])
+
+
+def _swap(package: str, pairs: Pairs) -> None:
+    """In all modules of the package, which may have imported the names from each other, also since."""
+    for key, module in list(sys.modules.items()):
+        if module is not None and key.split(".")[0] == package:
+            for name, value in list(vars(module).items()):
+                for old, new in pairs:
+                    if value is old:
+                        setattr(module, name, new)
 
 
 def _known(library: str) -> str:
@@ -103,12 +105,18 @@ def _known(library: str) -> str:
     return library.replace("-", "_")
 
 
-def _theirs(ours: ModuleType, module_name: str) -> ModuleType:
+def _theirs(ours: ModuleType, module_name: str, name: str) -> Any:
     try:
-        return importlib.import_module(module_name)
+        found = getattr(importlib.import_module(module_name), name)
     except ModuleNotFoundError as error:
         how = f"pip install {ours.DISTRIBUTION}" if ours.DISTRIBUTION else "its checkout on sys.path"
         raise ImportError(f"ssl_fast.patch: {module_name} cannot be imported ({error}); it needs {how}") from error
+    if ours.DISTRIBUTION is None:  # a top module named `losses` or `moco` may be anyone's
+        given, expected = (list(inspect.signature(x).parameters) for x in (found, getattr(ours, name)))
+        if given != expected:
+            arguments = f"takes ({', '.join(given)}), not ({', '.join(expected)})"
+            raise ImportError(f"ssl_fast.patch: {module_name}.{name} is another one, it {arguments}")
+    return found
 
 
 def _version(ours: ModuleType) -> str:

@@ -24,6 +24,7 @@ from .. import checks, functional
 from ..functional.primitive import as_computed
 from ..rows import TEMPERATURES, finite_rows, in_full_precision, softplus, unit_rows
 from ..similarity import CHUNK_ELEMENTS
+from .inputs import one_dtype, scalar
 from .own_path import say_own_path
 
 __all__ = ["CrossBatchMemory", "NTXentLoss", "SelfSupervisedLoss", "SupConLoss"]
@@ -182,16 +183,15 @@ class _Fused(losses.GenericPairLoss):
             option = self._unfused()
             pairs = indices_tuple if ours else _all_pairs(indices_tuple, labels, ref_labels)
             if option is None and pairs is not None:
-                return self._fused(embeddings, labels, pairs, ref_emb, ref_labels, copy=ours)
+                return self._fused(embeddings, labels, pairs, ref_emb, ref_labels)
             say_own_path(PACKAGE, option or "an indices_tuple or a miner")
         if ours:
             indices_tuple = indices_tuple.indices(labels, ref_labels)
         return super().compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
 
-    def _fused(
-        self, embeddings: Tensor, labels: Tensor, pairs: Any, ref_emb: Tensor, ref_labels: Tensor, copy: bool
-    ) -> Any:
-        if copy:  # a memory is written to again before the backward pass where gradients are accumulated
+    def _fused(self, embeddings: Tensor, labels: Tensor, pairs: Any, ref_emb: Tensor, ref_labels: Tensor) -> Any:
+        if ref_emb is not embeddings and not ref_emb.requires_grad:
+            # A memory is written to before the backward pass, at the latest where gradients are accumulated.
             ref_emb, ref_labels = ref_emb.clone(), ref_labels.clone()
         classes = _Classes(labels, ref_labels, pairs.own)
         if classes.without_loss():
@@ -199,9 +199,9 @@ class _Fused(losses.GenericPairLoss):
         distance, one = self.distance, ref_emb is embeddings
         distance.reset_stats()
         distance.set_default_stats(embeddings, ref_emb, *map(distance.maybe_normalize, (embeddings, ref_emb)))
-        dtype = torch.promote_types(embeddings.dtype, ref_emb.dtype)
-        (embeddings,) = as_computed(embeddings.to(dtype))
-        ref_emb = embeddings if one else as_computed(ref_emb.to(dtype))[0]
+        embeddings, ref_emb = one_dtype(embeddings, ref_emb)
+        (embeddings,) = as_computed(embeddings)
+        ref_emb = embeddings if one else as_computed(ref_emb)[0]
         rows = unit_rows if distance.normalize_embeddings else finite_rows
         u = rows(embeddings)
         return self._losses(embeddings, ref_emb, u, u if one else rows(ref_emb), classes)
@@ -209,20 +209,26 @@ class _Fused(losses.GenericPairLoss):
     def _unfused(self) -> str | None:
         """What of the loss's options has no fused form."""
         distance, temperature = self.distance, self.temperature
-        computes = next(kind for kind in type(self).__mro__ if "_compute_loss" in vars(kind))
-        if not computes.__module__.startswith(PACKAGE):
-            return f"{type(self).__name__}._compute_loss"
+        for name in ("_compute_loss", "pair_based_loss", "mat_based_loss"):
+            computes = next(kind for kind in type(self).__mro__ if name in vars(kind))
+            if not computes.__module__.startswith(PACKAGE) or name in vars(self):
+                return f"{type(self).__name__}.{name}"
+        if getattr(self.loss_method, "__name__", None) not in ("pair_based_loss", "mat_based_loss"):
+            return f"{type(self).__name__}.loss_method"
         if type(distance) not in (distances.CosineSimilarity, distances.DotProductSimilarity):
             return f"a {type(distance).__name__} distance"
-        if distance.p != 2 or distance.power != 1:
+        if distance.p != 2 or distance.power != 1 or not distance.is_inverted:
             return "a distance with another p or power"
-        if isinstance(temperature, Tensor):
-            return None if temperature.numel() == 1 else "a temperature of several elements"
+        if any(callable(value) for name, value in vars(distance).items() if name[0] != "_"):
+            return "a distance with a method of its own"
+        if isinstance(temperature, Tensor) and temperature.numel() != 1:
+            return "a temperature of several elements"
+        temperature = float(temperature.detach() if isinstance(temperature, Tensor) else temperature)
         return None if TEMPERATURES[0] <= abs(temperature) <= TEMPERATURES[1] else "a temperature of this size"
 
     def _scale(self) -> Any:
-        temperature = self.temperature
-        return temperature.double().reshape(()).reciprocal() if isinstance(temperature, Tensor) else 1 / temperature
+        temperature = scalar(self.temperature)
+        return temperature.double().reciprocal() if isinstance(temperature, Tensor) else 1 / temperature
 
     def _lse(self, embeddings: Tensor, ref_emb: Tensor, ids: tuple[Tensor, Tensor] | None) -> Tensor:
         """Of each anchor (N,) over all columns but those of its id."""

@@ -22,6 +22,7 @@ from typing_extensions import deprecated
 
 from .. import rows
 from ..functional import clip, info_nce, similarity_lse
+from .inputs import scalar
 from .own_path import say_own_path
 
 PACKAGE = "sentence_transformers"
@@ -96,19 +97,31 @@ def _is_fused(loss: Any, embeddings: list[Tensor]) -> bool:
     if loss.similarity_fct not in (util.cos_sim, util.dot_score):
         say_own_path("sentence_transformers", "a similarity_fct other than cos_sim and dot_score")
         return False
+    directions = set(loss.directions)
+    per_direction = loss.partition_mode == "per_direction"
+    if "query_to_doc" not in directions or (per_direction and directions & {"query_to_query", "doc_to_doc"}):
+        say_own_path("sentence_transformers", "a choice of directions that its constructor refuses")
+        return False
+    if _is_hard(loss) and any(isinstance(x, Tensor) for x in (loss.scale, loss.hardness_strength)):
+        say_own_path("sentence_transformers", "a tensor for scale or hardness_strength, with hardness weights,")
+        return False
     return True
+
+
+def _is_hard(loss: Any) -> bool:
+    return loss.hardness_mode is not None and bool(loss.hardness_strength > 0)
 
 
 def _fused(loss: Any, embeddings: list[Tensor]) -> Tensor:
     queries, *docs = embeddings
     normalize, directions = loss.similarity_fct is util.cos_sim, set(loss.directions)
-    hard = loss.hardness_mode is not None and loss.hardness_strength > 0
+    hard, scale = _is_hard(loss), scalar(loss.scale)
     if len(docs) == 1 and not hard and not loss.gather_across_devices:
         if directions == {"query_to_doc"} and normalize:
-            return info_nce(queries, docs[0], None, 1 / loss.scale)
+            return info_nce(queries, docs[0], None, 1 / scale)
         if directions == {"query_to_doc", "doc_to_query"} and loss.partition_mode == "per_direction":
-            return clip(queries, docs[0], 1 / loss.scale, normalize)
-    batch = _Batch(queries, docs, loss.scale, normalize, loss.gather_across_devices)
+            return clip(queries, docs[0], 1 / scale, normalize)
+    batch = _Batch(queries, docs, scale, normalize, loss.gather_across_devices)
     # Relative to the positive's logit, so that what is small of a loss is not rounded as a logit is.
     logits = {"query_to_doc": batch.hardened(loss.hardness_mode, loss.hardness_strength) if hard else batch.to_docs()}
     logits |= {name: [batch.others(name)] for name in _FURTHER if name in directions}

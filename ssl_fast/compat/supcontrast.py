@@ -80,6 +80,8 @@ def _positives(images: Tensor, labels: Tensor | None, mask: Tensor | None) -> tu
     images: (B, D), the sums of their views.
     """
     if mask is not None:
+        if mask.shape != (len(images), len(images)):
+            raise ValueError(f"mask: expected ({len(images)}, {len(images)}), got {tuple(mask.shape)}")
         mask = mask.to(images)
         return mask @ images, mask.sum(1), mask.diagonal()
     one = images.new_ones(len(images))

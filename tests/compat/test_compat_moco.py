@@ -264,7 +264,8 @@ def test_patch(tmp_path, monkeypatch):
     folder = tmp_path / "moco"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
-    (folder / "builder.py").write_text("class MoCo:\n    pass\n")
+    source = "class MoCo:\n    def __init__(self, base_encoder, dim=128, K=9, m=0.9, T=0.1, mlp=False): pass\n"
+    (folder / "builder.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     try:
         import moco.builder as builder

@@ -97,7 +97,11 @@ def test_a_library_that_is_not_there_says_how_to_get_it(monkeypatch):
 
 def test_a_codebase_on_the_path_is_patched(monkeypatch):
     # facebookresearch/moco is no package of an index: its folder is on sys.path.
-    theirs = type("MoCo", (), {})
+    class MoCo:
+        def __init__(self, base_encoder, dim=128, K=65536, m=0.999, T=0.07, mlp=False):
+            pass
+
+    theirs = MoCo
     package, builder = ModuleType("moco"), ModuleType("moco.builder")
     builder.MoCo = theirs
     monkeypatch.setitem(sys.modules, "moco", package)
@@ -127,3 +131,57 @@ def test_the_page_names_tests_that_exist_and_all_that_is_replaced():
     for library in patching.LIBRARIES:
         replaced = importlib.import_module(f"ssl_fast.compat.{library}").REPLACES
         assert [name for names in replaced.values() for name in names if name not in page] == [], library
+
+
+def test_another_code_of_that_name_is_refused(monkeypatch):
+    class SupConLoss:
+        def __init__(self, margin):
+            pass
+
+    module = ModuleType("losses")
+    module.SupConLoss = SupConLoss
+    monkeypatch.setitem(sys.modules, "losses", module)
+    with pytest.raises(ImportError, match=r"losses.SupConLoss is another one, it takes \(margin\), not \(temperature"):
+        ssl_fast.patch("supcontrast")
+    assert module.SupConLoss is SupConLoss
+
+
+def test_what_is_imported_while_patched_is_put_back_too():
+    from pytorch_metric_learning import losses
+
+    theirs = losses.NTXentLoss
+    late = ModuleType("pytorch_metric_learning.late")
+    sys.modules[late.__name__] = late
+    try:
+        with ssl_fast.patch("pytorch_metric_learning"):
+            late.Taken = losses.NTXentLoss
+            assert late.Taken is not theirs
+        assert late.Taken is theirs
+    finally:
+        del sys.modules[late.__name__]
+
+
+def test_a_reloaded_library_is_patched_again():
+    import info_nce
+
+    with ssl_fast.patch("info_nce"):
+        importlib.reload(info_nce)
+        again = info_nce.info_nce
+        ssl_fast.patch("info_nce")
+        assert info_nce.info_nce is not again
+    assert info_nce.info_nce is again
+
+
+def test_unpatched_within_the_block_leaves_the_error_of_the_body():
+    def body():
+        with ssl_fast.patch("lightly"):
+            ssl_fast.unpatch("lightly")
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        body()
+    with ssl_fast.patch("lightly") as stale:
+        ssl_fast.unpatch("lightly")
+        with ssl_fast.patch("lightly"):
+            stale.__exit__(None, None, None)
+            assert "lightly" in patching._patched

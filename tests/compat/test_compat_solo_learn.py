@@ -338,13 +338,21 @@ def test_copies_of_an_updater():
 # Patching, processes, the example
 
 
+def stand_in(name):
+    """Source of a function or class of that name with our arguments: another one is not replaced."""
+    arguments = ", ".join(inspect.signature(getattr(solo_learn, name)).parameters)
+    if not inspect.isclass(getattr(solo_learn, name)):
+        return f"def {name}({arguments}): pass"
+    return f"class {name}:\n    def __init__(self, {arguments}): pass"
+
+
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A package of solo-learn's shape: the modules that define the names, and one that takes them."""
     for name, names in solo_learn.REPLACES.items():
         path = tmp_path.joinpath(*name.split(".")).with_suffix(".py")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(f"class {x}: pass" for x in names))
+        path.write_text("\n".join(map(stand_in, names)))
     for folder in ("solo", "solo/losses", "solo/utils", "solo/methods"):
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / "__init__.py").touch()

@@ -140,8 +140,9 @@ def test_errors():
     for arguments, options, text in cases:
         with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
             SupConLoss(**options)(*arguments)
-    with pytest.raises(RuntimeError):  # torch's own, as theirs
-        SupConLoss()(features, mask=torch.eye(3))
+    for mask in (torch.eye(3), torch.ones(1, 4)):  # of theirs torch's RuntimeError
+        with pytest.raises(ValueError, match=r"mask: expected \(4, 4\), got "):
+            SupConLoss()(features, mask=mask)
 
 
 @pytest.mark.parametrize("mode", ["all", "one"])
@@ -235,7 +236,8 @@ def test_copies():
 
 
 def test_patch(tmp_path, monkeypatch):
-    (tmp_path / "losses.py").write_text("class SupConLoss:\n    pass\n")
+    signature = "self, temperature=0.07, contrast_mode='all', base_temperature=0.07"
+    (tmp_path / "losses.py").write_text(f"class SupConLoss:\n    def __init__({signature}): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "losses", raising=False)
     try:
