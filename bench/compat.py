@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
 import importlib.metadata
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,13 +99,7 @@ CASES = (
          "step = trains(of_rows, x(N, 384), x(N, 384), x(N, 384))",
          (256, 4096)),
 )  # fmt: skip
-DISTRIBUTIONS = {
-    "lightly": "lightly",
-    "pytorch_metric_learning": "pytorch-metric-learning",
-    "info_nce": "info-nce-pytorch",
-    "open_clip": "open_clip_torch",
-    "sentence_transformers": "sentence-transformers",
-}
+LIBRARIES = tuple(dict.fromkeys(case.library for case in CASES))
 
 
 def measured(case: Case, size: int, threads: int, seconds: float, memory: bool) -> dict[str, Any]:
@@ -130,14 +123,7 @@ def measured(case: Case, size: int, threads: int, seconds: float, memory: bool) 
 
 def _memory(case: Case, size: int, ours: bool) -> int | None:
     """Bytes that one call adds, in a process of its own; None where it cannot be asked."""
-    if not Path("/proc/self/clear_refs").exists():
-        return None
-    program = MEMORY.format(index=CASES.index(case), ours=ours, size=size)
-    command = [sys.executable, "-W", "ignore", "-c", program]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=measure.ROOT)
-    if answer.returncode:
-        raise RuntimeError(f"the process that measures memory failed:\n{answer.stderr}")
-    return int(answer.stdout.split()[-1])
+    return measure.memory_of(MEMORY.format(index=CASES.index(case), ours=ours, size=size))
 
 
 def markdown(saved: dict[str, Any]) -> str:
@@ -165,18 +151,20 @@ def _number(value: float | None, factor: float) -> str:
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench compat", description=__doc__)
-    parser.add_argument("libraries", nargs="*", metavar="LIBRARY", help=f"of {', '.join(DISTRIBUTIONS)}; default all")
+    parser.add_argument("libraries", nargs="*", metavar="LIBRARY", help=f"of {', '.join(LIBRARIES)}; default all")
     parser.add_argument("--quick", action="store_true", help="the smallest size of each, no memory")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, default=Path("runs/bench-compat"))
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.libraries if name not in DISTRIBUTIONS]
+    unknown = [name for name in options.libraries if name not in LIBRARIES]
     if unknown:
-        parser.error(f"LIBRARY: expected one of {', '.join(DISTRIBUTIONS)}, got {unknown[0]!r}")
-    cases = [case for case in CASES if case.library in (options.libraries or DISTRIBUTIONS)]
+        parser.error(f"LIBRARY: expected one of {', '.join(LIBRARIES)}, got {unknown[0]!r}")
+    cases = [case for case in CASES if case.library in (options.libraries or LIBRARIES)]
     torch.set_num_threads(options.threads)
     about = measure.machine(options.threads) | {"date": datetime.date.today().isoformat()}
-    about |= {name: importlib.metadata.version(DISTRIBUTIONS[name]) for name in dict.fromkeys(c.library for c in cases)}
+    for name in dict.fromkeys(case.library for case in cases):
+        ours = importlib.import_module(f"ssl_fast.compat.{name}")
+        about[name] = importlib.metadata.version(ours.DISTRIBUTION)
     limits = measure.limits(options.threads)
     rows = []
     for case in cases:

@@ -107,18 +107,23 @@ def loss_memory(
     counts. With queue_size a NegativeQueue follows TWO_ROWS. None where no process can set its peak back (only Linux
     lets it).
     """
-    if not Path("/proc/self/clear_refs").exists():
-        return None
     if queue_size and inputs == TWO_ROWS:
         inputs = f"{TWO_ROWS} + [NegativeQueue(queue_size, {dim})]"
     program = LOSS_MEMORY.format(
         inputs=inputs, operator=operator, rows=rows, dim=dim, queue_size=queue_size, backend=backend, threads=threads
     )
+    return memory_of(program)
+
+
+def memory_of(program: str) -> int | None:
+    """The number that this Python program prints last, in a process of its own; None where it could not measure."""
+    if not Path("/proc/self/clear_refs").exists():
+        return None
     command = [sys.executable, "-W", "ignore", "-c", program]
     answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if answer.returncode:
         raise RuntimeError(f"the process that measures memory failed:\n{answer.stderr}")
-    return int(answer.stdout)
+    return int(answer.stdout.split()[-1])
 
 
 def machine(threads: int) -> dict[str, str]:
