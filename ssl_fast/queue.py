@@ -86,7 +86,7 @@ class NegativeQueue(nn.Module):
             torch.ops.ssl_fast.enqueue_(queue, queue_ptr, keys, normalize)
 
     @classmethod
-    def over(cls, queue: Tensor, queue_ptr: Tensor) -> NegativeQueue:
+    def _over(cls, queue: Tensor, queue_ptr: Tensor) -> NegativeQueue:
         """A queue of these tensors themselves, (K, D) and (1,): for rows that are kept under other names."""
         made = cls.__new__(cls)
         nn.Module.__init__(made)

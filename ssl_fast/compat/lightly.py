@@ -188,7 +188,7 @@ class NTXentLoss(nn.Module):
             _, columns = bank(unit_rows(out1), update=update)
             if columns is not None:
                 pointer = torch.zeros(1, dtype=torch.int64, device=out0.device)
-                negatives = NegativeQueue.over(columns.T.to(out0.device), pointer)
+                negatives = NegativeQueue._over(columns.T.to(out0.device), pointer)
                 return losses.info_nce(out0, out1, negatives, temperature)
         elif bank.size[0]:
             if bank.bank.device != out0.device:

@@ -114,7 +114,7 @@ class MoCo(nn.Module):
 
     def _rows(self) -> NegativeQueue:
         """The same memory as the queue (K, dim) that losses read."""
-        return NegativeQueue.over(self.queue.T, self.queue_ptr)
+        return NegativeQueue._over(self.queue.T, self.queue_ptr)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
