@@ -10,8 +10,10 @@ nearest training images of a moved test image have its label; training never see
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 import torch
+from digits import view as any_view
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,14 +23,7 @@ from ssl_fast.train.evaluate import knn_accuracy
 
 BATCH, NEGATIVES, SIDE = 256, 512, 16
 
-
-def view(images: Tensor) -> Tensor:
-    """(B, 1, S, S) in [0, 1] -> each rotated, scaled and shifted at random, with noise."""
-    angle, scale = 0.5 * torch.randn(len(images)), 1 + 0.15 * torch.randn(len(images))
-    rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
-    affine = torch.cat([rotation * scale[:, None, None], 0.15 * torch.randn(len(images), 2, 1)], 2)
-    moved = F.grid_sample(images, F.affine_grid(affine, list(images.shape), False), align_corners=False)
-    return moved + 0.1 * torch.randn_like(moved)
+view = partial(any_view, turn=0.5, size=0.15)
 
 
 def images(x: Tensor) -> Tensor:

@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import argparse
 import copy
+from functools import partial
 
 import torch
+from digits import accuracy
+from digits import view as any_view
 from lightly.models.modules import MoCoProjectionHead
 from lightly.models.utils import deactivate_requires_grad
 from lightly.utils.scheduler import cosine_schedule
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 # The changed line. It was:
 #   from lightly.loss import NTXentLoss
 #   from lightly.models.utils import update_momentum
 from ssl_fast.compat.lightly import NTXentLoss, update_momentum
 from ssl_fast.train import data
+
+view = partial(any_view, light=0.2)
 
 
 class MoCo(nn.Module):
@@ -41,24 +45,6 @@ class MoCo(nn.Module):
     @torch.no_grad()
     def forward_momentum(self, x: Tensor) -> Tensor:
         return self.projection_head_momentum(self.backbone_momentum(x))
-
-
-def view(images: Tensor) -> Tensor:
-    """(N, 1, 8, 8) moved by up to a pixel, turned, lit and with noise, at random."""
-    turn, scale = 0.3 * torch.randn(len(images)), 1 + 0.1 * torch.randn(len(images))
-    cos, sin, (dx, dy) = turn.cos() * scale, turn.sin() * scale, 0.15 * torch.randn(2, len(images))
-    matrix = torch.stack([cos, -sin, dx, sin, cos, dy], 1).view(-1, 2, 3)
-    moved = F.grid_sample(images, F.affine_grid(matrix, list(images.shape), False), align_corners=False)
-    return moved * (0.8 + 0.4 * torch.rand(len(images), 1, 1, 1)) + 0.1 * torch.randn_like(images)
-
-
-@torch.no_grad()
-def accuracy(backbone: nn.Module, gallery: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
-    """Of the test images, each with the label of the most similar one in the gallery."""
-    backbone.eval()
-    bank, queries = (F.normalize(backbone(images)) for images, _ in (gallery, test))
-    backbone.train()
-    return (gallery[1][(queries @ bank.T).argmax(1)] == test[1]).float().mean().item()
 
 
 def main() -> None:

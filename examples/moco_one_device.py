@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 import torch
+from digits import accuracy, view
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,24 +31,6 @@ class Encoder(nn.Module):
         return self.fc(F.relu(self.body(x)))
 
 
-def view(images: Tensor) -> Tensor:
-    """(N, 1, 8, 8) turned, scaled and moved by up to a pixel, with noise, at random."""
-    turn, scale = 0.3 * torch.randn(len(images)), 1 + 0.1 * torch.randn(len(images))
-    cos, sin, (dx, dy) = turn.cos() * scale, turn.sin() * scale, 0.15 * torch.randn(2, len(images))
-    matrix = torch.stack([cos, -sin, dx, sin, cos, dy], 1).view(-1, 2, 3)
-    moved = F.grid_sample(images, F.affine_grid(matrix, list(images.shape), False), align_corners=False)
-    return moved + 0.1 * torch.randn_like(images)
-
-
-@torch.no_grad()
-def accuracy(encoder: nn.Module, gallery: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
-    """Of the test images, each with the label of the most similar one in the gallery."""
-    encoder.eval()
-    bank, queries = (F.normalize(encoder.body(images)) for images, _ in (gallery, test))
-    encoder.train()
-    return (gallery[1][(queries @ bank.T).argmax(1)] == test[1]).float().mean().item()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
@@ -63,7 +46,7 @@ def main() -> None:
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.AdamW(model.encoder_q.parameters(), lr=2e-3)
 
-    print(f"kNN accuracy before training  {accuracy(model.encoder_q, gallery, test):.3f}")
+    print(f"kNN accuracy before training  {accuracy(model.encoder_q.body, gallery, test):.3f}")
     for step in range(options.steps):
         images = train[torch.randint(len(train), (options.batch,))]
         queries, keys = view(images), view(images)
@@ -77,7 +60,7 @@ def main() -> None:
         optimizer.step()
         if step % 20 == 19 or step + 1 == options.steps:
             print(f"step {step + 1:4}  loss {loss.item():.3f}{hits}", flush=True)
-    print(f"kNN accuracy after training   {accuracy(model.encoder_q, gallery, test):.3f}")
+    print(f"kNN accuracy after training   {accuracy(model.encoder_q.body, gallery, test):.3f}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 import torch
+from digits import accuracy, view
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,24 +31,6 @@ class SupConEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.normalize(self.head(self.encoder(x)), dim=1)
-
-
-def view(images: Tensor) -> Tensor:
-    """(N, 1, 8, 8) turned, scaled and moved by up to a pixel, with noise, at random."""
-    turn, scale = 0.3 * torch.randn(len(images)), 1 + 0.1 * torch.randn(len(images))
-    cos, sin, (dx, dy) = turn.cos() * scale, turn.sin() * scale, 0.15 * torch.randn(2, len(images))
-    matrix = torch.stack([cos, -sin, dx, sin, cos, dy], 1).view(-1, 2, 3)
-    moved = F.grid_sample(images, F.affine_grid(matrix, list(images.shape), False), align_corners=False)
-    return moved + 0.1 * torch.randn_like(images)
-
-
-@torch.no_grad()
-def accuracy(encoder: nn.Module, gallery: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
-    """Of the test images, each with the label of the most similar one in the gallery."""
-    encoder.eval()
-    bank, queries = (F.normalize(encoder(images)) for images, _ in (gallery, test))
-    encoder.train()
-    return (gallery[1][(queries @ bank.T).argmax(1)] == test[1]).float().mean().item()
 
 
 def main() -> None:
