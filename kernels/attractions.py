@@ -9,6 +9,8 @@ others: no atomics.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -36,6 +38,7 @@ from .tiles import (
     needs_mask,
     score_of,
     sigmoid_of,
+    to_tf32,
 )
 from .walk import HALF_UNIT, add_weighted, in_units
 
@@ -178,7 +181,8 @@ def _attractions_kernel(
 def _weights_kernel(
     dots, weights, x_factors, x_log_sums, x_gradients, y_factors, y_log_sums, y_gradients, unit, bias, scale,
     temperature, first, rows, columns, half, row_ids, column_ids, unit_of_weights,
-    MASK: tl.constexpr, FORM: tl.constexpr, LAUNCHED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    MASK: tl.constexpr, FORM: tl.constexpr, LAUNCHED: tl.constexpr, TF32: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Products (chunk, columns) of rows first .. -> their weights: the element-wise part of the kernel above."""
     s = log2_scale(scale, temperature)
@@ -189,7 +193,9 @@ def _weights_kernel(
     COLUMNS: tl.constexpr = y_log_sums is not None
     accumulator: tl.constexpr = dots.dtype.element_ty
     shift = _shift(s, bias, accumulator, FORM)
-    chunk_row, column = tl.program_id(1) * BLOCK_M, tl.program_id(0) * BLOCK_N
+    # One axis of programs: the others may have 65535, and a chunk over few columns has more blocks of rows.
+    blocks = tl.cdiv(columns, BLOCK_N)
+    chunk_row, column = tl.program_id(0) // blocks * BLOCK_M, tl.program_id(0) % blocks * BLOCK_N
     row = first + chunk_row
     i, k = chunk_row + tl.arange(0, BLOCK_M), column + tl.arange(0, BLOCK_N)
     # Chunks are whole blocks, but for the last.
@@ -218,7 +224,8 @@ def _weights_kernel(
     result = tl.where(keep, result, 0.0)
     if y_factors is not None:
         result *= factors[None, :]
-    tl.store(weights + place, (result * unit_of_weights).to(weights.dtype.element_ty), mask=inside)
+    result = (result * unit_of_weights).to(weights.dtype.element_ty)
+    tl.store(weights + place, to_tf32(result) if TF32 else result, mask=inside)
 
 
 def attractions(
@@ -243,8 +250,7 @@ def attractions(
     one_sided = (None, None)
     sides = [x.factors, *(x_softmax[:2] if x_softmax else one_sided)]
     others = [y.factors, *(y_softmax[:2] if y_softmax else one_sided)]
-    # Library products would follow the caller's autocast.
-    with torch.autocast(x.values.device.type, enabled=False):
+    with _library_settings(x.values.device):
         return run(x, y, scale, sides, others, (unit, bias), options, pairs, forms)
 
 
@@ -279,8 +285,30 @@ def _fused(x, y, scale, of_x, of_y, unit_and_bias, options, pairs, forms) -> Ten
     return out
 
 
+@contextmanager
+def _library_settings(device: torch.device) -> Iterator[None]:
+    """Library products take the dtypes that they are given, and float16 is summed in float32.
+
+    Autocast would cast float32 operands. Where the caller allows float16 sums, torch.mm refuses a float32 result.
+    """
+    settings = torch.backends.cuda.matmul
+    before = settings.allow_fp16_accumulation
+    if before:
+        settings.allow_fp16_accumulation = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if before:
+            settings.allow_fp16_accumulation = True
+
+
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b by the library, half types summed in float32."""
+    """a @ b by the library, half types summed in float32.
+
+    float32 follows the caller's setting. Rows and weights of the kind "tf32" are TF32 numbers already, whose products
+    are the same by either setting: the weights agree with the log-sum-exps, which our own kernels computed.
+    """
     if a.dtype in (torch.float32, torch.float64):
         return a @ b.to(a.dtype)
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
@@ -292,7 +320,8 @@ def _by_chunks(x, y, scale, of_x, of_y, unit_and_bias, options, pairs, forms) ->
     tile = configs.WEIGHTS_TILE
     chunk = max(tile.rows, configs.CHUNK_ELEMENTS // y.count // tile.rows * tile.rows)
     # The interpreter cuts bfloat16 off where devices round.
-    weights_dtype = x.values.dtype if x.values.is_cuda else out.dtype
+    interpreted = configs.architecture(x.values.device) == "interpreter"
+    weights_dtype = out.dtype if interpreted else x.values.dtype
     in_half = weights_dtype == torch.float16
     unit_of_weights = HALF_UNIT.value if in_half else 1.0
     for first in range(0, x.count, chunk):
@@ -300,7 +329,7 @@ def _by_chunks(x, y, scale, of_x, of_y, unit_and_bias, options, pairs, forms) ->
         dots = _product(rows, y.values.T)
         weights = torch.empty(dots.shape, dtype=weights_dtype, device=dots.device)
         for form in forms:
-            _weights_kernel[(triton.cdiv(y.count, tile.columns), triton.cdiv(len(rows), tile.rows))](
+            _weights_kernel[(triton.cdiv(y.count, tile.columns) * triton.cdiv(len(rows), tile.rows),)](
                 dots,
                 weights,
                 *of_x,
@@ -314,6 +343,7 @@ def _by_chunks(x, y, scale, of_x, of_y, unit_and_bias, options, pairs, forms) ->
                 unit_of_weights,
                 **options,
                 FORM=form,
+                TF32=x.kind == "tf32",
                 BLOCK_M=tile.rows,
                 BLOCK_N=tile.columns,
                 **tile.options,

@@ -68,9 +68,9 @@ def info_nce(
     with torch.cuda.device_of(query):
         scale = scale_of(temperature, temperature_tensor, query)
         dtype = _product_dtype(query, negatives)
-        q, k = prepare([query], dtype, query), prepare([positive], dtype, query)
-        key_means = torch.empty((count if query_gradient else 0, dim), dtype=wide(query.dtype), device=query.device)
         paired, in_batch = negatives is not None and negatives.dim() == 3, negatives is None
+        q, k = (prepare([x], dtype, query, on_tensor_cores=not paired) for x in (query, positive))
+        key_means = torch.empty((count if query_gradient else 0, dim), dtype=wide(query.dtype), device=query.device)
         pairs = Pairs(NOT_SELF.value if in_batch else ALL.value)
         fused = paired or q.width <= configs.FUSED_WIDTH
         weighted = query_gradient and fused
@@ -125,7 +125,8 @@ def info_nce_backward(
     with torch.cuda.device_of(query):
         scale = scale_of(temperature, temperature_tensor, query)
         dtype = _product_dtype(query, negatives)
-        q, k = prepare([query], dtype, query), prepare([positive], dtype, query)
+        paired = negatives is not None and negatives.dim() == 3
+        q, k = (prepare([x], dtype, query, on_tensor_cores=not paired) for x in (query, positive))
         softmax = Softmax(sums, None if unit is None else gradient, unit)
 
         def rows_of(x: Tensor, of: Rows, total: Tensor | None, **options) -> Tensor:
@@ -147,7 +148,7 @@ def info_nce_backward(
         else:
             dk = rows_of(positive, k, None, partners=q, shares=sums[1])
         if not in_batch and negatives_gradient:
-            if negatives.dim() == 3:
+            if paired:
                 dn = info_nce_paired.gradient_of_negatives(
                     q, negatives, normalize_negatives, scale, softmax, gradient, divisor
                 )  # fmt: skip

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
-from .tiles import load_rows, part_of_dots, rounded, zero_dots
+from .tiles import load_rows, part_of_dots, rounded, to_tf32, zero_dots
 
 EPS = tl.constexpr(1e-12)  # ssl_fast/rows.py
 
@@ -18,8 +18,8 @@ EPS = tl.constexpr(1e-12)  # ssl_fast/rows.py
 class Rows(NamedTuple):
     """(n, width) contiguous rows, columns beyond the embeddings' dimension zero.
 
-    float32 and float64: unit rows. bfloat16 and float16: the rows themselves times a power of two, for
-    unit rows would be rounded again; `factors` (n) makes their dots those of unit rows.
+    float32 and float64: unit rows, of the kind "tf32" rounded to TF32. bfloat16 and float16: the rows themselves times
+    a power of two, for unit rows would be rounded again; `factors` (n) makes their dots those of unit rows.
     inverse_norms (n): 1 / max(|x|, EPS) of the rows as given; empty for rows taken as they are.
     """
 
@@ -78,7 +78,7 @@ def inverse_norm(squares, power):
 @triton.jit
 def _prepare_kernel(
     x, values, factors, inverse_norms, count, dim, row_stride, dim_stride,
-    NORMALIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    NORMALIZE: tl.constexpr, TF32: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     # The arithmetic's dtype: at least that of x, whose largest numbers float32 may not hold.
@@ -119,15 +119,24 @@ def _prepare_kernel(
     for depth in range(0, WIDTH, BLOCK_D):
         v = _load(x, row, count, depth, dim, row_stride, dim_stride, BLOCK_D).to(accumulator) * power[:, None]
         v = v.to(tl.float64) * scaled[:, None] if double else v * scaled.to(tl.float32)[:, None]
+        v = rounded(v, values.dtype.element_ty)
+        if TF32:
+            v = to_tf32(v)
         place = values + row.to(tl.int64)[:, None] * WIDTH + depth + tl.arange(0, BLOCK_D)[None, :]
-        tl.store(place, rounded(v, values.dtype.element_ty), mask=(row < count)[:, None])
+        tl.store(place, v, mask=(row < count)[:, None])
 
 
-def prepare(sources: list[Tensor], dtype: torch.dtype, anchors: Tensor, normalize: bool = True) -> Rows:
+def prepare(
+    sources: list[Tensor], dtype: torch.dtype, anchors: Tensor, normalize: bool = True, on_tensor_cores: bool = True
+) -> Rows:
     """The rows of all sources (n, D), one below the other, for products in `dtype`: a launch each.
 
-    anchors: the queries or views, whose dtype says what kind of products it is.
+    anchors: the queries or views, whose dtype says what kind of products it is. on_tensor_cores: False for rows that
+    enter no matrix product, which keep all of float32's digits.
     """
+    kind = configs.kind(dtype, anchors.dtype)
+    if kind == "tf32" and not on_tensor_cores:
+        kind = "ieee"
     count, dim = sum(x.shape[0] for x in sources), sources[0].shape[1]
     width = configs.padded_width(dim)
     device = sources[0].device
@@ -149,20 +158,25 @@ def prepare(sources: list[Tensor], dtype: torch.dtype, anchors: Tensor, normaliz
             dim,
             *x.stride(),
             NORMALIZE=normalize,
+            TF32=kind == "tf32",
             WIDTH=width,
             BLOCK=block,
             BLOCK_D=block_d,
             **configs.LAUNCH,
         )
         first = end
-    return Rows(values, factors, inverse_norms, dim, configs.kind(dtype, anchors.dtype))
+    return Rows(values, factors, inverse_norms, dim, kind)
 
 
 def as_they_are(x: Tensor, dtype: torch.dtype, anchors: Tensor) -> Rows:
-    """The rows of a queue: in place where the tile kernels can read them so, else a copy in `dtype`."""
-    width = x.shape[1]
-    if x.dtype == dtype and x.is_contiguous() and width == configs.padded_width(width) and x.data_ptr() % 16 == 0:
-        return Rows(x, None, x.new_empty(0), width, configs.kind(dtype, anchors.dtype))
+    """The rows of a queue: in place where the tile kernels can read them so, else a copy in `dtype`.
+
+    For TF32 a rounded copy is made: reading and writing the queue once costs less than a walk over it.
+    """
+    width, kind = x.shape[1], configs.kind(dtype, anchors.dtype)
+    readable = x.dtype == dtype and x.is_contiguous() and width == configs.padded_width(width)
+    if readable and kind != "tf32" and x.data_ptr() % 16 == 0:
+        return Rows(x, None, x.new_empty(0), width, kind)
     return prepare([x], dtype, anchors, normalize=False)
 
 

@@ -30,6 +30,7 @@ from .tiles import (
     log2_scale,
     needs_mask,
     tile_dots,
+    to_tf32,
 )
 
 
@@ -59,7 +60,9 @@ def add_weighted(accumulator, weights, key_factors, values, PRECISION: tl.conste
         weights *= key_factors[None, :]
     if values.dtype == tl.float16:
         weights *= HALF_UNIT
-    if not (INTERPRETED and values.dtype == tl.bfloat16):
+    if PRECISION == "tf32":
+        weights = to_tf32(weights)
+    elif not (INTERPRETED and values.dtype == tl.bfloat16):
         weights = weights.to(values.dtype)
     return accumulator + dot(weights, values, PRECISION)
 

@@ -31,6 +31,7 @@ class Mutation(NamedTuple):
 
 NT_XENT = "test_sizes_within_the_contract and (33-65 or 70-140) and dtype0 and 0.1"
 ONLINE = "test_float64_on_both_sides and 5-0.02"
+MANY_TILES = "test_sizes_within_the_contract and 150-33 and dtype0 and 0.1"
 INFO_NCE = "test_sizes_within_the_contract and dtype0 and 64-64-128"
 BLOCKS = "test_several_blocks"
 SOFTPLUS = "test_softplus_of_several_blocks and torch.float32 and True"
@@ -43,8 +44,56 @@ MUTATIONS = [
         "needed = (column + BLOCK_N > columns) | (row + BLOCK_M > rows)",
         "needed = column < 0",
         "nt_xent",
-        "test_sizes_within_the_contract and 150-33 and dtype0 and 0.1",
+        MANY_TILES,
     ),
+    Mutation("look for no edges of columns", "tiles.py", "(column + BLOCK_N > columns) | (row + BLOCK_M > rows)",
+             "row + BLOCK_M > rows", "nt_xent", MANY_TILES),
+    Mutation("look for no edges of rows", "tiles.py", "(column + BLOCK_N > columns) | (row + BLOCK_M > rows)",
+             "column + BLOCK_N > columns", "similarity", BLOCKS + " and 0.1-0-both"),
+    Mutation("drop the edge mask of columns", "tiles.py", "(i < rows) & (k < columns)", "(i < rows) & (k >= 0)",
+             "nt_xent", NT_XENT),
+    Mutation("drop the edge mask of rows", "tiles.py", "(i < rows) & (k < columns)", "(i >= 0) & (k < columns)",
+             "similarity", BLOCKS + " and 0.1-0-both"),
+    Mutation("look for no diagonal", "tiles.py", "needed |= crosses(row, column, 0, BLOCK_M, BLOCK_N)",
+             "needed |= False", "nt_xent", MANY_TILES),
+    Mutation("look for no diagonal of one-way sums", "tiles.py", "needed |= crosses(row, column, 0, BLOCK_M, BLOCK_N)",
+             "needed |= False", "similarity", BLOCKS + " and 0.1-1-one"),
+    Mutation("look for no partner above the diagonal", "tiles.py",
+             "crosses(row, column, half, BLOCK_M, BLOCK_N) | crosses(row, column, -half, BLOCK_M, BLOCK_N)",
+             "crosses(row, column, -half, BLOCK_M, BLOCK_N)", "nt_xent", MANY_TILES),
+    Mutation("look for no crossing that begins before the tile", "tiles.py", "(away > -BLOCK_N)", "(away > 0)",
+             "nt_xent", MANY_TILES),
+    Mutation("look for no crossing that begins in the tile", "tiles.py", "(away < BLOCK_M)", "(away < 1)",
+             "nt_xent", MANY_TILES),
+    Mutation("a partner above the diagonal only", "tiles.py", "(k - i != half) & (i - k != half)", "(k - i != half)",
+             "nt_xent", NT_XENT),
+    Mutation("a partner below the diagonal only", "tiles.py", "(k - i != half) & (i - k != half)", "(i - k != half)",
+             "nt_xent", NT_XENT),
+    Mutation("a walk without masks", "walk.py",
+             "if needs_mask(row, queries, column, keys, half, MASK, BLOCK_M, BLOCK_N):", "if column < 0:",
+             "info_nce", INFO_NCE + " and in and batch"),
+    Mutation("exponentials without masks", "exp_sums.py",
+             "if needs_mask(row, rows, column, columns, half, MASK, BLOCK, BLOCK):", "if column < 0:",
+             "nt_xent", NT_XENT),
+    Mutation("ranks without masks", "exp_sums.py",
+             "above_rows = tl.sum((keep & (similarities", "above_rows = tl.sum(((similarities",
+             "nt_xent", "test_stats_are_the_oracle and 40-dtype0-0.1"),
+    Mutation("weights without masks", "attractions.py",
+             "if needs_mask(row, rows, column, columns, half, MASK, BLOCK_M, BLOCK_N):", "if column < 0:",
+             "nt_xent", NT_XENT),
+    Mutation("weights of wide rows without masks", "attractions.py", "result = tl.where(keep, result, 0.0)",
+             "result = tl.where(keep, result, result)", "nt_xent",
+             "test_dtypes_and_small_temperature and 0.1-dtype0-130-600"),
+    Mutation("TF32 cut, not rounded", "tiles.py", "bits + 0x1000", "bits", "tf32", "nearest"),
+    Mutation("a NaN rounded to a number", "tiles.py", 'tl.where(tl.abs(x) < float("inf"), nearest, x)', "nearest",
+             "tf32", "nan"),
+    Mutation("TF32 rows left as they are", "rows.py", "v = to_tf32(v)", "v = v", "tf32", "rows_are_rounded and tf32"),
+    Mutation("TF32 weights left as they are", "walk.py", "weights = to_tf32(weights)", "weights = weights", "tf32",
+             "test_weights_are_rounded and tf32"),
+    Mutation("TF32 weights of wide rows left as they are", "attractions.py", "to_tf32(result) if TF32 else result",
+             "result", "tf32", "wide and tf32"),
+    Mutation("a float32 queue read in place for TF32", "rows.py", 'readable and kind != "tf32"', "readable", "tf32",
+             "queue"),
     Mutation("another row for the partner", "tiles.py", "k - i != half", "k - i != half + 1", "nt_xent", NT_XENT),
     Mutation(
         "look for no partner below the diagonal",
@@ -52,7 +101,7 @@ MUTATIONS = [
         "crosses(row, column, half, BLOCK_M, BLOCK_N) | crosses(row, column, -half, BLOCK_M, BLOCK_N)",
         "crosses(row, column, half, BLOCK_M, BLOCK_N)",
         "nt_xent",
-        "test_sizes_within_the_contract and 150-33 and dtype0 and 0.1",
+        MANY_TILES,
     ),
     Mutation("a scale of another base", "scale.py", "math.log2(math.e) /", "1 /", "nt_xent", NT_XENT),
     Mutation(
@@ -148,7 +197,7 @@ MUTATIONS = [
 
 def copy_package(folder: Path) -> Path:
     """The package and its tests in `folder`, as an installed package lies: kernels inside ssl_fast."""
-    ignored = shutil.ignore_patterns("__pycache__", "*.so", "train", "packaging")
+    ignored = shutil.ignore_patterns("__pycache__", "*.so", "train", "packaging", "ptx", "fake_cuda")
     shutil.copytree(ROOT / "ssl_fast", folder / "ssl_fast", ignore=ignored)
     for binary in (ROOT / "ssl_fast").glob("_C*.so"):
         (folder / "ssl_fast" / binary.name).symlink_to(binary)
