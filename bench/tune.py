@@ -102,14 +102,16 @@ class _Trial:
         configs._tile = self.before
 
 
-def compiled(kernel: str, kind: str, width: int, tile: Tile, name: str) -> list[aot.Compiled]:
-    """Every common form of a kernel with this tile, for a device."""
+def compiled(
+    kernel: str, kind: str, width: int, tile: Tile, name: str, forms: slice = slice(None)
+) -> list[aot.Compiled]:
+    """The common forms of a kernel, or some of them, with this tile, for a device."""
     set_kind(kind)
     found = []
     # The positives' dots are computed with the tile of the kernel that they are compared in.
     wanted = {KERNELS[kernel]} if kernel == "attractions" else {KERNELS[kernel], "_pair_dots_kernel"}
     with _Trial(kernel, tile):
-        for call in calls(kernel, kind, width):
+        for call in calls(kernel, kind, width)[forms]:
             launched = [launch for launch in aot.launches(call, name) if launch.kernel.fn.__name__ in wanted]
             found += [aot.compiled(launch, name) for launch in launched]
     return found
@@ -175,6 +177,15 @@ def write(table: dict) -> None:
     os.replace(part, configs.TABLE)
 
 
+def add(name: str, shared: int, kind: str, entry: dict) -> None:
+    """Writes one kind of a row. A new row begins as a copy of the one that served so far: it is whole at any time."""
+    table = configs.table()
+    row = table[configs.choice(name, shared).row]
+    write({**table, name: {**row, kind: entry}})
+    for function in (configs.table, configs.choice, configs._tile):
+        function.cache_clear()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.tune", description=__doc__)
     parser.add_argument("--model", nargs="+", metavar="ARCH", help="choose for these by the model, without a GPU")
@@ -182,17 +193,17 @@ def main() -> None:
     asked = parser.parse_args()
     if not asked.model and not torch.cuda.is_available():
         parser.error("there is no GPU that torch can use; --model chooses without one")
-    names = asked.model or [configs.architecture(torch.device("cuda", torch.cuda.current_device()))]
-    choose = by_model if asked.model else by_time
-    for name in names:
+    if asked.model:
+        choose, limits = by_model, {name: aot.SHARED_LIMIT[name] for name in asked.model}
+    else:
+        device = torch.device("cuda", torch.cuda.current_device())
+        choose, limits = by_time, {configs.architecture(device): configs.shared_limit(device)}
+    for name, shared in limits.items():
         for kind in asked.kinds:
             entry = {
                 kernel: {str(width): list(choose(kernel, kind, width, name)) for width in WIDTHS} for kernel in KERNELS
             }
-            table = {**configs.table()}
-            table[name] = {**table.get(name, {}), kind: entry}
-            write(table)
-            configs.table.cache_clear()
+            add(name, shared, kind, entry)
             print(name, kind, json.dumps(entry), flush=True)
 
 

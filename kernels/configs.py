@@ -1,7 +1,12 @@
 """Tile shapes by architecture, dtype and width, and how work is cut: fixed tables, no search when a kernel runs.
 
-`tiles.json` holds the table: `python -m bench.tune` writes the entries of the GPU that it runs on,
+`tiles.json` holds the table, one row an architecture: `python -m bench.tune` writes the row of the GPU that it runs on,
 tests/kernels/test_aot.py holds every entry to its device's registers and shared memory.
+
+Which row a GPU gets (`choice`): its own where the table has one. Else the first of its family's (FAMILIES) that fits
+the shared memory of its blocks, and where none does the family's last. What a row needs is not measured: it counts as
+all that a block of the GPU it was made for may have (SHARED_LIMIT). So the choice holds whatever a release of Triton
+makes of the tiles, as long as the tests hold each row to that limit.
 """
 
 from __future__ import annotations
@@ -22,6 +27,16 @@ CHUNK_ELEMENTS = 1 << 24
 COMMON = {"enable_fp_fusion": True}
 LAUNCH = {"num_warps": 4, **COMMON}
 TABLE = Path(__file__).with_name("tiles.json")
+# Most bytes of shared memory that a block may have (CUDA C++ programming guide, compute capabilities; MI300 ISA).
+SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_120": 99 << 10, "gfx942": 64 << 10}
+# Rows for the GPUs of a major version, best first, and for those of any other. sm_120's need the least shared memory.
+FAMILIES = {
+    "sm_8": ("sm_80", "sm_120"),
+    "sm_9": ("sm_90", "sm_120"),
+    "sm_10": ("sm_100", "sm_120"),
+    "sm_": ("sm_120",),
+    "gfx": ("gfx942",),
+}
 
 
 class Tile(NamedTuple):
@@ -75,7 +90,20 @@ def architecture(device: torch.device) -> str:
     if device.type == "cpu":
         return "interpreter"
     properties = torch.cuda.get_device_properties(device)
-    return getattr(properties, "gcnArchName", "").partition(":")[0] or f"sm_{properties.major}{properties.minor}"
+    if torch.version.hip:
+        return properties.gcnArchName.partition(":")[0]  # "gfx90a:sramecc+:xnack-"
+    # A torch for CUDA has a gcnArchName as well, the marketing name.
+    return f"sm_{properties.major}{properties.minor}"
+
+
+@functools.cache
+def shared_limit(device: torch.device) -> int:
+    """Most bytes of shared memory that a block on this device may have."""
+    if device.type == "cpu":  # interpreted
+        return 0
+    properties = torch.cuda.get_device_properties(device)
+    # ROCm's optional limit may be 0.
+    return max(properties.shared_memory_per_block, properties.shared_memory_per_block_optin)
 
 
 @functools.cache
@@ -83,11 +111,30 @@ def table() -> dict:
     return json.loads(TABLE.read_text())
 
 
+class Choice(NamedTuple):
+    """A row of the table, and why it is not the GPU's own; empty where it is."""
+
+    row: str
+    reason: str = ""
+
+
+@functools.cache
+def choice(name: str, shared: int) -> Choice:
+    """The row for GPUs of the architecture `name`, whose blocks have `shared` bytes of shared memory."""
+    if name in table():
+        return Choice(name)
+    family = FAMILIES.get(name[:-1]) or FAMILIES["gfx" if name.startswith("gfx") else "sm_"]
+    reason = f"the table has no row for {name}"
+    for row in family:
+        if SHARED_LIMIT[row] <= shared:
+            return Choice(row, reason)
+        reason += f", {row}'s may need {SHARED_LIMIT[row] >> 10} KiB of shared memory where a block has {shared >> 10}"
+    return Choice(family[-1], reason)
+
+
 @functools.cache
 def _tile(kernel: str, name: str, of_kind: str, width: int) -> Tile:
-    entries = table()
-    # An architecture without entries gets those of the oldest, which need the least shared memory.
-    widths = entries.get(name, entries["sm_80"])[of_kind][kernel]
+    widths = table()[name][of_kind][kernel]
     # The entry of the next larger width; the largest serves all beyond.
     fitting = [key for key in sorted(map(int, widths)) if key >= width] or [max(map(int, widths))]
     tile = Tile(*widths[str(fitting[0])])
@@ -97,7 +144,7 @@ def _tile(kernel: str, name: str, of_kind: str, width: int) -> Tile:
 
 def tile(kernel: str, device: torch.device, of_kind: str, width: int) -> Tile:
     """The tile of `kernel`, "exp_sums", "walk" or "attractions", for rows of this kind and width."""
-    return _tile(kernel, architecture(device), of_kind, width)
+    return _tile(kernel, choice(architecture(device), shared_limit(device)).row, of_kind, width)
 
 
 @functools.cache

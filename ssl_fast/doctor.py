@@ -153,8 +153,22 @@ def _print_build() -> None:
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         print(f"GPU {index}      {gpu.name}, {gpu.major}.{gpu.minor}, {gpu.total_memory >> 30} GiB")
+        if tiles := _tiles(index):
+            print(f"           {tiles}")
     if not torch.cuda.is_available():
         print("GPU        none that torch can use")
+
+
+def _tiles(index: int) -> str:
+    """The architecture that Triton's kernels see in a GPU, and whose row of the tile table they take."""
+    try:
+        from .kernels import configs
+    except ImportError:  # without Triton there are no tiles
+        return ""
+    device = torch.device("cuda", index)
+    name = configs.architecture(device)
+    row, reason = configs.choice(name, configs.shared_limit(device))
+    return f"{name}, tiles of {row}" + (f": {reason}" if reason else "")
 
 
 def _print_choices(devices: list[str]) -> None:

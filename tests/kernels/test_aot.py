@@ -4,6 +4,7 @@ Every entry of kernels/tiles.json is compiled as its launchers ask for it. The f
 build/aot/*.json; `python -m bench.aot` prints them.
 """
 
+import itertools
 import json
 import os
 
@@ -37,10 +38,15 @@ every_device_and_kind = pytest.mark.parametrize(
             if device == "sm_120" or (device == "sm_100" and kind in ("tf32", "float64"))
             else (),
         )
-        for device in aot.TARGETS
+        for device in configs.SHARED_LIMIT
         for kind in tune.KINDS
     ],
 )
+every_row = pytest.mark.parametrize("device", configs.SHARED_LIMIT)  # each on the GPU that it was made for
+# GPUs that take the row of a relative. What needs most shared memory is compiled in each run, the rest by
+# `make test-all`.
+RELATIVES = [name for name in aot.TARGETS if name not in configs.table()]
+MOST_SHARED = [("half", "walk", 256), ("tf32", "attractions", 256)]
 
 pytestmark = [
     pytest.mark.aot,
@@ -103,9 +109,28 @@ def test_every_tile_of_the_table(device, kind):
     write_report(f"{device}-{kind}", report)
 
 
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize(
+    ("kind", "kernel", "width"),
+    [
+        pytest.param(*entry, marks=() if entry in MOST_SHARED else pytest.mark.slow)
+        for entry in itertools.product(tune.KINDS, tune.KERNELS, tune.WIDTHS)
+    ],
+)
+@pytest.mark.parametrize("device", RELATIVES)
+def test_a_relatives_row_fits(device, kind, kernel, width):
+    """It compiles, and its blocks have the shared memory."""
+    if device == "gfx90a" and kind == "tf32":
+        pytest.skip("MI200 has no TF32")
+    tile = configs._tile(kernel, configs.choice(device, aot.SHARED_LIMIT[device]).row, kind, width)
+    forms = slice(1) if (kind, kernel, width) in MOST_SHARED else slice(None)
+    for compiled in tune.compiled(kernel, kind, width, tile, device, forms):
+        assert compiled.shared_bytes <= aot.SHARED_LIMIT[device], compiled.kernel
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", tune.KINDS)
-@pytest.mark.parametrize("device", aot.TARGETS)
+@every_row
 def test_wide_rows(device, kind):
     """Widths whose steps are pipelined, and whose gradients take chunks."""
     tune.set_kind(kind)
@@ -212,7 +237,7 @@ def small_launches(device, dtype):
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("device", aot.TARGETS)
+@every_row
 def test_small_kernels_spill_nothing(device, dtype):
     for launch in small_launches(device, dtype).values():
         check_limits(aot.compiled(launch, device), device)
@@ -220,7 +245,7 @@ def test_small_kernels_spill_nothing(device, dtype):
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("paired", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("device", aot.TARGETS)
+@every_row
 def test_paired_negatives_are_read_128_bits_at_a_time(device, paired):
     launches = aot.launches(tune.paired_call(paired, 128), device)
     launches = [launch for launch in launches if "paired" in launch.kernel.fn.__name__]
@@ -239,7 +264,7 @@ def enqueue_compiled(device, queue, keys, normalize=False):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("device", aot.TARGETS)
+@every_row
 def test_enqueue_moves_rows_128_bits_at_a_time(device, dtype):
     compiled = enqueue_compiled(device, torch.zeros(4096, 128, dtype=dtype), torch.zeros(256, 128, dtype=dtype))
     check_limits(compiled, device)
@@ -250,12 +275,12 @@ def test_enqueue_moves_rows_128_bits_at_a_time(device, dtype):
     assert compiled.registers <= 40  # so 1536 threads fit on a multiprocessor of 65536 registers
 
 
-@pytest.mark.parametrize("device", aot.TARGETS)
+@every_row
 def test_enqueue_normalises_in_registers(device):
     check_limits(enqueue_compiled(device, torch.zeros(4096, 128), torch.zeros(256, 128), True), device)
 
 
-@pytest.mark.parametrize("device", aot.TARGETS)
+@every_row
 def test_enqueue_odd_rows_that_are_cast(device):
     """The most work an element: double to half, D not a multiple of anything, both tensors strided."""
     queue = torch.zeros(129, 4096, dtype=torch.float16).T
@@ -268,7 +293,7 @@ def test_enqueue_odd_rows_that_are_cast(device):
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.float32, torch.bfloat16)], ids=str)
-@pytest.mark.parametrize("device", aot.TARGETS)
+@every_row
 def test_momentum_update_moves_128_bits_at_a_time(device, dtypes):
     target, source = ([torch.zeros(n, dtype=dtype) for n in (4096, 77)] for dtype in dtypes)
     (launch,) = aot.launches(lambda: ema.ema_update_(target, source, 0.99), device)
@@ -277,7 +302,7 @@ def test_momentum_update_moves_128_bits_at_a_time(device, dtypes):
     assert max(compiled.load_bits) == max(compiled.store_bits) == 128
 
 
-@pytest.mark.parametrize("device", aot.TARGETS)
+@every_row
 def test_momentum_update_of_every_pair_of_types(device):
     pairs = [(t, s) for t in checks.FLOATS for s in checks.FLOATS]
     target, source = ([torch.zeros(4096, dtype=pair[i]) for pair in pairs] for i in (0, 1))

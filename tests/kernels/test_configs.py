@@ -1,0 +1,189 @@
+"""Which row of the tile table each GPU takes, from the properties that torch reports of it."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from bench import aot, tune
+from ssl_fast import doctor
+from ssl_fast.kernels import configs
+
+KIB = 1 << 10
+
+
+def nvidia(name: str, major: int, minor: int, optin: int, processors: int) -> SimpleNamespace:
+    """As a torch for CUDA reports a GPU: its gcnArchName is the marketing name."""
+    return SimpleNamespace(
+        name=name, gcnArchName=name, major=major, minor=minor, shared_memory_per_block=48 * KIB,
+        shared_memory_per_block_optin=optin * KIB, multi_processor_count=processors, total_memory=80 << 30,
+    )  # fmt: skip
+
+
+def amd(name: str, architecture: str, major: int, minor: int, processors: int) -> SimpleNamespace:
+    return SimpleNamespace(
+        name=name, gcnArchName=architecture, major=major, minor=minor, shared_memory_per_block=64 * KIB,
+        shared_memory_per_block_optin=0, multi_processor_count=processors, total_memory=64 << 30,
+    )  # fmt: skip
+
+
+# The properties, the architecture, the row, and what the reason for another row says.
+GPUS = [
+    (nvidia("NVIDIA A100-SXM4-80GB", 8, 0, 163, 108), "sm_80", "sm_80", ""),
+    (nvidia("NVIDIA A10", 8, 6, 99, 72), "sm_86", "sm_120", "sm_80's may need 163 KiB"),
+    (nvidia("Orin", 8, 7, 163, 16), "sm_87", "sm_80", "no row for sm_87"),
+    (nvidia("A later Orin", 8, 8, 163, 16), "sm_88", "sm_80", "no row for sm_88"),
+    (nvidia("NVIDIA L4", 8, 9, 99, 58), "sm_89", "sm_120", "sm_80's may need 163 KiB"),
+    (nvidia("NVIDIA GeForce RTX 4090", 8, 9, 99, 128), "sm_89", "sm_120", "where a block has 99"),
+    (nvidia("NVIDIA H100 80GB HBM3", 9, 0, 227, 132), "sm_90", "sm_90", ""),
+    (nvidia("NVIDIA H200", 9, 0, 227, 132), "sm_90", "sm_90", ""),
+    (nvidia("NVIDIA B200", 10, 0, 227, 148), "sm_100", "sm_100", ""),
+    (nvidia("NVIDIA B300 SXM6 AC", 10, 3, 227, 148), "sm_103", "sm_100", "no row for sm_103"),
+    (nvidia("NVIDIA Thor", 11, 0, 227, 20), "sm_110", "sm_120", "no row for sm_110"),
+    (nvidia("NVIDIA GeForce RTX 5090", 12, 0, 99, 170), "sm_120", "sm_120", ""),
+    (nvidia("NVIDIA GB10", 12, 1, 99, 48), "sm_121", "sm_120", "no row for sm_121"),
+    (nvidia("Tesla T4", 7, 5, 64, 40), "sm_75", "sm_120", "sm_120's may need 99 KiB"),
+    (amd("AMD Instinct MI210", "gfx90a:sramecc+:xnack-", 9, 0, 104), "gfx90a", "gfx942", "no row for gfx90a"),
+    (amd("AMD Instinct MI300X", "gfx942:sramecc+:xnack-", 9, 4, 304), "gfx942", "gfx942", ""),
+    (amd("AMD Radeon RX 7900 XTX", "gfx1100", 11, 0, 48), "gfx1100", "gfx942", "no row for gfx1100"),
+]
+every_gpu = pytest.mark.parametrize(
+    ("properties", "architecture", "row", "reason"), [pytest.param(*gpu, id=gpu[0].name) for gpu in GPUS]
+)
+
+
+@pytest.fixture
+def see(monkeypatch):
+    """A function that puts GPUs of these properties into the machine and returns the first."""
+    cached = (configs.architecture, configs.shared_limit, configs.processors)
+
+    def put(*gpus):
+        monkeypatch.setattr(torch.version, "hip", "6.4" if gpus[0].gcnArchName.startswith("gfx") else None)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda of: gpus[of.index if isinstance(of, torch.device) else of]
+        )
+        for function in cached:
+            function.cache_clear()
+        return torch.device("cuda", 0)
+
+    yield put
+    for function in cached:
+        function.cache_clear()
+
+
+@every_gpu
+def test_the_row_of_each_gpu(see, properties, architecture, row, reason):
+    device = see(properties)
+    assert configs.architecture(device) == architecture
+    choice = configs.choice(architecture, configs.shared_limit(device))
+    assert choice.row == row
+    assert reason in choice.reason
+    assert bool(choice.reason) == (row != architecture)
+    assert configs.processors(device) == properties.multi_processor_count
+    for kind, kernels in configs.table()[row].items():
+        for kernel, widths in kernels.items():
+            for width, tile in widths.items():
+                assert configs.tile(kernel, device, kind, int(width)) == configs.Tile(*tile)
+
+
+@every_gpu
+def test_the_row_fits_the_shared_memory(see, properties, architecture, row, reason):
+    """All but GPUs with less than any row may need, which Triton does not name among those it runs on."""
+    limit = configs.shared_limit(see(properties))
+    assert configs.SHARED_LIMIT[row] <= limit or properties.major < 8
+
+
+def test_every_row_has_a_limit_and_every_family_rows():
+    rows = set(configs.table()) - {"interpreter"}
+    assert rows == set(configs.SHARED_LIMIT)
+    assert {row for family in configs.FAMILIES.values() for row in family} == rows
+
+
+def test_a_tuned_row_is_the_gpus_own(see, monkeypatch, tmp_path):
+    """Written kind by kind: before its turn a kind keeps the tiles that served so far."""
+    table = tmp_path / "tiles.json"
+    table.write_text(configs.TABLE.read_text())
+    monkeypatch.setattr(configs, "TABLE", table)
+    device = see(nvidia("NVIDIA L4", 8, 9, 99, 58))
+    before = configs.table()
+    try:
+        entry = {kernel: {"256": [32, 32, 32, 4, 1]} for kernel in tune.KERNELS}
+        tune.add(configs.architecture(device), configs.shared_limit(device), "half", entry)
+        assert configs.choice("sm_89", 99 * KIB) == ("sm_89", "")
+        assert configs.tile("walk", device, "half", 128) == configs.Tile(32, 32, 32, 4, 1)
+        assert configs.table() == {**before, "sm_89": {**before["sm_120"], "half": entry}}
+    finally:
+        monkeypatch.undo()
+        for function in (configs.table, configs.choice, configs._tile):
+            function.cache_clear()
+
+
+def test_ahead_of_time_takes_the_row_that_a_device_would():
+    call = tune.calls("walk", "half", 256)[0]
+    tiles = {}
+    for name in aot.TARGETS:
+        launch = next(x for x in aot.launches(call, name) if x.kernel.fn.__name__ == "_walk_kernel")
+        options = launch.options
+        tiles[name] = configs.Tile(*(options[k] for k in ("BLOCK_M", "BLOCK_N", "BLOCK_D", "num_warps", "num_stages")))
+    for name, tile in tiles.items():
+        row = configs.choice(name, aot.SHARED_LIMIT[name]).row
+        assert tile == configs._tile("walk", row, "half", 256)
+    assert tiles["sm_86"] == tiles["sm_89"] == tiles["sm_121"] == tiles["sm_120"] != tiles["sm_80"]
+    assert tiles["sm_103"] == tiles["sm_100"] != tiles["sm_120"]
+
+
+def test_the_doctor_names_the_row_of_each_gpu(see, capsys):
+    see(GPUS[6][0], GPUS[4][0])
+    doctor._print_build()
+    lines = capsys.readouterr().out.splitlines()
+    h100, l4 = (next(i for i, line in enumerate(lines) if line.startswith(f"GPU {index} ")) for index in (0, 1))
+    assert "NVIDIA H100 80GB HBM3, 9.0" in lines[h100]
+    assert lines[h100 + 1].strip() == "sm_90, tiles of sm_90"
+    assert lines[l4 + 1].strip().startswith("sm_89, tiles of sm_120: the table has no row for sm_89, sm_80's may need")
+
+
+# A cudaDeviceProp in memory of its own, behind the class that torch reads it through. Where each field lies is found by
+# reading a pattern in which every 32 bits hold their own index. Only the name, its first 256 bytes, is known to CUDA.
+REAL = """
+import ctypes, os
+from unittest import mock
+import torch
+from ssl_fast.kernels import configs
+
+words = (ctypes.c_int32 * 2048)(*range(2048))
+properties = torch._C._CudaDeviceProperties.__new__(torch._C._CudaDeviceProperties)
+ctypes.c_void_p.from_address(id(properties) + 16).value = ctypes.addressof(words)
+place = {
+    field: getattr(properties, field) & 0xFFFFFFFF
+    for field in ("major", "minor", "shared_memory_per_block", "shared_memory_per_block_optin")
+}
+ctypes.memset(words, 0, ctypes.sizeof(words))
+ctypes.memmove(words, b"NVIDIA H100 80GB HBM3", 22)
+h100 = {"major": 9, "minor": 0, "shared_memory_per_block": 48 << 10, "shared_memory_per_block_optin": 227 << 10}
+for field, value in h100.items():
+    words[place[field]] = value
+    assert getattr(properties, field) == value, field
+with mock.patch.object(torch.cuda, "get_device_properties", return_value=properties):
+    device = torch.device("cuda", 0)
+    print(properties.name, properties.gcnArchName, configs.architecture(device), sep="|")
+    print(configs.choice(configs.architecture(device), configs.shared_limit(device)).row, flush=True)
+os._exit(0)  # at an ordinary end the class would free this memory
+"""
+
+
+@pytest.mark.skipif(
+    torch.version.cuda is None or not hasattr(torch._C, "_CudaDeviceProperties"), reason="torch is not for CUDA"
+)
+def test_torchs_own_properties():
+    """The class itself: what it calls gcnArchName on CUDA is the marketing name."""
+    answer = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True)
+    if answer.returncode < 0:
+        pytest.skip("pybind11 lays its objects out in another way")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.split("\n")[:2] == ["NVIDIA H100 80GB HBM3|NVIDIA H100 80GB HBM3|sm_90", "sm_90"]
