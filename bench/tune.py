@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -103,14 +104,14 @@ class _Trial:
 
 
 def compiled(
-    kernel: str, kind: str, width: int, tile: Tile, name: str, forms: slice = slice(None)
+    kernel: str, kind: str, width: int, tile: Tile | None, name: str, forms: slice = slice(None)
 ) -> list[aot.Compiled]:
-    """The common forms of a kernel, or some of them, with this tile, for a device."""
+    """The common forms of a kernel, or some of them, for a device, with this tile or that of the table."""
     set_kind(kind)
     found = []
     # The positives' dots are computed with the tile of the kernel that they are compared in.
     wanted = {KERNELS[kernel]} if kernel == "attractions" else {KERNELS[kernel], "_pair_dots_kernel"}
-    with _Trial(kernel, tile):
+    with _Trial(kernel, tile) if tile else nullcontext():
         for call in calls(kernel, kind, width)[forms]:
             launched = [launch for launch in aot.launches(call, name) if launch.kernel.fn.__name__ in wanted]
             found += [aot.compiled(launch, name) for launch in launched]

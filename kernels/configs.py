@@ -65,14 +65,16 @@ def padded_width(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim)) if dim <= FUSED_WIDTH else (dim + 63) // 64 * 64
 
 
-def kind(dtype: torch.dtype, source: torch.dtype) -> str:
+def kind(dtype: torch.dtype, source: torch.dtype, device: torch.device) -> str:
     """The table's name for products in `dtype` of queries that came in `source`.
 
     float32 follows torch.set_float32_matmul_precision; half types in float32, beside a queue of float32, lose
-    nothing in TF32.
+    nothing in TF32. Of AMD's GPUs only MI300 has TF32: Triton compiles it for no other.
     """
     if dtype != torch.float32:
         return "float64" if dtype == torch.float64 else "half"
+    if architecture(device).startswith("gfx") and architecture(device) != "gfx942":
+        return "ieee"
     # Not torch.get_float32_matmul_precision(), which raises after the newer fp32_precision was set.
     setting = torch.backends.cuda.matmul.fp32_precision
     tf32 = (torch.backends.fp32_precision if setting == "none" else setting) == "tf32"

@@ -134,7 +134,7 @@ def prepare(
     anchors: the queries or views, whose dtype says what kind of products it is. on_tensor_cores: False for rows that
     enter no matrix product, which keep all of float32's digits.
     """
-    kind = configs.kind(dtype, anchors.dtype)
+    kind = configs.kind(dtype, anchors.dtype, sources[0].device)
     if kind == "tf32" and not on_tensor_cores:
         kind = "ieee"
     count, dim = sum(x.shape[0] for x in sources), sources[0].shape[1]
@@ -173,7 +173,7 @@ def as_they_are(x: Tensor, dtype: torch.dtype, anchors: Tensor) -> Rows:
 
     For TF32 a rounded copy is made: reading and writing the queue once costs less than a walk over it.
     """
-    width, kind = x.shape[1], configs.kind(dtype, anchors.dtype)
+    width, kind = x.shape[1], configs.kind(dtype, anchors.dtype, x.device)
     readable = x.dtype == dtype and x.is_contiguous() and width == configs.padded_width(width)
     if readable and kind != "tf32" and x.data_ptr() % 16 == 0:
         return Rows(x, None, x.new_empty(0), width, kind)

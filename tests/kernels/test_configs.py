@@ -99,6 +99,13 @@ def test_the_row_fits_the_shared_memory(see, properties, architecture, row, reas
     assert configs.SHARED_LIMIT[row] <= limit or properties.major < 8
 
 
+@every_gpu
+def test_tf32_where_triton_compiles_it(see, properties, architecture, row, reason):
+    """Of half queries beside a queue in float32, which take TF32 whatever the setting."""
+    expected = "ieee" if architecture in ("gfx90a", "gfx1100") else "tf32"
+    assert configs.kind(torch.float32, torch.float16, see(properties)) == expected
+
+
 def test_every_row_has_a_limit_and_every_family_rows():
     rows = set(configs.table()) - {"interpreter"}
     assert rows == set(configs.SHARED_LIMIT)
