@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import sys
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -27,11 +30,31 @@ def eager_info_nce(query: Tensor, positive: Tensor, queue: Tensor, temperature: 
     return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
 
-def installed(module: str):
+ABSENT: dict[str, str] = {}  # of the libraries that were asked for: which cannot be used, and why
+
+
+@functools.cache
+def installed(module: str) -> ModuleType | None:
+    """The module, or None where it cannot be imported, which is said once: its figures will be missing."""
+    library = module.partition(".")[0]
     try:
         return importlib.import_module(module)
-    except ImportError:
-        return None
+    except ModuleNotFoundError as error:
+        missing = error.name is None or error.name.partition(".")[0] == library
+        ABSENT[library] = f"{library} is not installed" if missing else f"{library} needs {error.name}"
+    except Exception as error:  # a library that does not fit this torch may raise anything
+        ABSENT[library] = f"{library} cannot be imported: {type(error).__name__}: {error}"
+    print(f"{ABSENT[library]}: left out", file=sys.stderr)
+    return None
+
+
+def _add(peers: dict[str, Callable], name: str, module: str, make: Callable[[ModuleType], Callable]) -> None:
+    """Adds make(the imported module), unless the library is not there or cannot make it."""
+    if library := installed(module):
+        try:
+            peers[name] = make(library)
+        except Exception as error:
+            print(f"{name}: left out, {type(error).__name__}: {error}", file=sys.stderr)
 
 
 def _compiled(function: Callable) -> Callable:
@@ -40,40 +63,52 @@ def _compiled(function: Callable) -> Callable:
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
-def nt_xent_peers(rows: int, temperature: float) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """Losses of two views by name of the library; each equals NT-Xent over 2N rows."""
-    compiled = _compiled(eager_nt_xent)
-    peers = {
-        "eager": lambda z1, z2: eager_nt_xent(z1, z2, temperature),
-        "compile": lambda z1, z2: compiled(z1, z2, temperature),
-    }
-    if lightly := installed("lightly.loss"):
-        peers["lightly"] = lightly.NTXentLoss(temperature=temperature)
-    # Its memory grows with the cube of the rows: 34 GB a temporary at 1024.
-    if rows <= 256 and (pml := installed("pytorch_metric_learning.losses")):
-        peers["pytorch-metric-learning"] = pml.SelfSupervisedLoss(pml.NTXentLoss(temperature=temperature))
+def nt_xent_peers(
+    rows: int, temperature: float, compiled: bool = True
+) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Losses of two views by name of the library; each equals NT-Xent over 2N rows. compiled: by torch.compile too."""
+    peers = {"eager": lambda z1, z2: eager_nt_xent(z1, z2, temperature)}
+    if compiled:
+        by_compile = _compiled(eager_nt_xent)
+        peers["compile"] = lambda z1, z2: by_compile(z1, z2, temperature)
+    _add(peers, "lightly", "lightly.loss", lambda lightly: lightly.NTXentLoss(temperature=temperature))
+    if rows <= 256:  # its memory grows with the cube of the rows: 34 GB a temporary at 1024
+        _add(
+            peers,
+            "pytorch-metric-learning",
+            "pytorch_metric_learning.losses",
+            lambda pml: pml.SelfSupervisedLoss(pml.NTXentLoss(temperature=temperature)),
+        )
     return peers
 
 
-def info_nce_peers(queue: Tensor, temperature: float) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """Losses of queries and positives against a queue (K, D) of unit rows."""
-    compiled = _compiled(eager_info_nce)
-    peers = {
-        "eager": lambda query, positive: eager_info_nce(query, positive, queue, temperature),
-        "compile": lambda query, positive: compiled(query, positive, queue, temperature),
-    }
-    if library := installed("info_nce"):
-        peers["info-nce-pytorch"] = lambda query, positive: library.info_nce(query, positive, queue, temperature)
-    if lightly := installed("lightly.loss"):
+def info_nce_peers(
+    queue: Tensor, temperature: float, compiled: bool = True
+) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Losses of queries and positives against a queue (K, D) of unit rows. compiled: by torch.compile too."""
+    peers = {"eager": lambda query, positive: eager_info_nce(query, positive, queue, temperature)}
+    if compiled:
+        by_compile = _compiled(eager_info_nce)
+        peers["compile"] = lambda query, positive: by_compile(query, positive, queue, temperature)
+
+    def against_bank(lightly: ModuleType) -> Callable[[Tensor, Tensor], Tensor]:
         loss = lightly.NTXentLoss(temperature=temperature, memory_bank_size=tuple(queue.shape))
         loss.memory_bank.bank = queue.clone()
 
-        def against_bank(query: Tensor, positive: Tensor) -> Tensor:
+        def call(query: Tensor, positive: Tensor) -> Tensor:
             # Its loss also enqueues, one batch's rows: put the pointer back, time the whole.
             loss.memory_bank.bank_ptr.zero_()
             return loss(query, positive)
 
-        peers["lightly"] = against_bank
+        return call
+
+    _add(
+        peers,
+        "info-nce-pytorch",
+        "info_nce",
+        lambda library: lambda query, positive: library.info_nce(query, positive, queue, temperature),
+    )
+    _add(peers, "lightly", "lightly.loss", against_bank)
     return peers
 
 

@@ -1,4 +1,6 @@
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,6 +13,68 @@ settings.register_profile(
     "thorough", deadline=None, max_examples=1000, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+# What can be missing, by the name it is imported by: the extras of pyproject.toml and what they bring.
+OPTIONAL = {
+    "PIL", "info_nce", "lightly", "lightning", "matplotlib", "onnx", "onnxscript", "open_clip",
+    "pytorch_metric_learning", "rich", "safetensors", "sentence_transformers", "sklearn", "tensorboard", "timm",
+    "tokenizers", "torchvision", "transformers", "triton", "tyro", "yaml",
+}  # fmt: skip
+
+
+def pytest_addoption(parser, pluginmanager):
+    if not pluginmanager.hasplugin("timeout"):
+        parser.addini("timeout", "seconds a test may take; nothing holds it to them where pytest-timeout is missing")
+
+
+def pytest_configure(config):
+    if not config.pluginmanager.hasplugin("timeout"):
+        config.addinivalue_line("markers", "timeout(seconds): of pytest-timeout, which is missing")
+
+
+def missing_library(error: BaseException | None) -> str:
+    """The library that is not installed, as a reason to skip; empty where the error is another."""
+    if not isinstance(error, ModuleNotFoundError) or error.name is None:
+        return ""
+    library, _, module = error.name.partition(".")
+    if library not in OPTIONAL:
+        return ""
+    return f"{library} is not installed" if not module else f"this {library} has no {error.name}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """A module of tests that imports a missing library is skipped, and the others are collected."""
+    report = yield
+    if report.outcome == "failed" and report.call.excinfo is not None:
+        raised = report.call.excinfo.value
+        reason = missing_library(raised) or missing_library(raised.__cause__)
+        if reason:
+            report.outcome, report.longrepr = "skipped", (str(collector.path), 0, f"Skipped: {reason}")
+    return report
+
+
+@contextmanager
+def skipping_what_misses_a_library() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if not (reason := missing_library(error)):
+            raise
+        pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup():
+    with skipping_what_misses_a_library():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    with skipping_what_misses_a_library():
+        return (yield)
 
 
 def pytest_report_header():

@@ -7,7 +7,7 @@ import torch
 from backends import every_backend
 
 import ssl_fast
-from bench import gpu
+from bench.gpu.timing import graph_of
 from ssl_fast import FlatMomentum, cosine_momentum, reference
 
 pytestmark = [
@@ -22,6 +22,7 @@ def lists(sizes, dtype=torch.float32, source_dtype=torch.float32):
     return [[torch.randn(size, device="cuda").to(kind) for size in sizes] for kind in (dtype, source_dtype)]
 
 
+@pytest.mark.quick
 @by_both
 @pytest.mark.parametrize("count", [1, 124, 125, 1020, 1021, 5000])
 def test_more_tensors_than_a_table_holds(backend, count):
@@ -42,6 +43,7 @@ def test_sizes_beyond_32_bits(backend):
     assert target.eq(1.5).all()
 
 
+@pytest.mark.quick
 @by_both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_graph_follows_schedule_and_seed(backend, dtype):
@@ -55,7 +57,7 @@ def test_a_graph_follows_schedule_and_seed(backend, dtype):
         step.add_(1)
 
     with ssl_fast.backend(backend):
-        replay = gpu.graph_of(update)
+        replay = graph_of(update)
         for x, old in zip(target, start, strict=True):
             x.copy_(old)
         step.zero_()
@@ -71,6 +73,7 @@ def test_a_graph_follows_schedule_and_seed(backend, dtype):
             assert (x == y).float().mean() > 0.9
 
 
+@pytest.mark.quick
 @by_both
 def test_it_waits_for_nothing(backend):
     target, source = lists([70, 5000])
@@ -85,6 +88,7 @@ def test_it_waits_for_nothing(backend):
             torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.quick
 @by_both
 def test_flat_momentum_moves_to_the_device(backend):
     encoder = torch.nn.Sequential(torch.nn.Linear(70, 33), torch.nn.BatchNorm1d(33))
@@ -99,6 +103,7 @@ def test_flat_momentum_moves_to_the_device(backend):
     torch.testing.assert_close(key.module[0].weight.data, expected.data)
 
 
+@pytest.mark.quick
 @by_both
 def test_the_current_stream_is_used(backend):
     target, source = lists([1 << 24])

@@ -11,7 +11,7 @@ from enqueue_cases import LAYOUTS, Case, cases, check, same_bits
 from hypothesis import given, settings
 
 import ssl_fast
-from bench import gpu
+from bench.gpu.timing import graph_of
 from ssl_fast import checks, reference
 
 pytestmark = [
@@ -33,6 +33,7 @@ def test_equals_the_reference(backend, case):
     check(case, "cuda", interpreted=False, run=operator(backend))
 
 
+@pytest.mark.quick
 @by_both
 @pytest.mark.parametrize("queue_dtype", checks.FLOATS)
 @pytest.mark.parametrize("keys_dtype", checks.FLOATS)
@@ -63,6 +64,7 @@ def test_many_programs_read_one_pointer(backend):
         assert same_bits(queue, expected)
 
 
+@pytest.mark.quick
 @by_both
 def test_the_queue_does_not_wait(backend):
     queue = ssl_fast.NegativeQueue(100, 16, seed=0).cuda()
@@ -82,13 +84,14 @@ def test_the_queue_does_not_wait(backend):
     assert queue.queue_ptr.equal(expected.queue_ptr)
 
 
+@pytest.mark.quick
 @by_both
 @pytest.mark.parametrize("normalize", [False, True])
 def test_replays_in_a_graph(backend, normalize):
     queue, expected = (torch.zeros(100, 16, device="cuda") for _ in range(2))
     queue_ptr, expected_ptr = (torch.zeros(1, dtype=torch.int64, device="cuda") for _ in range(2))
     keys = torch.randn(33, 16, device="cuda")
-    replay = gpu.graph_of(lambda: operator(backend)(queue, queue_ptr, keys, normalize))
+    replay = graph_of(lambda: operator(backend)(queue, queue_ptr, keys, normalize))
     for x in (queue, queue_ptr):
         x.zero_()
     for _ in range(5):

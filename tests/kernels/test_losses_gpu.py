@@ -10,7 +10,7 @@ from evaluate import assert_agrees, widened
 from loss_cases import REPRESENTATIVE, arguments_of, gradients_of, leaves, loss_of, operator_of
 
 import ssl_fast
-from bench import gpu
+from bench.gpu.timing import added_megabytes, graph_of
 from ssl_fast import NegativeQueue, ema_update_, functional
 
 reason = why_not("nt_xent", "triton")
@@ -29,6 +29,7 @@ def results(case, arguments, temperature=0.1):
     return [loss.detach(), *stats, *(arguments[name].grad for name in gradients_of(case))]
 
 
+@pytest.mark.quick
 @every_case
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_same_bits_in_100_runs(case, dtype):
@@ -50,6 +51,7 @@ def test_every_width(case, dim, dtype, temperature):
     assert_agrees(operator_of(case), "triton", arguments, temperature, gradients_of(case), with_eager=True, floor=0.1)
 
 
+@pytest.mark.quick
 @every_case
 def test_tf32_is_within_its_bound(case):
     arguments = arguments_of(case, "triton", **sizes(case))
@@ -98,6 +100,7 @@ def step_of(dtype=torch.bfloat16):
     return step, [*encoder.parameters(), *key_encoder.parameters(), queue.queue, queue.queue_ptr, temperature]
 
 
+@pytest.mark.quick
 def test_a_whole_step_waits_for_nothing():
     step, _ = step_of()
     step()  # compiles, loads, makes the momentum update's table
@@ -109,10 +112,11 @@ def test_a_whole_step_waits_for_nothing():
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.quick
 def test_a_graph_of_a_whole_step_gives_the_same_bits():
     eager, state = step_of()
     captured, captured_state = step_of()
-    replay = gpu.graph_of(captured)
+    replay = graph_of(captured)
     for _ in range(3):
         eager()
     for a, b in zip(state, captured_state, strict=True):
@@ -132,9 +136,10 @@ def test_memory_is_of_the_rows_not_of_their_pairs(rows, limit):
         z1.grad = z2.grad = None
         functional.nt_xent(z1, z2, 0.1).backward()
 
-    assert 1e6 * gpu.added_megabytes(run) < limit
+    assert 1e6 * added_megabytes(run) < limit
 
 
+@pytest.mark.quick
 def test_memory_of_a_long_queue():
     query, key = (torch.randn(1024, 128, device="cuda", requires_grad=True) for _ in range(2))
     queue = NegativeQueue(65536, 128, seed=0).cuda()
@@ -143,7 +148,7 @@ def test_memory_of_a_long_queue():
         query.grad = key.grad = None
         functional.info_nce(query, key, queue, 0.1).backward()
 
-    assert 1e6 * gpu.added_megabytes(run) < 40e6  # the matrix would be 268 MB
+    assert 1e6 * added_megabytes(run) < 40e6  # the matrix would be 268 MB
 
 
 def test_offsets_beyond_32_bits():
@@ -177,6 +182,7 @@ def test_compile_without_graph_breaks():
     assert torch.equal(*gradients)
 
 
+@pytest.mark.quick
 def test_warmup_leaves_nothing_to_compile():
     torch.manual_seed(0)
     ssl_fast.warmup("cuda", [(48, 32)], queue_size=64)

@@ -5,11 +5,9 @@ import copy
 import pytest
 import torch
 from conftest import SMALL_RECIPES, small_recipe
-from lightning.fabric import Fabric
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from ssl_fast import checks
-from ssl_fast.train import run
 from ssl_fast.train.methods import build
 from ssl_fast.train.settings import Settings
 
@@ -44,6 +42,10 @@ def test_a_step_reads_no_value(name, changes):
 
 
 def cuda_run(name, **settings):
+    from lightning.fabric import Fabric  # here: the tests above need no trainer
+
+    from ssl_fast.train import run
+
     recipe = small_recipe(name, epochs=8)
     return run.Run(name, recipe, "digits", Settings(accelerator="cuda", **settings), Fabric("cuda", devices=1))
 

@@ -1,0 +1,17 @@
+"""A row to be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Work(NamedTuple):
+    """about: what the row says of itself. measure: returns the rest of it: milliseconds, ratio, failed, ..."""
+
+    about: dict[str, object]
+    measure: Callable[[], dict]
+
+    @property
+    def key(self) -> str:
+        return " ".join(str(x) if name == "work" else f"{name}={x}" for name, x in self.about.items())

@@ -1,0 +1,363 @@
+"""The GPU report without a GPU: rows outlive what ends a process, the time is kept, what is missing is said."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from bench import peers
+from bench.gpu import markdown, plan, processes, stages, times
+from bench.gpu.__main__ import SECONDS
+from bench.gpu.journal import Journal, read
+from bench.gpu.processes import ROOT, Deadline, Worker
+from bench.gpu.stages import Outcome, Stage
+from bench.gpu.work import Work
+
+
+@pytest.fixture
+def journal(tmp_path):
+    return Journal(tmp_path / "rows.jsonl", tmp_path / "marker")
+
+
+def raises(message):
+    def measure():
+        raise RuntimeError(message)
+
+    return measure
+
+
+def test_rows_are_written_one_by_one_and_a_failure_is_one_of_them(journal):
+    seen = []
+
+    def measure():
+        seen.append([row["key"] for row in journal.rows()])
+        return {"milliseconds": {"ssl_fast": 1.5}}
+
+    works = [
+        Work({"work": "a"}, measure),
+        Work({"work": "b", "N": 4}, raises("no\nluck")),
+        Work({"work": "c"}, measure),
+    ]
+    assert times.measure(works, journal) == 1
+    assert seen == [[], ["a", "b N=4"]]
+    first, second, third = journal.rows()
+    assert [row["outcome"] for row in (first, second, third)] == ["measured", "failed", "measured"]
+    assert second["message"] == "RuntimeError: no"
+    assert second["N"] == 4
+    for row in (first, second, third):
+        assert {"device", "torch", "triton", "commit", "date"} <= set(row)
+    # Another run has nothing left to do.
+    times.measure(works, journal)
+    assert len(journal.rows()) == 3
+
+
+def test_ours_that_fails_beside_peers_that_run_is_a_failure(journal):
+    row = {"milliseconds": {"eager": 1.0}, "failed": {"ssl_fast": "OutOfResources: shared memory"}}
+    assert times.measure([Work({"work": "a"}, lambda: row)], journal) == 1
+    (written,) = journal.rows()
+    assert written["outcome"] == "failed"
+    assert "OutOfResources: shared memory" in written["message"]
+    assert written["milliseconds"] == {"eager": 1.0}
+
+
+def test_a_lost_device_ends_the_process_after_its_row(journal):
+    works = [Work({"work": "a"}, raises("CUDA error: an illegal memory access was encountered"))]
+    works.append(Work({"work": "b"}, dict))
+    assert times.measure(works, journal) == times.AGAIN
+    assert [row["key"] for row in journal.rows()] == ["a"]
+    assert times.measure(works, journal) == 0
+    assert [row["key"] for row in journal.rows()] == ["a", "b"]
+
+
+def test_no_row_is_begun_without_time(journal):
+    left = iter([10.0, 1.0])
+    times.measure([Work({"work": name}, dict) for name in "ab"], journal, lambda: next(left))
+    assert [row["key"] for row in journal.rows()] == ["a"]
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+class FakeWorker:
+    """Takes as many seconds as its command says, and 5 to end."""
+
+    def __init__(self, clock, command):
+        self.clock, self.until, self.code = clock, clock.now + float(command[0]), None
+
+    def running(self):
+        if self.clock.now >= self.until:
+            self.code = 0
+        return self.code is None
+
+    def interrupt(self):
+        if self.code is None:
+            self.clock.now += processes.GRACE
+
+    def end(self, seconds):
+        pass
+
+
+def test_the_deadline_is_kept(tmp_path):
+    """Every stage has its limit, or what is left of the whole; where that is little, it is not begun."""
+    clock = Clock()
+    begun = []
+
+    def start(command, log, environment, journal):
+        begun.append((command[0], round(clock.now), environment["BENCH_SECONDS"]))
+        return FakeWorker(clock, command)
+
+    def run(stage, folder, deadline):
+        return stages.run(stage, folder, deadline, start, clock.sleep)
+
+    long, short = {"limit": 60.0, "open_end": True}, {"limit": 60.0}
+    several = [Stage("a", ["20"], **short), Stage("b", ["999"], **long), Stage("c", ["999"], **long)]
+    several.append(Stage("d", ["1"], **short))
+    code = stages.run_all(several, tmp_path, Deadline(100.0, clock), run)
+    assert clock.now <= 100.0
+    # 20 + 60 + 5 to end b: 15 are left, of which some are kept.
+    assert begun == [("20", 0, "60"), ("999", 20, "60"), ("999", 85, f"{100 - 85 - stages.KEPT:.0f}")]
+    results = {row["key"]: row["outcome"] for row in read(tmp_path / "stages.jsonl")}
+    assert results == {"a": "passed", "b": "stopped", "c": "stopped", "d": "skipped"}
+    assert code == 0
+    assert "no time was left" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("codes", "ended", "rows", "options", "result"),
+    [
+        ([0, 0], True, [], {}, "passed"),
+        ([0, 5], True, [{"outcome": "passed"}], {}, "passed"),
+        ([0, 1], True, [{"outcome": "passed"}], {}, "failed"),
+        ([0], True, [{"outcome": "died"}], {}, "failed"),  # and the next process passed
+        ([None], False, [], {}, "failed"),
+        ([None], False, [{"outcome": "unfinished"}], {"open_end": True}, "stopped"),
+        ([None], False, [{"outcome": "failed"}], {"open_end": True}, "failed"),
+        ([-11], True, [], {}, "failed"),
+    ],
+)
+def test_what_a_stage_comes_to(codes, ended, rows, options, result):
+    for correctness in (True, False):
+        outcome = stages.judge(Stage("x", [], 1.0, correctness=correctness, **options), codes, ended, rows, 1.0)
+        assert outcome.result == result
+        assert outcome.wrong == (correctness and result == "failed")
+
+
+def test_the_exit_code_and_the_report_after_each_stage(tmp_path):
+    reports = []
+
+    def run(stage, folder, deadline):
+        path = folder / "report.md"
+        reports.append(path.read_text() if path.exists() else "")
+        return Outcome(stage.name, stage.command[0], "", 1.0, stage.command[0] == "failed")
+
+    def code_of(*several):
+        stages.clear(tmp_path)
+        return stages.run_all(list(several), tmp_path, Deadline(100.0), run)
+
+    good, bad = Stage("good", ["passed"], 1.0), Stage("bad", ["failed"], 1.0)
+    assert code_of(good) == 0
+    assert code_of(good, bad, good) == 1
+    assert "| bad | failed |" in reports[-1]
+    before = len(reports)
+    assert code_of(Stage("build", ["failed"], 1.0, essential=True), good) == 2
+    assert len(reports) == before + 1
+
+
+def test_a_missing_program_is_a_word(tmp_path):
+    outcome = stages.run(Stage("memcheck", ["x"], 9.0, needs="no-such-program"), tmp_path, Deadline(100.0))
+    assert (outcome.result, outcome.why) == ("skipped", "no-such-program is not installed")
+
+
+SCRIPT = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+from bench.gpu.__main__ import SECONDS
+from bench.gpu.journal import Journal
+options = dict(x[2:].split("=", 1) for x in sys.argv[1:])
+journal = Journal(options["journal"], options["marker"])
+for key in "abcd":
+    if key in journal.keys():
+        continue
+    journal.begin(key)
+    if key == "b":
+        os.abort()
+    if key == "d":
+        import signal
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        time.sleep(60)
+    journal.end({{"key": key, "outcome": "measured"}})
+"""
+
+
+def test_a_crash_costs_its_row_and_a_hung_process_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "GRACE", 0.1)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(root=str(ROOT)))
+    stage = Stage("x", [sys.executable, str(script)], 5.0, rows="rows.jsonl", open_end=True)
+    outcome = stages.run(stage, tmp_path, Deadline(100.0))
+    rows = {row["key"]: row["outcome"] for row in read(tmp_path / "rows.jsonl")}
+    assert rows == {"a": "measured", "b": "died", "c": "measured", "d": "unfinished"}
+    assert outcome.result == "failed"
+    assert "stopped after" in outcome.why
+
+
+TESTS = """
+import os, time
+import pytest
+
+def test_passes(): pass
+def test_fails(): assert 1 + 1 == 3
+@pytest.mark.skip(reason="not today")
+def test_skips(): pass
+def test_dies(): os.abort()
+def test_hangs(): time.sleep(60)
+def test_loses_the_device(): raise RuntimeError("CUDA error: an illegal memory access was encountered")
+def test_errs(nothing): pass
+def test_passes_too(): pass
+"""
+
+
+def test_results_of_tests_outlive_crashes_and_hung_tests(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_some.py").write_text(textwrap.dedent(TESTS))
+    stage = plan.tests("some", 60, 2, [str(tmp_path)], 2)
+    outcome = stages.run(stage, tmp_path, Deadline(100.0))
+    rows = {row["key"].partition("::")[2]: row for row in read(tmp_path / "tests.jsonl")}
+    assert {name: row["outcome"] for name, row in rows.items()} == {
+        "test_passes": "passed", "test_fails": "failed", "test_skips": "skipped", "test_dies": "died",
+        "test_hangs": "died", "test_loses_the_device": "failed", "test_errs": "failed", "test_passes_too": "passed",
+    }  # fmt: skip
+    assert outcome.result == "failed"
+    markdown.write(tmp_path)
+    report = (tmp_path / "report.md").read_text()
+    assert "assert (1 + 1) == 3" in report
+    assert "skipped 1: not today" in report
+    assert "test_hangs" in (tmp_path / "log.txt").read_text()  # where it hung
+
+
+def test_a_worker_that_cannot_begin_is_not_started_for_ever(tmp_path, journal):
+    with open(tmp_path / "log", "wb") as log:
+        worker = Worker([sys.executable, "-c", "raise SystemExit(4)"], log, {}, journal)
+        assert processes.finish([worker], Deadline(30.0))
+    assert worker.code == 4
+
+
+def test_a_report_of_nothing_and_of_half_lines(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"key": "a", "outcome": "died", "message": "x|y"}\n{"key": "b", "outc')
+    markdown.write(tmp_path)
+    assert "x\\|y" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(("cores", "memory", "count"), [(16, 80, 6), (16, 24, 2), (2, 80, 1), (1, 0, 1)])
+def test_tests_are_shared_by_what_the_machine_has(cores, memory, count):
+    assert plan.processes(cores, memory << 30) == count
+
+
+def test_the_plan_ends_with_what_may_be_cut_off():
+    several = plan.plan(Path("x"), dry=False)
+    assert [stage.name for stage in several] == [
+        "environment", "build", "extension", "quick", "doctor", "memcheck", "racecheck", "times", "long",
+    ]  # fmt: skip
+    assert several[-1].open_end
+    # What must come to its end leaves time for the rest, though it take all of its limits.
+    assert sum(stage.limit for stage in several if not stage.open_end) <= SECONDS - 60
+
+
+# Peers
+
+
+@pytest.fixture
+def nothing_known(monkeypatch):
+    monkeypatch.setattr(peers, "ABSENT", {})
+    peers.installed.cache_clear()
+    yield
+    peers.installed.cache_clear()
+
+
+@pytest.mark.usefixtures("nothing_known")
+def test_a_missing_peer_is_a_word(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lightly", None)
+    monkeypatch.delitem(sys.modules, "lightly.loss", raising=False)
+    for _ in range(2):
+        assert set(peers.nt_xent_peers(512, 0.1, compiled=False)) == {"eager"}
+    assert peers.ABSENT == {"lightly": "lightly is not installed"}
+    assert capsys.readouterr().err == "lightly is not installed: left out\n"
+
+
+@pytest.mark.usefixtures("nothing_known")
+def test_a_broken_peer_is_left_out(monkeypatch):
+    def broken(**options):
+        raise TypeError("another release")
+
+    module = ModuleType("lightly.loss")
+    module.NTXentLoss = broken
+    monkeypatch.setitem(sys.modules, "lightly", ModuleType("lightly"))
+    monkeypatch.setitem(sys.modules, "lightly.loss", module)
+    assert set(peers.nt_xent_peers(512, 0.1, compiled=False)) == {"eager"}
+
+
+def test_a_peer_that_fails_or_is_wrong_costs_its_figure(monkeypatch):
+    losses = pytest.importorskip("bench.gpu.losses")
+    monkeypatch.setattr("bench.gpu.timing.DRY", True)
+    monkeypatch.setattr("bench.gpu.timing.DEVICE", "cpu")
+    monkeypatch.setattr("bench.gpu.losses.DRY", True)
+    rows = [torch.randn(4, 3, requires_grad=True)]
+    both = {
+        "ssl_fast": lambda x: x.pow(2).sum(),
+        "wrong": lambda x: 1.1 * x.pow(2).sum(),
+        "broken": lambda x: x.no_such_thing,
+    }
+    row = losses.row_of(both, rows, lambda: rows[0].double().pow(2).sum(), 1e-5, 8.0)
+    assert set(row["milliseconds"]) == {"ssl_fast"}
+    assert set(row["failed"]) == {"wrong", "broken"}
+    assert "AttributeError" in row["failed"]["broken"]
+    assert json.loads(json.dumps(row)) == row
+
+
+# Collection where libraries are missing
+
+FINDER = """
+import sys
+
+BLOCKED = {
+    "PIL", "info_nce", "lightly", "lightning", "matplotlib", "onnx", "onnxscript", "open_clip",
+    "pytorch_metric_learning", "rich", "safetensors", "sentence_transformers", "sklearn", "tensorboard", "timm",
+    "tokenizers", "torchvision", "transformers", "tyro", "yaml",
+}
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Finder())
+"""
+FEW = ["tests/test_peers.py", "tests/compat/test_compat_lightly.py", "tests/kernels/test_quick_gpu.py",
+       "tests/train/test_report.py", "tests/train/test_device_step.py"]  # fmt: skip
+
+
+@pytest.mark.parametrize("paths", [FEW, pytest.param(["tests"], marks=pytest.mark.slow)], ids=["a few files", "all"])
+def test_without_libraries_all_is_collected_and_skips_are_explained(paths, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(FINDER)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # as if pytest-timeout were missing too
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-qrs", "-p", "no:cacheprovider", "-m", ""]
+    answer = subprocess.run([*command, *paths], cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr
+    assert "tests/test_peers.py:0: lightly is not installed" in answer.stdout
+    assert "tests/train/test_report.py:0: matplotlib is not installed" in answer.stdout
+    assert "test_each_loss_waits_for_nothing" in answer.stdout
