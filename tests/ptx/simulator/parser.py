@@ -100,7 +100,10 @@ class _Kernel:
         self._body(body + 1)
         program.instructions.append(Instruction("ret", text="ret", source=self.source))
         for branch, label, scopes in self.branches:
-            self._resolve(branch, label, scopes)
+            try:
+                self._resolve(branch, label, scopes)
+            except (PtxError, KeyError) as error:
+                raise self._error(branch.text, branch.line, error) from error
         set_reconvergence(program.instructions)
 
     def _parameters(self, text: str) -> None:
@@ -168,7 +171,11 @@ class _Kernel:
                 if label:
                     self.branches.append((instruction, label, list(self.symbols.scopes)))
         except (PtxError, KeyError, IndexError, ValueError, StopIteration) as error:
-            raise PtxError(f"{self.program.name}, PTX line {line}: {text}: {error!r}") from error
+            raise self._error(text, line, error) from error
+
+    def _error(self, text: str, line: int, error: Exception) -> PtxError:
+        reason = error if isinstance(error, PtxError) else repr(error)
+        return PtxError(f"{self.program.name}, PTX line {line}: {text}: {reason}")
 
     def _declaration(self, text: str) -> None:
         if match := re.fullmatch(r"\.reg\s+\.(\w+)\s+(.*)", text):
