@@ -124,19 +124,24 @@ def share(change: str, launches, *counted: str) -> tuple[float, int]:
     return sum(found in counted for found in each) / len(each), len(each)
 
 
-PRODUCTS = [launch for launch in LAUNCHES if launch.startswith("product")]
+QUICK = ["softmax", "product, tf32"]  # to compile, too
+of_some_and_all = pytest.mark.parametrize(
+    "launches", [QUICK, pytest.param([*LAUNCHES], marks=pytest.mark.slow)], ids=["some", "all"]
+)
 
 
-def test_missing_barriers():
-    found, of = share("barrier taken out", ["softmax", "sums and sorting", *PRODUCTS], REPORTED)
-    assert of >= 20
-    assert found >= 0.75  # 31 of 38 with Triton 3.8
+@of_some_and_all
+def test_missing_barriers(launches):
+    found, of = share("barrier taken out", launches, REPORTED)
+    assert of >= 8
+    assert found >= 0.75  # with Triton 3.8: 10 of 12, and 34 of 41
 
 
-def test_weak_waits():
-    found, of = share("wait weaker by a group", PRODUCTS, REPORTED)
-    assert of >= 6
-    assert found >= 0.7  # 8 of 10 with Triton 3.8
+@of_some_and_all
+def test_weak_waits(launches):
+    found, of = share("wait weaker by a group", launches, REPORTED)
+    assert of >= 3
+    assert found >= 0.7  # with Triton 3.8: 3 of 4, and 8 of 10
 
 
 def test_missing_masks():
@@ -146,11 +151,12 @@ def test_missing_masks():
     assert found == 1
 
 
+@of_some_and_all
 @pytest.mark.parametrize("change", ["index doubled", "place in shared memory moved"])
-def test_wrong_addresses(change):
+def test_wrong_addresses(change, launches):
     # Where most lanes are masked, an address may be one that no lane uses.
-    found, of = share(change, [launch for launch in LAUNCHES if launch != "softmax, masked"], REPORTED, WRONG)
-    assert of >= 10
+    found, of = share(change, [launch for launch in launches if launch != "softmax, masked"], REPORTED, WRONG)
+    assert of >= 5
     assert found == 1
 
 

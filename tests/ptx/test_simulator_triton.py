@@ -80,7 +80,7 @@ def matrix_products():
             continue  # it takes minutes
         plain = (ta, tb, warps) == (0, 0, 4)
         # On sm_90, 64 rows are the fewest for wgmma.
-        quick = plain and (shape == SHAPES[0] if device == "sm_80" else shape == SHAPES[2] and kind in ("bf16", "tf32"))
+        quick = plain and kind in ("tf32", "bf16", "fp64") and shape == SHAPES[0 if device == "sm_80" else 2]
         yield pytest.param(kind, device, shape, ta, tb, warps, marks=() if quick else pytest.mark.slow)
 
 
@@ -110,7 +110,8 @@ def test_transposition(device, case):
     assert torch.equal(out, x.t())
 
 
-@fast(512)
+@pytest.mark.slow
+@pytest.mark.parametrize(("device", "case"), [(device, 512) for device in DEVICES])
 def test_cumulative_sums_and_sorting(device, case):
     x, keys = torch.randn(case), torch.randint(-1000, 1000, (case,), dtype=torch.int32)
     sums, ordered = torch.empty(case), torch.empty_like(keys)
