@@ -26,6 +26,10 @@ CHUNK_ELEMENTS = 1 << 24
 # Set so that no release of Triton warns of its default: a * b + c in one rounding.
 COMMON = {"enable_fp_fusion": True}
 LAUNCH = {"num_warps": 4, **COMMON}
+# For sums of products across lanes whose result is stored. The compiler may fuse a product and an addition in one lane
+# and not in another. Lanes would then differ in the last digit of what should be one sum, and the one that stores last
+# would win.
+UNFUSED = {**LAUNCH, "enable_fp_fusion": False}
 TABLE = Path(__file__).with_name("tiles.json")
 # Most bytes of shared memory that a block may have (CUDA C++ programming guide, compute capabilities; MI300 ISA).
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_120": 99 << 10, "gfx942": 64 << 10}

@@ -119,7 +119,7 @@ def enqueue_(queue: Tensor, queue_ptr: Tensor, keys: Tensor, normalize: bool = F
             NORMALIZE=normalize,
             BLOCK_ROWS=block_rows,
             BLOCK_DIMS=block_dims,
-            **configs.LAUNCH,
+            **configs.UNFUSED,
         )
     # Autograd cannot see the write, and must refuse a backward that saved the old rows.
     torch.autograd.graph.increment_version([x for x in (queue, queue_ptr) if not x.is_inference()])

@@ -17,11 +17,6 @@ from .scale import Scale
 from .tiles import LEAST_CLAMPED, LN2, exp2_of, log2_scale, narrowed
 from .walk import Partial, new_partial
 
-# The compiler may fuse a product and a sum in one lane of a reduction across lanes and not in the others. Lanes would
-# then differ in the last digit of what should be one sum, the one whose store comes last would win, and equal rows
-# would not tie.
-LAUNCH = {**configs.LAUNCH, "enable_fp_fusion": False}
-
 
 @triton.jit
 def _load_query(values, i, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
@@ -150,7 +145,7 @@ def walk(
         WIDTH=query.width,
         BLOCK=block,
         BLOCK_D=block_d,
-        **LAUNCH,
+        **configs.UNFUSED,  # else equal rows would not tie
     )
     return partial
 
@@ -218,6 +213,6 @@ def gradient_of_negatives(
         WIDTH=query.width,
         BLOCK=block,
         BLOCK_D=block_d,
-        **LAUNCH,
+        **configs.UNFUSED,  # else equal rows would not tie
     )
     return out
