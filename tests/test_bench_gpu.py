@@ -1,6 +1,7 @@
 """The GPU report without a GPU: rows outlive what ends a process, the time is kept, what is missing is said."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,7 @@ from bench.gpu.journal import Journal, read
 from bench.gpu.processes import ROOT, Deadline, Worker
 from bench.gpu.stages import Outcome, Stage
 from bench.gpu.work import Work
+from ssl_fast.build import compiler
 
 
 @pytest.fixture
@@ -159,8 +161,7 @@ def test_the_exit_code_and_the_report_after_each_stage(tmp_path):
     reports = []
 
     def run(stage, folder, deadline):
-        path = folder / "report.md"
-        reports.append(path.read_text() if path.exists() else "")
+        reports.append((folder / "report.md").read_text())
         return Outcome(stage.name, stage.command[0], "", 1.0, stage.command[0] == "failed")
 
     def code_of(*several):
@@ -171,6 +172,7 @@ def test_the_exit_code_and_the_report_after_each_stage(tmp_path):
     assert code_of(good) == 0
     assert code_of(good, bad, good) == 1
     assert "| bad | failed |" in reports[-1]
+    assert "| good | **was running" in reports[-1]
     before = len(reports)
     assert code_of(Stage("build", ["failed"], 1.0, essential=True), good) == 2
     assert len(reports) == before + 1
@@ -275,6 +277,48 @@ def test_the_plan_ends_with_what_may_be_cut_off():
     assert several[-1].open_end
     # What must come to its end leaves time for the rest, though it take all of its limits.
     assert sum(stage.limit for stage in several if not stage.open_end) <= SECONDS - 60
+
+
+# Building without ninja
+
+SETUP = """
+import os, sys
+from bench.gpu import build
+
+os.cpu_count = lambda: 2
+build.without_ninja()
+from setuptools import Extension, setup
+setup(name="x", ext_modules=[Extension("x", ["one.c", "two.c", "three.c"])])
+"""
+MODULE = """
+#include <Python.h>
+int two(void); int three(void);
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "x", NULL, -1, NULL};
+PyMODINIT_FUNC PyInit_x(void) {
+    PyObject *made = PyModule_Create(&module);
+    PyModule_AddIntConstant(made, "five", two() + three());
+    return made;
+}
+"""
+
+
+@pytest.mark.skipif(not compiler(), reason="there is no C++ compiler")
+@pytest.mark.parametrize("third", ["int three(void) { return 3; }", "int three(void) { return }"])
+def test_files_are_compiled_in_processes(third, tmp_path):
+    for name, text in {"one": MODULE, "two": "int two(void) { return 2; }", "three": third}.items():
+        (tmp_path / f"{name}.c").write_text(text)
+    (tmp_path / "setup.py").write_text(SETUP)
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    answer = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    if "3" in third:
+        assert answer.returncode == 0, answer.stderr
+        show = [sys.executable, "-c", "import x; print(x.five)"]
+        assert subprocess.run(show, cwd=tmp_path, capture_output=True, text=True).stdout == "5\n"
+    else:
+        assert answer.returncode != 0
+        assert "three.c" in answer.stderr
 
 
 # Peers

@@ -38,7 +38,7 @@ def gpu() -> dict:
 
 
 def tiles() -> dict:
-    """The architecture that the table of tiles is asked for, and the tiles for rows of 128 entries."""
+    """The GPU's architecture, the row of the table of tiles that it gets, and the tiles for rows of 128 entries."""
     import torch
 
     from ssl_fast.kernels import configs
@@ -46,7 +46,9 @@ def tiles() -> dict:
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu", 0)
     kinds, kernels = ("half", "tf32", "ieee"), ("exp_sums", "walk", "attractions")
     chosen = {f"{kernel}, {kind}": configs.tile(kernel, where, kind, 128) for kind in kinds for kernel in kernels}
-    return {"architecture": configs.architecture(where), **chosen}
+    name, shared = configs.architecture(where), configs.shared_limit(where)
+    row, why = configs.choice(name, shared)
+    return {"architecture": name, "shared memory": shared, "row": f"{row} {why}".strip(), **chosen}
 
 
 ENTRIES: dict[str, Callable[[], object]] = {

@@ -112,6 +112,7 @@ def run_all(stages: list[Stage], folder: Path, deadline: Deadline, run: Callable
     journal, code = Journal(folder / "stages.jsonl", folder / "running"), 0
     for stage in stages:
         journal.begin(stage.name)
+        markdown.write(folder)  # names the stage, should this process be killed in it
         outcome = run(stage, folder, deadline)
         row = {"outcome": outcome.result, "why": outcome.why, "seconds": outcome.seconds, "wrong": outcome.wrong}
         journal.end({"key": stage.name, **row})
