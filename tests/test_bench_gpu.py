@@ -394,7 +394,11 @@ FEW = ["tests/test_peers.py", "tests/compat/test_compat_lightly.py", "tests/kern
        "tests/train/test_report.py", "tests/train/test_device_step.py"]  # fmt: skip
 
 
-@pytest.mark.parametrize("paths", [FEW, pytest.param(["tests"], marks=pytest.mark.slow)], ids=["a few files", "all"])
+@pytest.mark.parametrize(
+    "paths",
+    [FEW, pytest.param(["tests"], marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
+    ids=["a few files", "all"],
+)
 def test_without_libraries_all_is_collected_and_skips_are_explained(paths, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(FINDER)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")

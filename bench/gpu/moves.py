@@ -47,7 +47,7 @@ SIZES: dict[str, Callable[[], list[int]]] = {
 
 
 def by_backends(operator: str, run: Callable[[], object]) -> dict[str, Callable[[], object]]:
-    """ "ssl_fast", the backend that is chosen by itself, and each one that is there by its name."""
+    """The backend that is chosen by itself, as ssl_fast, and each one that is there by its name."""
 
     def by(name: str) -> Callable[[], None]:
         def call() -> None:
@@ -63,17 +63,18 @@ def by_backends(operator: str, run: Callable[[], object]) -> dict[str, Callable[
 def ema(model: str, of_target: str, of_source: str) -> dict:
     sizes = SIZES[model]()
     target, source = ([torch.randn(n, device=DEVICE).to(DTYPES[x]) for n in sizes] for x in (of_target, of_source))
-    runs = peers.ema_peers(target, source, MOMENTUM) if of_target == of_source else {}  # they take one dtype
-    runs |= by_backends("ema_update_", lambda: ssl_fast.ema_update_(target, source, MOMENTUM))
+    ours = by_backends("ema_update_", lambda: ssl_fast.ema_update_(target, source, MOMENTUM))
+    # Others take one dtype.
+    runs = (peers.ema_peers(target, source, MOMENTUM) if of_target == of_source else {}) | ours
     flat: list[Tensor] = [torch.cat(tensors) for tensors in (target, source)]
     runs["one flat tensor"] = lambda: ssl_fast.ema_update_(flat[:1], flat[1:], MOMENTUM)
     if of_target == "bfloat16":
         seed = torch.zeros((), dtype=torch.int64, device=DEVICE)
         runs["rounded at random"] = lambda: ssl_fast.ema_update_(target, source, MOMENTUM, seed=seed)
-    row = measured(runs, captured=tuple(by_backends("ema_update_", lambda: None)))
+    row = measured(runs, captured=tuple(ours))
     moved = sum(sizes) * (2 * target[0].element_size() + source[0].element_size())
-    ours = row["milliseconds"].get("ssl_fast, graph")
-    return row | ({"gigabytes a second": moved / ours / 1e6} if ours else {})
+    time = row["milliseconds"].get("ssl_fast, graph")
+    return row | ({"gigabytes a second": moved / time / 1e6} if time else {})
 
 
 def enqueue(size: int, dim: int, count: int, normalize: bool) -> dict:
