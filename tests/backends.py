@@ -10,13 +10,14 @@ import os
 import pytest
 import torch
 
-from ssl_fast import backends, kernels, native
+from bench.gpu import interpreter
+from ssl_fast import backends, native
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 BACKENDS = ["triton"] if INTERPRETED else ["reference", "cpu", "triton", "cuda"]
 
 if INTERPRETED and native.extension is not None:
-    kernels.register("CPU")
+    interpreter.use()
 
 
 def device_of(backend: str) -> str:

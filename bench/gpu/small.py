@@ -46,7 +46,9 @@ def updates(dtype: torch.dtype) -> None:
 
 def main() -> int:
     if INTERPRETED:
-        ssl_fast.kernels.register("CPU")
+        from . import interpreter
+
+        interpreter.use()
     for dtype in (torch.float32, torch.bfloat16):
         with ssl_fast.backend("triton"):
             losses(dtype)

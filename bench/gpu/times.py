@@ -74,9 +74,9 @@ def main() -> int:
     asked = parser.parse_args()
     end = time.monotonic() + float(os.environ.get("BENCH_SECONDS", "inf"))
     if os.environ.get("TRITON_INTERPRET") == "1":
-        import ssl_fast
+        from . import interpreter
 
-        ssl_fast.kernels.register("CPU")
+        interpreter.use()
     return measure(all_works(), Journal(asked.journal, asked.marker), lambda: end - time.monotonic())
 
 
