@@ -109,8 +109,8 @@ inline void store(const Step& step) {
 
 inline uint64_t atomic_result(const Step& step, uint64_t old, uint64_t operand, uint64_t swapped) {
   const int type = step.instruction.type, bits = bits_of(type);
-  const bool less = is_signed(type) ? sign_extended(old, bits) < sign_extended(operand, bits)
-                                    : old < (operand & low_bits(bits));
+  const bool less =
+      is_signed(type) ? sign_extended(old, bits) < sign_extended(operand, bits) : old < (operand & low_bits(bits));
   switch (step.instruction.variant) {
     case ATOMIC_add:
       if (type == TYPE_f32) return from_float(to_float(old) + to_float(operand));
@@ -148,7 +148,8 @@ inline void copy_async(const Step& step) {
   const int bytes = step.instruction.elements;
   for_lanes(step.active, [&](int lane) {
     const uint64_t destination = (to[lane] & IN_WINDOW) + step.instruction.destination_offset;
-    const Copy copy{lane, destination, from[lane] + step.instruction.immediate, bytes, int(source_bytes[lane]), step.pc};
+    const uint64_t source = from[lane] + step.instruction.immediate;
+    const Copy copy{lane, destination, source, bytes, int(source_bytes[lane]), step.pc};
     if (copy.source_bytes < 0 || copy.source_bytes > bytes)
       step.fail(lane, "cp.async of %d bytes of %d", copy.source_bytes, bytes);
     if (copy.source_bytes && copy.source % bytes) step.fail(lane, "misaligned source of cp.async");

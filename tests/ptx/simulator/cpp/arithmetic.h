@@ -53,8 +53,7 @@ inline void float32_arithmetic(const Step& step) {
     case OP_min: return apply([=](float x, float y) { return smaller(x, y, nan_wins); });
     case OP_max: return apply([=](float x, float y) { return larger(x, y, nan_wins); });
     case OP_copysign:  // PTX: the sign of a, the magnitude of b
-      return for_lanes(step.active,
-                       [&](int lane) { d[lane] = (a[lane] & 0x80000000u) | (b[lane] & 0x7fffffffu); });
+      return for_lanes(step.active, [&](int lane) { d[lane] = (a[lane] & 0x80000000u) | (b[lane] & 0x7fffffffu); });
     default: step.fail(0, "float operation %d", step.instruction.opcode);
   }
 }
@@ -115,8 +114,7 @@ inline void arithmetic(const Step& step) {
     case TYPE_f64: return float64_arithmetic(step);
     case TYPE_f16: case TYPE_bf16: case TYPE_f16x2: case TYPE_bf16x2: return float16_arithmetic(step);
     case TYPE_pred: return predicate_logic(step);
-    default:
-      return with_integer_type(step, [&](auto zero) { integer_arithmetic<decltype(zero)>(step); });
+    default: return with_integer_type(step, [&](auto zero) { integer_arithmetic<decltype(zero)>(step); });
   }
 }
 

@@ -96,7 +96,7 @@ inline void convert(const Step& step) {
   const bool from_number = is_float(cvt.source_type), to_a_number = is_float(cvt.type);
   for_lanes(step.active, [&](int lane) {
     const uint64_t x = a[lane];
-    d[lane] = from_number ? (to_a_number ? float_to_float(cvt, x) : float_to_integer(cvt, x))
+    d[lane] = from_number   ? (to_a_number ? float_to_float(cvt, x) : float_to_integer(cvt, x))
               : to_a_number ? integer_to_float(step, lane, x)
                             : integer_to_integer(cvt, x);
   });

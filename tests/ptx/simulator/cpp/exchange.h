@@ -35,9 +35,7 @@ inline void shuffle(const Step& step) {
         other = lane ^ distance;
         inside = other <= last;
         break;
-      default:
-        other = first | (distance & ~segment);
-        inside = other <= last;
+      default: other = first | (distance & ~segment); inside = other <= last;
     }
     if (!inside) other = lane;
     if (!(step.active >> other & 1)) step.fail(lane, "shfl from lane %d, which does not take part", other);

@@ -57,8 +57,7 @@ inline uint32_t narrowed(double x, int exponent_bits, int mantissa_bits, int rou
   // The mantissa of a normal number holds its leading one, which adds one to the exponent.
   const uint64_t bits = subnormal ? mantissa : (uint64_t(exponent + bias - 1) << mantissa_bits) + mantissa;
   if (bits < infinity) return sign | uint32_t(bits);
-  const bool stays_finite =
-      rounding == ROUND_rz || (rounding == ROUND_rm && !sign) || (rounding == ROUND_rp && sign);
+  const bool stays_finite = rounding == ROUND_rz || (rounding == ROUND_rm && !sign) || (rounding == ROUND_rp && sign);
   return sign | (stays_finite ? infinity - 1 : infinity);
 }
 
@@ -117,9 +116,7 @@ inline int bytes_of(int type) {
   }
 }
 inline int bits_of(int type) { return 8 * bytes_of(type); }
-inline bool is_signed(int type) {
-  return type == TYPE_s8 || type == TYPE_s16 || type == TYPE_s32 || type == TYPE_s64;
-}
+inline bool is_signed(int type) { return type == TYPE_s8 || type == TYPE_s16 || type == TYPE_s32 || type == TYPE_s64; }
 inline bool is_float(int type) {
   return type == TYPE_f16 || type == TYPE_bf16 || type == TYPE_f32 || type == TYPE_f64 || type == TYPE_tf32;
 }

@@ -70,8 +70,7 @@ void integer_arithmetic(const Step& step) {
         d[lane] = count >= 8 * sizeof(T) ? 0 : U(U(a[lane]) << count);
       });
     case OP_shr:
-      return for_lanes(step.active,
-                       [&](int lane) { d[lane] = U(shifted_right<T>(T(a[lane]), uint32_t(b[lane]))); });
+      return for_lanes(step.active, [&](int lane) { d[lane] = U(shifted_right<T>(T(a[lane]), uint32_t(b[lane]))); });
     default: step.fail(0, "integer operation %d", step.instruction.opcode);
   }
 }
@@ -83,7 +82,8 @@ void integer_multiply_add(const Step& step) {
   const uint64_t *a = step.operand(1), *b = step.operand(2), *c = step.operand(3);
   switch (step.instruction.opcode) {
     case OP_mad:
-      return for_lanes(step.active, [&](int lane) { d[lane] = U(uint64_t(T(a[lane])) * uint64_t(T(b[lane])) + c[lane]); });
+      return for_lanes(step.active,
+                       [&](int lane) { d[lane] = U(uint64_t(T(a[lane])) * uint64_t(T(b[lane])) + c[lane]); });
     case OP_mad_hi:
       return for_lanes(step.active,
                        [&](int lane) { d[lane] = U(U(product_high<T>(T(a[lane]), T(b[lane]))) + U(c[lane])); });

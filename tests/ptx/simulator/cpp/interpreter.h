@@ -95,7 +95,8 @@ inline void run_warp(Launch& launch, Warp& warp, uint64_t budget) {
     const int pc = warp.pc++;
     Step step{launch, warp, launch.instructions[pc], pc, 0};
     launch.counts[pc]++;
-    if (launch.executed++ == launch.limit) step.fail(0, "more than %llu instructions", (unsigned long long)launch.limit);
+    if (launch.executed++ == launch.limit)
+      step.fail(0, "more than %llu instructions", (unsigned long long)launch.limit);
     step.active = guarded(warp, step);
     execute(step);
   }

@@ -55,8 +55,9 @@ inline Region* region_of(Launch& launch, uint64_t address, int bytes) {
   }
   if (regions.empty()) step.fail(lane, "out of bounds: global %s, and there is no buffer", what);
   step.fail(lane, "out of bounds: global %s of %d bytes, %llu bytes %s buffer %zu of %llu bytes", what, access.bytes,
-            (unsigned long long)distance, access.address >= regions[nearest].end ? "past the end of" : "before or across",
-            nearest, (unsigned long long)(regions[nearest].end - regions[nearest].begin));
+            (unsigned long long)distance,
+            access.address >= regions[nearest].end ? "past the end of" : "before or across", nearest,
+            (unsigned long long)(regions[nearest].end - regions[nearest].begin));
 }
 
 inline void track_global(const Step& step, int lane, const Access& access, uint64_t address, GlobalShadow& shadow,
@@ -213,8 +214,7 @@ inline uint8_t* memory_of(const Step& step, int lane, Access access) {
   Launch& launch = step.launch;
   const bool reads = access.mode == Access::read;
   switch (space) {
-    case SPACE_shared:
-      return shared_memory(step, lane, access);
+    case SPACE_shared: return shared_memory(step, lane, access);
     case SPACE_local: {
       const size_t own = size_t(step.thread(lane)) * launch.local_bytes;
       return small_memory(step, lane, access, step.warp.block->local, own, launch.local_bytes, "local");

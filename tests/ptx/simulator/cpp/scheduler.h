@@ -9,10 +9,10 @@
 
 namespace ptx {
 
-constexpr uint8_t FRESH_MEMORY = 0xcb;                    // shared and local memory that nothing was written to
+constexpr uint8_t FRESH_MEMORY = 0xcb;                   // shared and local memory that nothing was written to
 constexpr uint64_t FRESH_REGISTER = 0x7ff4dead7fa5dead;  // NaN as a double and as a float
-constexpr uint64_t TURN = 1 << 20;                        // instructions, where blocks are not interleaved
-constexpr uint64_t SHORT_TURN = 200;                      // ... where they are: up to as many
+constexpr uint64_t TURN = 1 << 20;                       // instructions, where blocks are not interleaved
+constexpr uint64_t SHORT_TURN = 200;                     // ... where they are: up to as many
 
 inline uint32_t special_register(const Launch& launch, const Block& block, int warp, int lane, int which) {
   const uint32_t thread = uint32_t(warp * WARP + lane), bit = 1u << lane;

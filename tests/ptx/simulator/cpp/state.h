@@ -139,9 +139,9 @@ struct Launch {
   bool inexact_approximations, vary_winning_lane;
   uint64_t limit, executed = 0;
   std::mt19937 random;
-  uint64_t* counts;  // [instruction]
+  uint64_t* counts;                                     // [instruction]
   std::map<std::tuple<int, int, int>, Report> reports;  // by kind and the two instructions
-  uint64_t discarded[WARP];  // results written to `_`
+  uint64_t discarded[WARP];                             // results written to `_`
 
   int block_threads() const { return int(threads[0] * threads[1] * threads[2]); }
 };
