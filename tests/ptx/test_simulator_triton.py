@@ -7,21 +7,26 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+import triton
+
 from bench import aot
 
 from . import small_kernels as kernels
 from .compile import compile_to_ptx, parameters, simulate, span, union
 from .requirements import needs_triton
-from .simulator import load
+from .simulator import ReportKind, load
 
 pytestmark = needs_triton
 
 DEVICES = ("sm_80", "sm_90")
+VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
+# Before 3.8 Triton puts no fence between a cp.async and the wgmma that reads what it brought.
+UNFENCED = {ReportKind.UNFENCED_PROXY} if VERSION < (3, 8) else set()
 
 
 def run(kernel, grid, *arguments, device="sm_80", num_warps=4, **options):
     result = simulate(kernel, grid, *arguments, device=device, num_warps=num_warps, **options)
-    assert result.reports == []
+    assert {report.kind for report in result.reports} <= UNFENCED, result.reports
     return result
 
 
