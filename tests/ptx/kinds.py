@@ -8,7 +8,7 @@ from unittest import mock
 import compare
 import torch
 
-from . import tf32
+from .products import Products, through, to_tf32
 
 
 class Kind(NamedTuple):
@@ -42,7 +42,8 @@ def arithmetic(name: str) -> Iterator[Kind]:
     """torch's setting of float32 products, what they are in eager code, and the bounds of this kind."""
     kind = KINDS[name]
     bounds = {torch.float32: TF32} if name == "tf32" or name in MIXED else {}
-    products = tf32.Products() if name == "tf32" else nullcontext()
+    rounded = through(kind.dtype) if kind.dtype.itemsize == 2 else to_tf32
+    products = nullcontext() if name in ("ieee", "float64") else Products(rounded)
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = kind.precision
     try:

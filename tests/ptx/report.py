@@ -1,12 +1,13 @@
 """Simulates the whole list of cases and writes what came out: `cd tests && python -m ptx.report [sm_80 sm_90]`.
 
-build/ptx/cases.csv has a line for each case, written as it ends; build/ptx/report.md the worst error by operator, kind
-and device, and launches and warp instructions by kernel.
+build/ptx/cases-DEVICES.csv has a line for each case, written as it ends; build/ptx/report-DEVICES.md the worst error by
+operator, kind and device, and launches and warp instructions by kernel.
 """
 
 from . import conftest  # isort: skip  # noqa: F401  the names below are found by its paths
 
 import csv
+import random
 import sys
 import time
 from collections import Counter, defaultdict
@@ -91,17 +92,20 @@ def main(devices: list[str]) -> int:
     folder = build.cache()
     folder.mkdir(parents=True, exist_ok=True)
     outcomes, launches, instructions = [], Counter(), Counter()
-    with Path(folder, "cases.csv").open("w", newline="") as file:
+    cases = [case.on(device) for device in devices for case in everything()]
+    # What is there early is of all kinds.
+    random.Random(0).shuffle(cases)
+    with Path(folder, f"cases-{'-'.join(devices)}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(Outcome._fields)
-        for case in (case.on(device) for device in devices for case in everything()):
+        for case in cases:
             outcomes.append(outcome_of(case, launches, instructions))
             writer.writerow(outcomes[-1])
             file.flush()
             if outcomes[-1].failure:
                 print(f"{case}: {outcomes[-1].failure}", flush=True)
     text = summary(outcomes, launches, instructions)
-    Path(folder, "report.md").write_text(text)
+    Path(folder, f"report-{'-'.join(devices)}.md").write_text(text)
     print(text)
     return int(any(outcome.failure for outcome in outcomes))
 
