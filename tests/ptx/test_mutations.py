@@ -23,9 +23,8 @@ def launched() -> dict[tuple[str, str], tuple[Case, str]]:
     found: dict[tuple[str, str], tuple[Case, str]] = {}
     # With a temperature on the device two kernels are launched, of which one has no work: those cases come last.
     for case in sorted(fast(), key=lambda case: case.options.get("learnt", False)):
-        if "normalize" not in case.options:  # of _enqueue_kernel, which is not right as it is
-            for kernel, text in texts_of(case).items():
-                found.setdefault((kernel, case.machine.device), (case, text))
+        for kernel, text in texts_of(case).items():
+            found.setdefault((kernel, case.machine.device), (case, text))
     return found
 
 
