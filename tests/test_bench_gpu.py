@@ -286,6 +286,13 @@ import os, sys
 from bench.gpu import build
 
 os.cpu_count = lambda: 2
+compile_in_processes = build.compile_in_processes
+
+def said(compiler, objects, one):
+    print(len(objects), "in processes")
+    compile_in_processes(compiler, objects, one)
+
+build.compile_in_processes = said
 build.without_ninja()
 from setuptools import Extension, setup
 setup(name="x", ext_modules=[Extension("x", ["one.c", "two.c", "three.c"])])
@@ -312,6 +319,7 @@ def test_files_are_compiled_in_processes(third, tmp_path):
     answer = subprocess.run(
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
+    assert "3 in processes" in answer.stdout
     if "3" in third:
         assert answer.returncode == 0, answer.stderr
         show = [sys.executable, "-c", "import x; print(x.five)"]

@@ -7,6 +7,7 @@ stand in.
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import runpy
@@ -53,7 +54,8 @@ def compile_in_processes(compiler, objects: list[str], one) -> None:
 
 def without_ninja() -> None:
     """setuptools would compile one file after the other, which takes many minutes."""
-    from setuptools._distutils.ccompiler import CCompiler
+    importlib.import_module("setuptools")  # puts its own distutils in the place of Python's, which 3.12 has no more
+    CCompiler = importlib.import_module("distutils.ccompiler").CCompiler
 
     def compile(self, sources, output_dir=None, macros=None, include_dirs=None, debug=0, extra_preargs=None,
                 extra_postargs=None, depends=None):  # fmt: skip
