@@ -27,7 +27,7 @@ _ARRAYS = words("""
     predicate_slots counts reports message
 """)
 _LENGTHS = words("""
-    instruction_count parameter_bytes constant_bytes region_count constant_slot_count special_count predicate_count
+    parameter_bytes constant_bytes region_count constant_slot_count special_count predicate_count
     report_capacity message_bytes
 """)
 _NUMBERS = words("""
@@ -105,34 +105,28 @@ def run(
             a predicate that was never written, lanes missing, trap, more instructions than `limit`.
     """
     program = program.contracted if contract else program
-    threads = list(threads or program.threads or ())
-    if not threads:
+    threads = threads or program.threads
+    if threads is None:
         raise ValueError(f"{program.name} does not say how many threads a block has")
     if len(parameters) != program.parameter_bytes:
         raise ValueError(f"{program.name} takes {program.parameter_bytes} bytes of parameters, not {len(parameters)}")
     arrays = _arrays(program, parameters, regions)
     arguments = _Arguments(
-        instruction_count=len(program.instructions),
-        parameter_bytes=len(parameters),
-        constant_bytes=len(program.constant_bytes),
-        region_count=len(regions),
-        constant_slot_count=len(program.constants),
-        special_count=len(program.special),
-        predicate_count=len(program.predicates),
-        report_capacity=_MOST_REPORTS,
-        message_bytes=arrays["message"].nbytes,
         limit=limit,
-        slots=program.slots,
         threads=_three(threads),
         grid=_three(grid),
         shared_bytes=_aligned(program.static_shared_bytes) + shared,
-        local_bytes=_aligned(program.local_bytes),
         seed=seed,
         interleaved=interleaved,
         races=races,
         inexact_approximations=inexact_approximations,
         vary_winning_lane=vary_winning_lane,
         fault_pc=-1,
+        **_of_program(program),
+        parameter_bytes=len(parameters),
+        region_count=len(regions),
+        report_capacity=_MOST_REPORTS,
+        message_bytes=arrays["message"].nbytes,
         **{name: array.ctypes.data for name, array in arrays.items()},
     )
     faulted = build.library().ptx_simulate(ctypes.byref(arguments))
@@ -141,6 +135,17 @@ def run(
         message = arrays["message"].tobytes().split(b"\0")[0].decode()
         raise Fault(f"{program.name}: {message}", _place(program, arguments.fault_pc), reports)
     return Result(program, reports, arrays["counts"])
+
+
+def _of_program(program: Program) -> dict[str, int]:
+    return {
+        "constant_bytes": len(program.constant_bytes),
+        "constant_slot_count": len(program.constants),
+        "special_count": len(program.special),
+        "predicate_count": len(program.predicates),
+        "slots": program.slots,
+        "local_bytes": _aligned(program.local_bytes),
+    }
 
 
 def _arrays(program: Program, parameters: bytes, regions: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:

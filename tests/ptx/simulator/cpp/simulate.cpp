@@ -30,8 +30,8 @@ struct Arguments {
   uint64_t* counts;  // [instruction]
   Report* reports;
   char* message;  // of the fault
-  int64_t instruction_count, parameter_bytes, constant_bytes, region_count, constant_slot_count, special_count,
-      predicate_count, report_capacity, message_bytes;
+  int64_t parameter_bytes, constant_bytes, region_count, constant_slot_count, special_count, predicate_count,
+      report_capacity, message_bytes;
   uint64_t limit;
   int32_t slots, threads[3], grid[3], shared_bytes, local_bytes, seed, interleaved, races, inexact_approximations,
       vary_winning_lane;
