@@ -70,13 +70,13 @@ KINDS = {
     "fp16": (torch.float16, "ieee", 1e-6),
     "fp64": (torch.float64, "ieee", 1e-14),
 }
-# What sums the products there.
-UNITS = {
-    ("ieee", "sm_80"): "fma.rn.f32",
-    ("fp64", "sm_80"): "mma",
-    ("bf16", "sm_90"): "wgmma",
-    ("tf32", "sm_90"): "wgmma",
-}
+
+
+def unit_of(kind, device, rows):
+    """What sums the products: wgmma takes 64 rows at a time."""
+    if kind == "ieee":
+        return "fma.rn.f32"
+    return "wgmma.mma_async" if device == "sm_90" and rows >= 64 and kind != "fp64" else "mma.sync"
 
 
 def matrix_products():
@@ -102,9 +102,7 @@ def test_matrix_products(kind, device, shape, ta, tb, warps):
     )  # fmt: skip
     exact = cut(a).double() @ cut(b).double() if kind == "tf32" else a.double() @ b.double()
     assert ((out - exact).abs().max() / exact.abs().max()).item() <= bound
-    if shape[0] == 64 or device == "sm_80":
-        unit = UNITS.get((kind, device), "mma" if kind != "ieee" else "fma.rn.f32")
-        assert any(name.startswith(unit) for name in result.histogram), result.histogram
+    assert any(name.startswith(unit_of(kind, device, m)) for name in result.histogram), result.histogram
 
 
 @fast(torch.float32, torch.float16, torch.float64, torch.int8)
