@@ -1,11 +1,13 @@
 """The momentum update of a list of tensors (ssl_fast.reference.ema_update_): one launch for all of them.
 
-A table on the device holds the addresses; it is made once for a list and kept, so that a step in a
-CUDA graph copies nothing. Target and source are read once and the target is written once.
+A table on the device holds the addresses; it is made once for a list and kept, so that later steps copy nothing and
+wait for nothing. The first update of a list does both, and so must come before a CUDA graph's capture. Target and
+source are read once and the target is written once.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import NamedTuple
 
 import torch
@@ -154,7 +156,6 @@ def _ema_kernel(
 class Launch(NamedTuple):
     table: Tensor
     places: Tensor
-    on_host: tuple[Tensor, Tensor]  # a captured copy reads them again
     options: dict
 
 
@@ -165,8 +166,36 @@ class Plan(NamedTuple):
     others: list[int]  # indices of pairs whose elements lie in different orders
 
 
-_plans: dict[tuple, Plan | None] = {}
-_captured: list[Plan | None] = []
+class _Plans:
+    """The plans that were used last, for several threads: the lock is held while they are looked up, not while made.
+
+    Two threads that meet a list at the same time each make its plan, and either is right.
+    """
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._by_key: dict[tuple, Plan | None] = {}
+        self._captured: list[Plan | None] = []
+
+    def get(self, key: tuple, capturing: bool) -> tuple[bool, Plan | None]:
+        """(whether the list is known, its plan). capturing: a graph will know its addresses, so it stays forever."""
+        with self._lock:
+            if key not in self._by_key:
+                return False, None
+            plan = self._by_key[key] = self._by_key.pop(key)  # the last used is the last
+            if capturing:
+                self._captured.append(plan)
+            return True, plan
+
+    def keep(self, key: tuple, plan: Plan | None) -> None:
+        with self._lock:
+            self._by_key.pop(key, None)
+            while len(self._by_key) >= KEPT_PLANS:
+                del self._by_key[next(iter(self._by_key))]
+            self._by_key[key] = plan
+
+
+_plans = _Plans()
 
 
 def _same_layout(t: Tensor, s: Tensor) -> bool:
@@ -200,12 +229,11 @@ def _launch(pairs: list[tuple[Tensor, Tensor, int]], device: torch.device, doubl
         places += [(len(entries), block) for block in range(triton.cdiv(count, BLOCK))]
         entries.append((t.data_ptr(), s.data_ptr(), count, *of_both, place))
         codes |= 1 << of_both[0] | 1 << of_both[1]
-    on_host = torch.tensor(entries, dtype=torch.int64), torch.tensor(places, dtype=torch.int32)
-    if device.type != "cpu":
-        on_host = tuple(x.pin_memory() for x in on_host)
+    table, programs = torch.tensor(entries, dtype=torch.int64), torch.tensor(places, dtype=torch.int32)
     wide = tl.float64 if double else tl.float32
     options = {"CODES": codes, "WIDE": wide, "ALIGNED": aligned, "BLOCK": BLOCK, **configs.LAUNCH}
-    return Launch(*(x.to(device, non_blocking=True) for x in on_host), on_host, options)
+    # These copies end before `to` returns: any stream may use the table.
+    return Launch(table.to(device), programs.to(device), options)
 
 
 def _plan(target: list[Tensor], source: list[Tensor]) -> Plan | None:
@@ -227,7 +255,7 @@ def _plan(target: list[Tensor], source: list[Tensor]) -> Plan | None:
 
 
 def _plan_of(target: list[Tensor], source: list[Tensor]) -> Plan | None:
-    """The plan of these lists, made once."""
+    """The plan of these lists, made once. The current device is theirs."""
     device = target[0].device
     # All that a plan depends on: another tensor may come to lie at an old address.
     key = (
@@ -238,18 +266,13 @@ def _plan_of(target: list[Tensor], source: list[Tensor]) -> Plan | None:
         ),
     )
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    if key in _plans:
-        plan = _plans[key] = _plans.pop(key)  # the last used is the last
-    else:
-        plan = _plan(target, source)
-        if not capturing:  # there the table is filled only when the graph runs
-            if device.type == "cuda":
-                torch.cuda.current_stream(device).synchronize()  # once a list: any stream may use the table
-            if len(_plans) >= KEPT_PLANS:
-                del _plans[next(iter(_plans))]
-            _plans[key] = plan
+    known, plan = _plans.get(key, capturing)
+    if known:
+        return plan
     if capturing:
-        _captured.append(plan)  # a graph knows its addresses and outlives any order of use
+        raise RuntimeError("target: expected tensors that were updated before the graph capture; update them once")
+    plan = _plan(target, source)
+    _plans.keep(key, plan)
     return plan
 
 
@@ -271,13 +294,13 @@ def ema_update_(
             raise ValueError(f"source[{i}]: expected shape {tuple(t.shape)} as target, got {tuple(s.shape)}")
     if not target:
         return
-    plan = _plan_of(target, source)
-    if plan is None:
-        # As if every pair were updated in turn, from what its source held then.
-        reference.ema_update_(target, source, momentum if momentum_tensor is None else momentum_tensor, seed)
-        return
     with torch.cuda.device_of(target[0]):
-        for table, places, _, options in plan.launches:
+        plan = _plan_of(target, source)
+        if plan is None:
+            # As if every pair were updated in turn, from what its source held then.
+            reference.ema_update_(target, source, momentum if momentum_tensor is None else momentum_tensor, seed)
+            return
+        for table, places, options in plan.launches:
             numbers = (momentum, 1 - momentum)
             if momentum_tensor is not None:
                 numbers = (momentum_tensor, None)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .rows import TEMPERATURES
+from .rows import TEMPERATURES, on_device
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 REAL: Any = numbers.Real  # whose comparisons type checkers do not know
@@ -65,8 +65,8 @@ def pair(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
 def temperature(value: Any, device: torch.device | None = None) -> Any:
     """A number whose size is in TEMPERATURES, or a 0-D float tensor (whose value is not read: no sync).
 
-    A module is called for its value first (`LearnableTemperature`). Returns the number or tensor.
-    device: of the embeddings, where they are known; a tensor lies there or on the CPU.
+    A module is called for its value first (`LearnableTemperature`). Returns the number, or the tensor on the device.
+    device: of the embeddings, where they are known; a tensor lies there or on the CPU (`rows.on_device`).
     """
     if isinstance(value, nn.Module):
         try:
@@ -75,7 +75,7 @@ def temperature(value: Any, device: torch.device | None = None) -> Any:
             kind = type(value).__name__
             raise TypeError(f"temperature: expected a module that is called without arguments, got {kind}") from error
     scale("temperature", value, device)
-    return value
+    return value if device is None else on_device(value, device)
 
 
 def scale(name: str, value: Any, device: torch.device | None = None) -> None:

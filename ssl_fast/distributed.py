@@ -91,7 +91,7 @@ def counts_of(count: int, group: dist.ProcessGroup, device: torch.device) -> lis
     world = dist.get_world_size(group)
     if torch.compiler.is_compiling() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
         return [count] * world
-    return _all_gather(torch.tensor([count], device=device), group).tolist()
+    return _all_gather(torch.full((1,), count, device=device), group).tolist()
 
 
 def gather(x: Tensor, group: dist.ProcessGroup, counts: list[int] | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from .bank import MemoryBank
 from .distributed import check_group
 from .functional.instances import checked_rows
 from .queue import NegativeQueue
-from .rows import unit_rows
+from .rows import on_device, unit_rows
 from .similarity import sampled_similarity
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ def temperature_of(logit_scale: float | Tensor, a: Tensor) -> float | Tensor:
     checks.embeddings("a", a)
     checks.scale("logit_scale", logit_scale, a.device)
     if isinstance(logit_scale, Tensor):
-        return logit_scale.double().reciprocal()  # so that the kernels find the scale as it was
+        return on_device(logit_scale, a.device).double().reciprocal()  # so that the kernels find the scale as it was
     return 1 / logit_scale
 
 
@@ -342,6 +342,8 @@ class InstanceDiscriminationLoss(_Loss):
         if self.negatives is None:
             return functional.instance_discrimination(features, index, bank, self.temperature, self.reduction)
         rows = checked_rows(features, index, bank)  # before noise is drawn
+        if self.normalizer.device != features.device:  # once: left on the CPU, it would be copied in every step
+            self.normalizer = self.normalizer.to(features.device)
         # With replacement, as the original's uniform draw: the image itself may be among them.
         noise = torch.randint(rows.shape[0], (features.shape[0], self.negatives), device=features.device)
         self._set_normalizer(features, torch.cat([index[:, None], noise], 1), rows)

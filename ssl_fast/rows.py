@@ -100,6 +100,37 @@ def in_range(temperature: Scalar) -> Any:
     return torch.where((size >= TEMPERATURES[0]) & (size <= TEMPERATURES[1]), temperature, float("nan"))
 
 
+class _OnDevice(torch.autograd.Function):
+    """The value of a 0-D CPU tensor on a device."""
+
+    @staticmethod
+    def forward(x: Tensor, device: torch.device) -> Tensor:
+        # The value is passed to the device as an argument of the kernel that fills the tensor. A copy would wait.
+        return torch.full((), x.item(), dtype=x.dtype, device=device)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is saved: the gradient is passed through."""
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.cpu(), None
+
+
+def on_device(value: Scalar, device: torch.device) -> Any:
+    """A number as it is; a 0-D CPU tensor as one on the embeddings' device, with its gradient.
+
+    The forward pass copies nothing and waits for nothing. A gradient is copied back to the CPU, which waits for the
+    device, only where the CPU tensor requires it.
+    """
+    if not isinstance(value, Tensor) or value.device == device:
+        return value
+    if torch.compiler.is_compiling():  # a trace cannot read the value
+        return value.to(device, non_blocking=True)
+    return _OnDevice.apply(value, device)
+
+
 # PyTorch shares out more elements than this among its threads, and rounds by how many there are.
 ONE_THREAD = 1 << 15
 

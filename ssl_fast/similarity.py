@@ -109,7 +109,7 @@ def similarity_softplus(
 ) -> tuple[Tensor, Tensor]:
     """(row i's sum over k != i of softplus(s <u_i, v_k> + bias) (N,), ranks (2, N) of `positive` or (0, N))."""
     if not isinstance(bias, Tensor):
-        bias = torch.full((), bias, dtype=torch.float64)
+        bias = torch.full((), bias, dtype=torch.float64, device=a.device)
     sums, ranks = torch.ops.ssl_fast.similarity_softplus(
         a, b, normalize, *split(temperature), bias, None if positive is None else positive.detach()
     )
@@ -130,7 +130,8 @@ def statistics(
     pairs: how many are. ranks: of each row in the order of loss_rows.
     """
     negative_sum = sums[0].double() @ sums[1].double() - excluded
-    pairs = torch.as_tensor(pairs, device=negative_sum.device)
+    if not isinstance(pairs, Tensor):
+        pairs = torch.full((), pairs, device=negative_sum.device)
     negative_mean = torch.where(pairs > 0, negative_sum / pairs, float("nan"))
     means = (mean.detach().to(loss_rows.dtype) for mean in (positive_mean, negative_mean))
     return stats_of(loss_rows, ranks.flatten(), *means)
@@ -156,6 +157,13 @@ def equal_pairs(u: Tensor, v: Tensor, classes_u: Tensor, classes_v: Tensor) -> t
     return sums, (counts[0] * counts[1]).sum()
 
 
+def sign_of(temperature: Scalar, dtype: torch.dtype) -> Any:
+    """1 or -1 for a number; for a tensor a tensor where it lies, which is not read."""
+    if isinstance(temperature, Tensor):
+        return torch.sign(temperature.detach().to(dtype))
+    return math.copysign(1.0, temperature)
+
+
 # Elements of a matrix, or of gathered rows, that may exist at a time.
 CHUNK_ELEMENTS = 1 << 22
 
@@ -168,7 +176,7 @@ def best_same_class(z: Tensor, labels: Tensor, others: Tensor, other_labels: Ten
     statistics where positives are many. Without one -+Inf.
     """
     u, v, place = unit_rows(z), unit_rows(others), torch.arange(others.shape[0], device=z.device)
-    sign = torch.sign(torch.as_tensor(temperature, device=u.device).detach().to(u.dtype))
+    sign = sign_of(temperature, u.dtype)
     step, best, found = max(1, CHUNK_ELEMENTS // v.shape[0]), [], []
     with torch.autocast(u.device.type, enabled=False):
         for first in range(0, u.shape[0], step):

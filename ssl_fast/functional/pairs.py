@@ -12,7 +12,7 @@ from .. import checks, reference, similarity
 from ..distributed import Across, Batch, batch_of
 from ..queue import NegativeQueue
 from ..ring import Around
-from ..rows import ContrastiveStats, finite_rows, in_range, logsumexp, softplus, total, unit_rows
+from ..rows import ContrastiveStats, finite_rows, in_range, logsumexp, on_device, softplus, total, unit_rows
 from ..similarity import ALL, IDS_DIFFER, NOT_SELF, split
 from .primitive import as_computed, pair_of_ids, runs_reference
 
@@ -114,7 +114,7 @@ def _info_nce_by_ids(
     sums, pairs = (u.sum(0), v.sum(0)), u.shape[0] * v.shape[0] - equal
     positive_mean = total(similarities) / similarities.numel()
     stats = similarity.statistics(loss_rows, ranks, positive_mean, sums, excluded, pairs)
-    return loss, batch.mean_stats(stats, torch.stack([pairs.new_tensor(u.shape[0]), pairs]))
+    return loss, batch.mean_stats(stats, torch.stack([pairs.new_full((), u.shape[0]), pairs]))
 
 
 def multi_positive_info_nce(
@@ -189,7 +189,9 @@ def multi_positive_info_nce(
 def _best(similarities: Tensor, temperature: Scalar) -> Tensor:
     """The most similar of each row, by the sign of the temperature."""
     largest, smallest = similarities.amax(1), similarities.amin(1)
-    return torch.where(torch.as_tensor(temperature, device=similarities.device) > 0, largest, smallest)
+    if isinstance(temperature, Tensor):
+        return torch.where(temperature > 0, largest, smallest)
+    return largest if temperature > 0 else smallest
 
 
 def moco_v3(
@@ -294,6 +296,7 @@ def siglip(
     checks.pair("b", b, "a", a)
     temperature = checks.temperature(temperature, a.device)
     checks.scalar("bias", bias, a.device)
+    bias = on_device(bias, a.device)
     checks.reduction(reduction)
     checks.flags(normalize=normalize, return_stats=return_stats)
     batch = batch_of(group, a)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import backends, checks, reference, similarity
-from ..rows import upcast
+from ..rows import on_device, upcast
 from ..similarity import ALL, IDS_DIFFER, IDS_EQUAL, NOT_SELF
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def similarity_lse(
         raise ValueError(f"b: expected {a.shape[1]} columns as a, got {tuple(b.shape)}")
     checks.same_device("b", b, "a", a)
     checks.scale("scale", scale, a.device)
+    scale = on_device(scale, a.device)
     checks.flags(normalize=normalize, columns=columns)
     mask, ids = _mask_of(a, b, exclude, only)
     if runs_reference("similarity_lse", a):

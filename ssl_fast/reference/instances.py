@@ -69,7 +69,10 @@ def nce_of(
     """The loss of `instance_nce` from the similarities (N, 1 + m) of each row with its own image and the noise."""
     noise = similarity.shape[1] - 1
     # log(P n / m)
-    normalizer = torch.as_tensor(normalizer, dtype=torch.float64, device=similarity.device)
+    if isinstance(normalizer, Tensor):
+        normalizer = normalizer.double()
+    else:
+        normalizer = torch.full((), normalizer, dtype=torch.float64, device=similarity.device)
     logits = similarity / temperature - (normalizer.log() + math.log(noise / images)).to(similarity.dtype)
     loss_rows = softplus(-logits[:, 0]) + row_totals(softplus(logits[:, 1:]))
     loss = reduce(loss_rows, reduction)

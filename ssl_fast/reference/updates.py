@@ -31,7 +31,10 @@ def update_pair_(t: Tensor, s: Tensor, place: int, momentum: Scalar, seed: Tenso
     if not t.is_floating_point():
         t.copy_(s)
         return
-    m = torch.as_tensor(momentum, dtype=torch.float64, device=t.device)
+    if isinstance(momentum, Tensor):
+        m = momentum.double()
+    else:
+        m = torch.full((), momentum, dtype=torch.float64, device=t.device)
     m = torch.where((m >= 0) & (m <= 1), m, torch.nan)
     wide = torch.promote_types(torch.promote_types(t.dtype, s.dtype), torch.float32)
     kept, added = m.to(wide), (1 - m).to(wide)

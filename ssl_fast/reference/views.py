@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,7 +74,7 @@ def supcon(
     loss = reduce_with_positives(loss_rows, count, reduction, count_without_positive)
     if not return_stats:
         return loss
-    sign = torch.sign(1 / torch.as_tensor(temperature, device=u.device))
+    sign = torch.sign(1 / temperature) if isinstance(temperature, Tensor) else math.copysign(1.0, temperature)
     best = sign * (sign * similarity).masked_fill(~positive, float("-inf")).amax(1)
     positive_mean = similarity.detach().masked_fill(~positive, 0).sum() / count.sum()
     return loss, stats_from(loss_rows, similarity, best, positive_mean, ~same, temperature)
