@@ -25,8 +25,9 @@ class LearnableTemperature(nn.Module):
     """A temperature that is learnt as CLIP learns it (Radford et al. 2021): exp(-log_scale), for every loss here.
 
     init: the first temperature. max_scale: the largest 1 / temperature; the parameter is clamped to it whenever it is
-    used. Parameter `log_scale` (0-D, float32): exclude it from weight decay. Raises ValueError for values that do
-    not fit.
+    used. Parameter `log_scale` (0-D, float32): exclude it from weight decay, and move it to the embeddings' device:
+    left on the CPU, its gradient makes each backward pass wait for the GPU. Raises ValueError for values that do not
+    fit.
 
     >>> loss = NTXentLoss(temperature=LearnableTemperature(0.07))  # give loss.parameters() to the optimizer
     """

@@ -5,7 +5,9 @@ NaN or Inf in one gives NaN. They return float32 (float64 for float64 inputs), m
 same bits at any thread count, and raise ValueError or TypeError for arguments that do not fit. Common to all:
 
 temperature: a number of size 1e-8 to 1e8, a 0-D tensor, which gets its gradient (a value outside gives
-    NaN), or a module that returns one: `LearnableTemperature`.
+    NaN), or a module that returns one: `LearnableTemperature`. Keep a learnt one on the embeddings' device: the
+    gradient of a CPU tensor is copied back to it, for which each backward pass waits. Nothing else here is copied
+    between host and device or waits for one (but `group=`, whose ranks tell each other how many rows they have).
 reduction: "mean" or "sum" over the rows' losses, or "none", the rows themselves.
 return_stats: also return `ContrastiveStats` (top-1, top-5, mean similarities).
 
