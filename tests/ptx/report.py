@@ -1,7 +1,7 @@
 """Simulates the whole list of cases and writes what came out: `cd tests && python -m ptx.report [sm_80 sm_90]`.
 
-build/ptx/cases-DEVICES.csv has a line for each case, written as it ends; build/ptx/report-DEVICES.md the worst error by
-operator, kind and device, and launches and warp instructions by kernel.
+build/ptx/cases-DEVICES.csv has a line for each case; build/ptx/report-DEVICES.md the worst error by operator, kind and
+device, and launches and warp instructions by kernel. Both are written after each case: a run that is ended keeps them.
 """
 
 from . import conftest  # isort: skip  # noqa: F401  the names below are found by its paths
@@ -89,24 +89,23 @@ def summary(outcomes: list[Outcome], launches: Counter, instructions: Counter) -
 
 def main(devices: list[str]) -> int:
     torch.set_num_threads(1)
-    folder = build.cache()
+    folder, name = build.cache(), "-".join(devices)
     folder.mkdir(parents=True, exist_ok=True)
     outcomes, launches, instructions = [], Counter(), Counter()
     cases = [case.on(device) for device in devices for case in everything()]
     # What is there early is of all kinds.
     random.Random(0).shuffle(cases)
-    with Path(folder, f"cases-{'-'.join(devices)}.csv").open("w", newline="") as file:
+    with Path(folder, f"cases-{name}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(Outcome._fields)
         for case in cases:
             outcomes.append(outcome_of(case, launches, instructions))
             writer.writerow(outcomes[-1])
             file.flush()
+            Path(folder, f"report-{name}.md").write_text(summary(outcomes, launches, instructions))
             if outcomes[-1].failure:
                 print(f"{case}: {outcomes[-1].failure}", flush=True)
-    text = summary(outcomes, launches, instructions)
-    Path(folder, f"report-{'-'.join(devices)}.md").write_text(text)
-    print(text)
+    print(Path(folder, f"report-{name}.md").read_text())
     return int(any(outcome.failure for outcome in outcomes))
 
 
