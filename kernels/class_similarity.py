@@ -46,6 +46,6 @@ def class_similarity_backward(gradient: Tensor, x: Tensor, labels: Tensor) -> Te
     du = gradient[:, None] * (_same_class(u, classes) - u) + _same_class(own, classes) - own
     with torch.cuda.device_of(x):
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        rows, one = prepare([x], x.dtype, x), scale_of(1.0, None, x)
+        rows, one = prepare([x], x.dtype, x, on_tensor_cores=False), scale_of(1.0, None, x)
         gradients.row_gradients(out, rows, one, du.contiguous(), torch.ones_like(gradient))
         return out
