@@ -66,7 +66,9 @@ def skipping_what_misses_a_library() -> Iterator[None]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup():
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("there is no GPU that torch can use")
     with skipping_what_misses_a_library():
         return (yield)
 

@@ -417,3 +417,15 @@ def test_without_libraries_all_is_collected_and_skips_are_explained(paths, tmp_p
     assert "tests/test_peers.py:0: lightly is not installed" in answer.stdout
     assert "tests/train/test_report.py:0: matplotlib is not installed" in answer.stdout
     assert "test_each_loss_waits_for_nothing" in answer.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which these tests would run on")
+def test_without_a_gpu_every_gpu_test_is_skipped():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stdout[-3000:]
+    last = answer.stdout.splitlines()[-1]
+    assert "skipped" in last
+    assert "passed" not in last
