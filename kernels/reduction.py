@@ -96,7 +96,8 @@ def _loss_kernel(
         out = partials + tl.program_id(0) * 4
         tl.store(out, tl.sum(tl.where(inside, loss, 0.0), 0))
         if ranks is not None:
-            nan_or_zero = loss - loss  # a NaN row has no rank
+            # A NaN row has no rank. Not `loss - loss`: fused with the product before it, that is no longer 0.
+            nan_or_zero = tl.where(tl.abs(loss) < float("inf"), 0.0, float("nan"))
             top1 = (rank < 1).to(tl.float64) + nan_or_zero
             top5 = (rank < 5).to(tl.float64) + nan_or_zero
             tl.store(out + 1, tl.sum(tl.where(inside, top1, 0.0), 0))
