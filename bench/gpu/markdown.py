@@ -85,7 +85,7 @@ def times_table(rows: list[dict]) -> list[str]:
              "|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in rows:
         name = ", ".join(f"{key} {value}" for key, value in row.items() if key not in OWN and key != "work")
-        if row["outcome"] in BAD:
+        if row["outcome"] != "measured":
             lines.append(f"| {cell(name or row['key'])} | **{row['outcome']}** | | {cell(row['message'])} | | | |")
             continue
         others = [f"{other} {ratio:.2f}" for other, ratio in row.get("ratio", {}).items()]

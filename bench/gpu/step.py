@@ -12,7 +12,7 @@ from ssl_fast import NegativeQueue, functional
 
 from .losses import step_of
 from .timing import DEVICE, DRY, measured
-from .work import Work
+from .work import MissingLibraryError, Work
 
 BATCH, SIDE, ENCODER = (4, 32, "resnet18") if DRY else (128, 224, "resnet50")
 
@@ -21,7 +21,7 @@ def _encoder() -> torch.nn.Module:
     try:
         from torchvision import models
     except ImportError:
-        raise RuntimeError("torchvision is not installed, whose encoder is trained") from None
+        raise MissingLibraryError("torchvision is not installed, whose encoder is trained") from None
     return models.get_model(ENCODER, num_classes=128).to(DEVICE)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .about import about
 from .journal import Journal
-from .work import Work
+from .work import MissingLibraryError, Work
 
 LEAST = 5.0  # seconds: with less left no row is begun
 AGAIN = 2  # exit code of a process whose device is lost
@@ -44,6 +44,8 @@ def measure(works: Iterable[Work], journal: Journal, left=lambda: LEAST) -> int:
             row |= work.measure()
             if "ssl_fast" in row.get("failed", {}):
                 raise RuntimeError(row["failed"]["ssl_fast"])
+        except MissingLibraryError as error:
+            row |= {"outcome": "skipped", "message": str(error)}
         except Exception as error:
             row |= {"outcome": "failed", "message": reason(error)}
             code = 1

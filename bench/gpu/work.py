@@ -6,6 +6,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 
+class MissingLibraryError(Exception):
+    """Why a row cannot be measured here, which is nobody's failure."""
+
+
 class Work(NamedTuple):
     """about: what the row says of itself. measure: returns the rest of it: milliseconds, ratio, failed, ..."""
 
