@@ -55,28 +55,36 @@ def _square(squares, SYMMETRIC: tl.constexpr):
 
 
 @triton.jit
-def _store(sums, ranks, sum_, rank, slot, place, count, mask):
-    """One slot of sums and ranks, where there is memory for them."""
-    place += slot.to(tl.int64) * count
-    if sums is not None:
-        tl.store(sums + place, sum_.to(tl.float64), mask=mask)
-    if ranks is not None:
-        tl.store(ranks + place, rank, mask=mask)
+def _add(out, values, slot, first, count, with_before, wanted, BLOCK: tl.constexpr):
+    """Adds a tile's sums to those in global memory, `slot` of the rows first .. first + BLOCK, of this program alone.
+
+    with_before: false for the first of a square's tiles that add to these rows: the memory holds nothing yet. wanted:
+    whether to add at all. No float atomics: a program adds its tiles in one order.
+    """
+    if out is not None:
+        index = first + tl.arange(0, BLOCK)
+        place = out + slot.to(tl.int64) * count + index
+        inside = (index < count) & wanted
+        before = tl.load(place, mask=inside & with_before, other=0)
+        tl.store(place, before + values.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _terms(
     dots, scale, shift, row, rows, column, columns, half, row_ids, column_ids,
-    SOFTPLUS: tl.constexpr, MASK: tl.constexpr, BLOCK: tl.constexpr,
+    SOFTPLUS: tl.constexpr, WITH_RANKS: tl.constexpr, MASK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """(exponentials, -) or (softplus, sigmoids) of a tile, 0 for pairs that do not count."""
+    """(exponentials, -) or (softplus, sigmoids) of a tile, 0 for pairs that do not count.
+
+    WITH_RANKS: `_ranks` has computed the tile's mask, which a branch would keep in registers beside the exponentials.
+    """
     if SOFTPLUS:
         score = score_of(dots, scale, shift)
         e, p = softplus_of(score), sigmoid_of(score)
     else:
         e = exp2_of(dots, scale, shift)
         p = e
-    if needs_mask(row, rows, column, columns, half, MASK, BLOCK, BLOCK):
+    if WITH_RANKS or needs_mask(row, rows, column, columns, half, MASK, BLOCK, BLOCK):
         keep = kept(row, rows, column, columns, half, row_ids, column_ids, MASK, BLOCK, BLOCK)
         e, p = tl.where(keep, e, 0.0), tl.where(keep, p, 0.0)
     return e, p
@@ -97,17 +105,19 @@ def _ranks(
     return above_rows, above_columns, tl.sum(tl.where(keep, similarities, 0.0), 1) * sign
 
 
-@triton.jit
+# Of squares of one size for each batch, `group` is no reason to compile anew.
+@triton.jit(do_not_specialize=["group"])
 def _exp_sums_kernel(
     x, x_factors, x_sums, x_ranks, y, y_factors, y_sums, y_ranks, positive, totals, sigmoids, bias, scale, temperature,
     rows, columns, half, row_ids, column_ids,
-    SYMMETRIC: tl.constexpr, LAUNCHED: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    group, SYMMETRIC: tl.constexpr, LAUNCHED: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
-    """A square of GROUP x GROUP tiles: sums of its rows to slot `column` and of its columns to slot `row`.
+    """A square of group x group tiles: sums of its rows to slot `column` and of its columns to slot `row`.
 
     Every row and column gets one sum in every slot. Where SYMMETRIC, y is x: squares on the diagonal hold each pair
-    twice and sum rows only. With a bias: sums of rows only.
+    twice and sum rows only. With a bias: sums of rows only. All sums grow in global memory, so that a program needs as
+    many registers for a large square as for a small one.
     """
     s = log2_scale(scale, temperature)
     if LAUNCHED == BY_SCALE:
@@ -116,51 +126,44 @@ def _exp_sums_kernel(
     accumulator: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     shift = (tl.abs(s) if bias is None else -log2_bias(bias)).to(accumulator)
     sign = tl.where(s < 0, -1.0, 1.0).to(accumulator)
-    row_square, column_square = _square(tl.cdiv(tl.cdiv(rows, BLOCK), GROUP), SYMMETRIC)
-    member = tl.arange(0, GROUP)[:, None]
-    column_sums = tl.zeros((GROUP, BLOCK), accumulator)
-    column_ranks = tl.zeros((GROUP, BLOCK), tl.int32)
+    row_square, column_square = _square(tl.cdiv(tl.cdiv(rows, BLOCK), group), SYMMETRIC)
+    sums_columns = (row_square != column_square) | (not SYMMETRIC)
+    down = tl.minimum(group, tl.cdiv(rows, BLOCK) - row_square * group)
+    along = tl.minimum(group, tl.cdiv(columns, BLOCK) - column_square * group)
     total = tl.zeros((BLOCK,), accumulator)
-    for i in range(tl.minimum(GROUP, tl.cdiv(rows, BLOCK) - row_square * GROUP)):
-        row = (row_square * GROUP + i) * BLOCK
-        row_sums = tl.zeros((BLOCK,), accumulator)
-        row_sigmoids = tl.zeros((BLOCK,), accumulator)
-        row_ranks = tl.zeros((BLOCK,), tl.int32)
+    for tile in range(down * along):
+        i, j = tile // along, tile % along
+        row, column = (row_square * group + i) * BLOCK, (column_square * group + j) * BLOCK
+        # The sums that one thread stored for the tile before, another may load for this one.
+        tl.debug_barrier()
+        dots = tile_dots(x, row, rows, y, column, columns, WIDTH, BLOCK, BLOCK, BLOCK_D, PRECISION)
         row_scale = tl.zeros((BLOCK,), accumulator) + s.to(accumulator)
-        row_factors = None
+        row_factors, column_factors = None, None
         if x_factors is not None:
             row_factors = load_vector(x_factors, row, rows, BLOCK)
             row_scale *= row_factors
-        for j in range(tl.minimum(GROUP, tl.cdiv(columns, BLOCK) - column_square * GROUP)):
-            column = (column_square * GROUP + j) * BLOCK
-            dots = tile_dots(x, row, rows, y, column, columns, WIDTH, BLOCK, BLOCK, BLOCK_D, PRECISION)
-            column_factors = None
+        # Before the exponentials: beside them the registers would not do.
+        if x_ranks is not None:
             if y_factors is not None:
                 column_factors = load_vector(y_factors, column, columns, BLOCK)
-            # Before the exponentials: beside them the registers would not do.
-            if x_ranks is not None:
-                above_rows, above_columns, similarity = _ranks(
-                    dots, row_factors, column_factors, positive, sign, row, rows, column, columns, half, row_ids,
-                    column_ids, MASK, BLOCK,
-                )  # fmt: skip
-                row_ranks += above_rows
-                column_ranks += tl.where(member == j, above_columns[None, :], 0)
-                total += similarity
-            scaled = dots if column_factors is None else dots * column_factors[None, :]
-            e, p = _terms(
-                scaled, row_scale[:, None], shift, row, rows, column, columns, half, row_ids, column_ids,
-                bias is not None, MASK, BLOCK,
+            above_rows, above_columns, similarity = _ranks(
+                dots, row_factors, column_factors, positive, sign, row, rows, column, columns, half, row_ids,
+                column_ids, MASK, BLOCK,
             )  # fmt: skip
-            row_sums += tl.sum(e, 1)
-            row_sigmoids += tl.sum(p, 1)
-            column_sums += tl.where(member == j, tl.sum(e, 0)[None, :], 0.0)
-        place = row + tl.arange(0, BLOCK)
-        _store(x_sums, x_ranks, row_sums, row_ranks, column_square, place, rows, place < rows)
-        if sigmoids is not None:
-            _store(sigmoids, None, row_sigmoids, row_ranks, column_square, place, rows, place < rows)
-    place = (column_square * GROUP + member) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    inside = (place < columns) & ((row_square != column_square) | (not SYMMETRIC))
-    _store(y_sums, y_ranks, column_sums, column_ranks, row_square, place, columns, inside)
+            _add(x_ranks, above_rows, column_square, row, rows, j > 0, True, BLOCK)
+            _add(y_ranks, above_columns, row_square, column, columns, i > 0, sums_columns, BLOCK)
+            total += similarity
+        if y_factors is not None:
+            # Again, for there are too few registers to keep the factors meanwhile.
+            column_factors = load_vector(y_factors, column, columns, BLOCK)
+        scaled = dots if column_factors is None else dots * column_factors[None, :]
+        e, p = _terms(
+            scaled, row_scale[:, None], shift, row, rows, column, columns, half, row_ids, column_ids,
+            bias is not None, x_ranks is not None, MASK, BLOCK,
+        )  # fmt: skip
+        _add(x_sums, tl.sum(e, 1), column_square, row, rows, j > 0, True, BLOCK)
+        _add(sigmoids, tl.sum(p, 1), column_square, row, rows, j > 0, True, BLOCK)
+        _add(y_sums, tl.sum(e, 0), row_square, column, columns, i > 0, sums_columns, BLOCK)
     if totals is not None:
         both = tl.where(row_square == column_square, 1.0, 2.0)
         tl.store(totals + tl.program_id(0), tl.sum(total.to(tl.float64), 0) * both)
@@ -224,9 +227,9 @@ def exp_sums(
         x.count,
         columns.count,
         *pairs.arguments,
+        group,
         SYMMETRIC=y is None,
         LAUNCHED=FIXED.value if bias is not None else scale.form,
-        GROUP=group,
         WIDTH=x.width,
         BLOCK=tile.rows,
         BLOCK_D=tile.depth,
