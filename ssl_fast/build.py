@@ -137,7 +137,7 @@ def record(csrc: Path) -> dict[str, Any]:
         "python": platform.python_version(),
         "compiler": compiler_version(),
         "flags": [*FLAGS, *openmp_flags()],
-        "cuda": cuda and {"version": cuda.version, "architectures": cuda_toolkit.architectures()},
+        "cuda": cuda and {"version": cuda.version, "architectures": cuda.architectures},
         "cuda_missing": lacking,
         "sources": source_digest(csrc),
     }

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-# Every later minor version of an architecture runs the code of an earlier one; the PTX is for those to come.
-ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
+# What a build is for where there is no GPU, as far as nvcc knows it: every later minor version of an architecture runs
+# the code of an earlier one, and the PTX of the last is for those to come.
+ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")
 SYSTEM = Path("/usr/local")  # where toolkits are installed
 TOLD = ("CUDA_HOME", "CUDA_PATH")  # environment variables
 
@@ -33,29 +34,41 @@ class Toolkit(NamedTuple):
         """What this nvcc takes besides build.NVCC_FLAGS: the code of four architectures is 10 MB, packed 0.8 MB."""
         return ["--compress-mode=size"] if tuple(map(int, self.version.split("."))) >= (12, 8) else []
 
+    @property
+    def default_architectures(self) -> str:
+        """Those of ARCHITECTURES that this nvcc knows: before 12.8 it knows neither 10.0 nor 12.0."""
+        answer = _answer(f"{self.home}/bin/nvcc", "--list-gpu-arch")
+        known = re.findall(r"compute_(\d+)(\d)", answer)
+        # Where it does not answer, torch's build says what it cannot compile.
+        usable = [each for each in ARCHITECTURES if not known or tuple(each.split(".")) in known]
+        return ";".join(usable) + "+PTX"
+
+    @property
+    def architectures(self) -> str:
+        """What to compile for: TORCH_CUDA_ARCH_LIST, or the GPUs that are here, or else the default."""
+        return os.environ.get("TORCH_CUDA_ARCH_LIST") or _here() or self.default_architectures
+
     def use(self) -> None:
-        """Lets torch's build_ext compile with it, for the architectures that `architectures` says."""
+        """Lets torch's build_ext compile with it, for `architectures`."""
         from torch.utils import cpp_extension
 
         os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = self.home
-        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures()
+        os.environ["TORCH_CUDA_ARCH_LIST"] = self.architectures
 
 
-def architectures() -> str:
-    """What to compile for: TORCH_CUDA_ARCH_LIST, or the GPUs that are here, or where there is none ARCHITECTURES."""
+def _here() -> str:
+    """The GPUs of this machine that torch runs on; empty where there is none."""
     import torch
 
-    if chosen := os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        return chosen
     if not torch.cuda.is_available():
-        return ARCHITECTURES
+        return ""
     # nvcc is of torch's version: it knows no newer GPU than torch does, whose PTX runs on newer ones.
     known = [re.findall(r"\d+", name)[0] for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
     known_to_torch = sorted((int(number[:-1]), int(number[-1])) for number in known)
     oldest, newest = known_to_torch[0], known_to_torch[-1]
     here = {min(newest, torch.cuda.get_device_capability(index)) for index in range(torch.cuda.device_count())}
     usable = sorted(each for each in here if each >= oldest)  # of older ones nvcc knows nothing either
-    return ";".join(f"{major}.{minor}" for major, minor in usable) + "+PTX" if usable else ARCHITECTURES
+    return ";".join(f"{major}.{minor}" for major, minor in usable) + "+PTX" if usable else ""
 
 
 def find() -> tuple[Toolkit | None, list[str]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,13 @@ from ssl_fast import backends, build, cuda_toolkit, native
 
 ROOT = Path(__file__).parents[2]
 VERSION = "13.0"
+# What `nvcc --list-gpu-arch` prints, by version.
+KNOWN = {
+    "11.8": [35, 37, 50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 89, 90],
+    "12.6": [50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 89, 90],
+    "12.8": [50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 89, 90, 100, 101, 120],
+    "13.0": [75, 80, 86, 87, 88, 89, 90, 100, 110, 103, 120, 121],
+}
 
 
 def toolkit(folder: Path, version: str, parts=("include/cuda_runtime.h", "lib64/libcudart.so.13")) -> Path:
@@ -22,8 +30,10 @@ def toolkit(folder: Path, version: str, parts=("include/cuda_runtime.h", "lib64/
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("")
     dry_run = f'echo "#$ TOP={folder}/bin/.." >&2'
+    listed = "\\n".join(f"compute_{number}" for number in KNOWN.get(version, ()))
     nvcc.write_text(
-        f'#!/bin/sh\ncase "$*" in *dryrun*) {dry_run};; *) echo "release {version}, V{version}.88";; esac\n'
+        f'#!/bin/sh\ncase "$*" in *dryrun*) {dry_run};; *list-gpu-arch*) printf "{listed}";; '
+        f'*) echo "release {version}, V{version}.88";; esac\n'
     )
     nvcc.chmod(0o755)
     return folder
@@ -153,20 +163,47 @@ def test_headers_and_library_may_lie_beside_torch(alone):
     assert found.runtime == str(alone / "pip" / "cu13" / "lib" / "libcudart.so.13")
 
 
-def test_architectures(alone, monkeypatch):
+@pytest.mark.parametrize(
+    ("version", "default"),
+    [
+        ("11.8", "8.0;9.0+PTX"),
+        ("12.6", "8.0;9.0+PTX"),
+        ("12.8", "8.0;9.0;10.0;12.0+PTX"),
+        ("13.0", "8.0;9.0;10.0;12.0+PTX"),
+        ("14.0", "8.0;9.0;10.0;12.0+PTX"),  # one that lists nothing
+    ],
+)
+def test_without_a_gpu_for_what_nvcc_knows(alone, monkeypatch, version, default):
+    monkeypatch.setattr(torch.version, "cuda", version)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert cuda_toolkit.architectures() == "8.0;9.0;10.0;12.0+PTX"
+    toolkit(alone / "system" / "cuda", version, ("include/cuda_runtime.h", "lib64/libcudart.so"))
+    assert cuda_toolkit.find()[0].architectures == default
+
+
+def test_for_the_gpus_that_are_here(alone, monkeypatch):
+    toolkit(alone / "system" / "cuda", VERSION)
+    found = cuda_toolkit.find()[0]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90a", "compute_120"])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: [(9, 0), (8, 6), (12, 0)][index])
-    assert cuda_toolkit.architectures() == "8.6;9.0+PTX"  # newer than torch knows: by the PTX
+    assert found.architectures == "8.6;9.0+PTX"  # newer than torch knows: by the PTX
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: [(9, 0), (6, 1), (7, 5)][index])
-    assert cuda_toolkit.architectures() == "9.0+PTX"  # nothing for what torch is too new for
+    assert found.architectures == "9.0+PTX"  # nothing for what torch is too new for
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (6, 1))
-    assert cuda_toolkit.architectures() == cuda_toolkit.ARCHITECTURES
+    assert found.architectures == found.default_architectures
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5 8.9")
-    assert cuda_toolkit.architectures() == "7.5 8.9"
+    assert found.architectures == "7.5 8.9"
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc on the PATH")
+def test_a_true_nvcc_says_what_it_knows():
+    """Any since CUDA 11.1 lists at least the oldest of the default."""
+    nvcc = shutil.which("nvcc")
+    home, version = cuda_toolkit._about(nvcc)
+    default = cuda_toolkit.Toolkit(home, version, [], "").default_architectures
+    assert default.startswith("8.0;")
+    assert default.removesuffix("+PTX").endswith("12.0") == (tuple(map(int, version.split("."))) >= (12, 8))
 
 
 def test_the_switch(alone, monkeypatch):
