@@ -165,24 +165,23 @@ def by_time(kernel: str, kind: str, width: int, name: str) -> Tile:
     return best
 
 
-def write(table: dict) -> None:
-    lines = ["{"]
-    for name, kinds in table.items():
-        lines.append(f' "{name}": {{')
-        for kind, kernels in kinds.items():
-            rows = ",\n".join(f'   "{kernel}": {json.dumps(widths)}' for kernel, widths in kernels.items())
-            lines.append(f'  "{kind}": {{\n{rows}\n  }}{"" if kind == list(kinds)[-1] else ","}')
-        lines.append(" }" if name == list(table)[-1] else " },")
-    part = configs.TABLE.with_suffix(".part")
-    part.write_text("\n".join([*lines, "}", ""]))
-    os.replace(part, configs.TABLE)
+def text(value: dict, indent: str = "") -> str:
+    """JSON with the widths of a kernel on one line."""
+    if not value or any(isinstance(inner, list) for inner in value.values()):
+        return json.dumps(value)
+    inner = indent + " "
+    return "{\n" + ",\n".join(f'{inner}"{key}": {text(value[key], inner)}' for key in value) + f"\n{indent}}}"
 
 
 def add(name: str, shared: int, kind: str, entry: dict) -> None:
     """Writes one kind of a row. A new row begins as a copy of the one that served so far: it is whole at any time."""
-    table = configs.table()
-    row = table[configs.choice(name, shared).row]
-    write({**table, name: {**row, kind: entry}})
+    row = configs.table()[configs.choice(name, shared).row]
+    rows, releases = configs.written()
+    rows[name] = {**rows.get(name, row), kind: entry}
+    releases[configs.release(releases)].get(name, {}).pop(kind, None)
+    part = configs.TABLE.with_suffix(".part")
+    part.write_text(text({**rows, "triton": releases}) + "\n")
+    os.replace(part, configs.TABLE)
     for function in (configs.table, configs.choice, configs._tile):
         function.cache_clear()
 

@@ -1,7 +1,8 @@
 """Tile shapes by architecture, dtype and width, and how work is cut: fixed tables, no search when a kernel runs.
 
 `tiles.json` holds the table, one row an architecture: `python -m bench.tune` writes the row of the GPU that it runs on,
-tests/kernels/test_aot.py holds every entry to its device's registers and shared memory.
+tests/kernels/test_aot.py holds every entry to its device's registers and shared memory. Releases of Triton spend
+registers differently: under "triton" are the entries that a release needs otherwise, so that nothing spills there.
 
 Which row a GPU gets (`choice`): its own where the table has one. Else the first of its family's (FAMILIES) that fits
 the shared memory of its blocks, and where none does the family's last. What a row needs is not measured: it counts as
@@ -112,9 +113,31 @@ def shared_limit(device: torch.device) -> int:
     return max(properties.shared_memory_per_block, properties.shared_memory_per_block_optin)
 
 
+def written() -> tuple[dict, dict]:
+    """The rows by architecture, and by release of Triton the entries that differ there; as they are in the file."""
+    rows = json.loads(TABLE.read_text())
+    return rows, rows.pop("triton")
+
+
+def release(releases: dict) -> str:
+    """That of `releases` which the installed Triton is, or else the last before it, or else the first."""
+    installed = _numbers(triton.__version__)
+    return max((name for name in releases if _numbers(name) <= installed), key=_numbers, default=min(releases, key=_numbers))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")[:2]))
+
+
 @functools.cache
 def table() -> dict:
-    return json.loads(TABLE.read_text())
+    """By architecture, kind, kernel and width: the rows for the installed Triton."""
+    rows, releases = written()
+    for name, kinds in releases[release(releases)].items():
+        for of_kind, kernels in kinds.items():
+            for kernel, widths in kernels.items():
+                rows[name][of_kind][kernel].update(widths)
+    return rows
 
 
 class Choice(NamedTuple):

@@ -73,7 +73,7 @@ MUTATIONS = [
              "if needs_mask(row, queries, column, keys, half, MASK, BLOCK_M, BLOCK_N):", "if column < 0:",
              "info_nce", INFO_NCE + " and in and batch"),
     Mutation("exponentials without masks", "exp_sums.py",
-             "if needs_mask(row, rows, column, columns, half, MASK, BLOCK, BLOCK):", "if column < 0:",
+             "if WITH_RANKS or needs_mask(row, rows, column, columns, half, MASK, BLOCK, BLOCK):", "if column < 0:",
              "nt_xent", NT_XENT),
     Mutation("ranks without masks", "exp_sums.py",
              "above_rows = tl.sum((keep & (similarities", "above_rows = tl.sum(((similarities",
