@@ -213,7 +213,19 @@ def _amd(name: str, kernel) -> Compiled:
 
 
 def print_reports() -> None:
-    columns = ("device", "kind", "width", "kernel", "tile", "registers", "local", "shared", "programs", "products")
+    columns = (
+        "triton",
+        "device",
+        "kind",
+        "width",
+        "kernel",
+        "tile",
+        "registers",
+        "local",
+        "shared",
+        "programs",
+        "products",
+    )
     print(" ".join(f"{column:>11}" for column in columns))
     for path in sorted(REPORTS.glob("*.json")):
         for row in json.loads(path.read_text()):

@@ -1,3 +1,4 @@
+import importlib.metadata
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,7 +82,12 @@ def pytest_runtest_call():
 
 def pytest_report_header():
     reasons = {name: why_not("nt_xent", name) for name in BACKENDS}
-    return "backends: " + ", ".join(f"{name} ({reason})" if reason else name for name, reason in reasons.items())
+    try:
+        triton = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        triton = "not installed"
+    backends = ", ".join(f"{name} ({reason})" if reason else name for name, reason in reasons.items())
+    return [f"triton: {triton}", f"backends: {backends}"]
 
 
 @pytest.fixture(autouse=True)

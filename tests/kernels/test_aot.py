@@ -1,7 +1,8 @@
 """The Triton kernels, compiled for devices that are not here: what they cost and that they stay within limits.
 
-Every entry of kernels/tiles.json is compiled as its launchers ask for it. The figures are written to
-build/aot/*.json; `python -m bench.aot` prints them.
+Every entry of kernels/tiles.json is compiled as its launchers ask for it, by the installed Triton: to hold the table
+to another release, `pip install --no-deps --target FOLDER triton==3.6.0` and run these tests with FOLDER first on
+PYTHONPATH. The figures are written to build/aot/*.json; `python -m bench.aot` prints them.
 """
 
 import itertools
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
+
+import triton
 
 from bench import aot, tune
 from ssl_fast import checks
@@ -73,8 +76,9 @@ def write_report(name: str, rows: list[dict]) -> None:
 
 
 def check_limits(compiled, device):
-    assert compiled.local_bytes == 0  # nothing spilled
-    assert compiled.shared_bytes <= aot.SHARED_LIMIT[device]
+    what = f"{compiled.kernel} on {device} by Triton {triton.__version__}"
+    assert compiled.local_bytes == 0, f"{what} spills {compiled.local_bytes} bytes"
+    assert compiled.shared_bytes <= aot.SHARED_LIMIT[device], what
 
 
 def entries(device):
@@ -100,7 +104,7 @@ def test_every_tile_of_the_table(device, kind):
             assert max(compiled.load_bits) == 128, f"{kernel}: loads of {set(compiled.load_bits)} bits"
             report.append(
                 {
-                    "device": device, "kind": kind, "width": width,
+                    "triton": triton.__version__, "device": device, "kind": kind, "width": width,
                     "kernel": compiled.kernel.strip("_").removesuffix("_kernel"), "tile": "x".join(map(str, tile)),
                     "registers": compiled.registers, "local": compiled.local_bytes, "shared": compiled.shared_bytes,
                     "programs": compiled.programs(tile.warps, device), "products": len(compiled.products),
@@ -182,6 +186,22 @@ def test_similarity_forms_spill_nothing(device, kind):
     assert {name for name, *_ in found} == {*tune.KERNELS.values(), "_lse_kernel"}
     for launch in found.values():
         check_limits(aot.compiled(launch, device), device)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("stats", [False, True], ids=["loss", "statistics"])
+def test_large_batches_spill_nothing(stats):
+    """The most tiles that a program sums, and no kernel of their own."""
+    tune.set_kind("half")
+    found = []
+    for count in (1024, 65536):
+        z = torch.empty(count, 128, dtype=torch.bfloat16)
+        launches = aot.launches(lambda z=z: nt_xent.nt_xent(z, z, 0.1, None, 1, stats), "sm_90")
+        (launch,) = (each for each in launches if each.kernel.fn.__name__ == "_exp_sums_kernel")
+        found.append(aot.compiled(launch, "sm_90"))
+        check_limits(found[-1], "sm_90")
+    small, large = found
+    assert small == large
 
 
 @pytest.mark.timeout(600)
