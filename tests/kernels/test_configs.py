@@ -9,6 +9,8 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+import triton
+
 from bench import aot, tune
 from ssl_fast import doctor
 from ssl_fast.kernels import configs
@@ -129,6 +131,28 @@ def test_a_tuned_row_is_the_gpus_own(see, monkeypatch, tmp_path):
         monkeypatch.undo()
         for function in (configs.table, configs.choice, configs._tile):
             function.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("version", "release"),
+    [("3.5.1", "3.6"), ("3.6.0", "3.6"), ("3.7.1+rocm6.4", "3.6"), ("3.8.0", "3.8"), ("3.10.0", "3.9"), ("4.0", "3.9")],
+)
+def test_entries_of_a_release_of_triton(monkeypatch, version, release):
+    monkeypatch.setattr(triton, "__version__", version)
+    rows, releases = configs.written()
+    assert configs.release(releases) == release
+    configs.table.cache_clear()
+    try:
+        found = configs.table()
+    finally:
+        monkeypatch.undo()
+        configs.table.cache_clear()
+    for name, kinds in rows.items():
+        for kind, kernels in kinds.items():
+            for kernel, widths in kernels.items():
+                changed = releases[release].get(name, {}).get(kind, {}).get(kernel, {})
+                assert changed.keys() <= widths.keys()
+                assert found[name][kind][kernel] == {**widths, **changed}
 
 
 def test_ahead_of_time_takes_the_row_that_a_device_would():
