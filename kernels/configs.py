@@ -109,7 +109,7 @@ def shared_limit(device: torch.device) -> int:
     if device.type == "cpu":  # interpreted
         return 0
     properties = torch.cuda.get_device_properties(device)
-    # ROCm's optional limit may be 0.
+    # On ROCm the opt-in limit may be 0.
     return max(properties.shared_memory_per_block, properties.shared_memory_per_block_optin)
 
 
@@ -122,7 +122,9 @@ def written() -> tuple[dict, dict]:
 def release(releases: dict) -> str:
     """That of `releases` which the installed Triton is, or else the last before it, or else the first."""
     installed = _numbers(triton.__version__)
-    return max((name for name in releases if _numbers(name) <= installed), key=_numbers, default=min(releases, key=_numbers))
+    return max(
+        (name for name in releases if _numbers(name) <= installed), key=_numbers, default=min(releases, key=_numbers)
+    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:
