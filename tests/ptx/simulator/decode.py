@@ -121,8 +121,7 @@ def _set_predicate(s: Statement) -> Instruction:
     comparison = s.one_of(*COMPARISONS[1:])
     combinations = [name for name in COMBINATIONS[1:] if name in s.modifiers]
     flags, _ = s.accept("ftz", comparison, *combinations, types=_BITS | INTEGERS | {"f16", "bf16", "f32", "f64"})
-    results = [s.symbols.slot(name.strip()) for name in s.operands[0].split("|")]
-    slots = [*results, *[-1] * (2 - len(results)), s.slot(1), s.slot(2)]
+    slots = [*s.pair_of_results(), s.slot(1), s.slot(2)]
     variant = 0
     if combinations:
         variant = COMBINATIONS.index(combinations[0])

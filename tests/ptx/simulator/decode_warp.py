@@ -18,18 +18,12 @@ def _barrier(s: Statement) -> Instruction:
     return s.instruction("bar", [s.slot(index, "u32") for index in range(len(s.operands))])
 
 
-def _results(s: Statement) -> list[int]:
-    """`a|p` or `a`: two slots."""
-    slots = [s.symbols.slot(name.strip()) for name in s.operands[0].split("|")]
-    return [*slots, *[-1] * (2 - len(slots))]
-
-
 def _shuffle(s: Statement) -> Instruction:
     mode = s.one_of(*SHUFFLES)
     s.accept("sync", mode, types={"b32"})
     s.one_of("sync")
     sources = [s.slot(index, "b32") for index in range(1, 5)]
-    return s.instruction("shfl", [*_results(s), *sources], variant=SHUFFLES.index(mode))
+    return s.instruction("shfl", [*s.pair_of_results(), *sources], variant=SHUFFLES.index(mode))
 
 
 def _vote(s: Statement) -> Instruction:
@@ -56,7 +50,7 @@ def _reduce(s: Statement) -> Instruction:
 
 def _elect(s: Statement) -> Instruction:
     s.accept("sync")
-    return s.instruction("elect", [*_results(s), s.slot(1, "b32")])
+    return s.instruction("elect", [*s.pair_of_results(), s.slot(1, "b32")])
 
 
 DECODERS = {

@@ -13,6 +13,7 @@ from .instructions import words
 from .parser import parse
 from .program import Program, PtxError
 from .reports import UNKNOWN, Fault, Place, Report, ReportKind, Result
+from .symbols import aligned
 
 _KINDS = list(ReportKind)
 _MOST_REPORTS = 1024  # places; a broken kernel has a few
@@ -115,7 +116,7 @@ def run(
         limit=limit,
         threads=_three(threads),
         grid=_three(grid),
-        shared_bytes=_aligned(program.static_shared_bytes) + shared,
+        shared_bytes=aligned(program.static_shared_bytes, 16) + shared,
         seed=seed,
         interleaved=interleaved,
         races=races,
@@ -144,7 +145,7 @@ def _of_program(program: Program) -> dict[str, int]:
         "special_count": len(program.special),
         "predicate_count": len(program.predicates),
         "slots": program.slots,
-        "local_bytes": _aligned(program.local_bytes),
+        "local_bytes": aligned(program.local_bytes, 16),
     }
 
 
@@ -173,10 +174,6 @@ def _arrays(program: Program, parameters: bytes, regions: Sequence[tuple[int, in
 
 def _three(numbers: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
     return (ctypes.c_int32 * 3)(*numbers, *[1] * (3 - len(numbers)))
-
-
-def _aligned(size: int) -> int:
-    return (size + 15) // 16 * 16
 
 
 def _place(program: Program, pc: int) -> Place:

@@ -78,6 +78,11 @@ class Statement:
         """Of the first `count` operands."""
         return [self.slot(index) for index in range(count)]
 
+    def pair_of_results(self) -> list[int]:
+        """The first operand, `d|p` or `d`, as two slots; -1 for a result that is not written."""
+        slots = [self.symbols.slot(name.strip()) for name in self.operands[0].split("|")]
+        return [*slots, *[-1] * (2 - len(slots))]
+
     def number(self, index: int) -> int:
         """An operand that must be a literal."""
         bits = literal(self.operands[index])
