@@ -47,7 +47,7 @@ TARGETS = {
     for name in SHARED_LIMIT
 }
 REPORTS = Path(__file__).resolve().parent.parent / "build" / "aot"
-# ... and of a multiprocessor, with a row of its own.
+# Bytes of shared memory of a multiprocessor, of the NVIDIA GPUs with a row of their own.
 SHARED_TOTAL = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10, "sm_120": 100 << 10}
 
 

@@ -25,7 +25,7 @@ def tests(name: str, limit: float, each: float, arguments: list[str], count: int
 
     The long tests take what is left of the time, and are cut off.
     """
-    # No cache: several processes would write one.
+    # pytest's cache is off: several processes would write the same one.
     plain = ["-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "bench.gpu.pytest_journal"]
     environment = {
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)),
@@ -77,7 +77,9 @@ def dry_stages(folder: Path) -> list[Stage]:
     few = ["-m", "quick", f"{QUICK}/test_quick_gpu.py", "-k", "nt_xent or queue"]
     more = ["-m", "not slow and not gpu", f"{QUICK}/test_ema_interpreted.py"]
     return [
-        *(replace(stage, limit=3600) for stage in building(folder)),  # by a few cores
+        *(
+            replace(stage, limit=3600) for stage in building(folder)
+        ),  # a machine without a GPU may have few cores to compile on
         tests("quick", 150, 60, few, 2, **interpreted),
         Stage("doctor", python("-m", "ssl_fast", "doctor"), 90),
         Stage("small", python("-m", "bench.gpu.small"), 90, environment=interpreted),

@@ -61,9 +61,10 @@ class Recorder:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config, items):
-        """This process's share, what only a device can show first, the rest in an order by chance: of every kind some.
+        """Keeps this process's share of the tests, those of test_*_gpu.py first, for only a device can run them.
 
-        The order is the same in every run.
+        Within each part the order is that of a hash of the names: the same in every run, and a run that is cut off
+        has seen some tests of every kind.
         """
         done = self.journal.keys()
         number = {item.nodeid: zlib.crc32(item.nodeid.encode()) for item in items}

@@ -61,10 +61,10 @@ def measure(works: Iterable[Work], journal: Journal, left=lambda: LEAST) -> int:
 
 
 def all_works() -> list[Work]:
-    from . import losses, moves, step
+    from . import losses, step, updates
 
     first, rest = losses.works()
-    return [*first, *moves.works(), *step.works(), *rest]
+    return [*first, *updates.works(), *step.works(), *rest]
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""A row to be measured."""
+"""What the stage "times" measures: each Work becomes one row of rows.jsonl."""
 
 from __future__ import annotations
 
