@@ -76,7 +76,8 @@ def _terms(
 ):  # fmt: skip
     """(exponentials, -) or (softplus, sigmoids) of a tile, 0 for pairs that do not count.
 
-    WITH_RANKS: `_ranks` has computed the tile's mask, which a branch would keep in registers beside the exponentials.
+    WITH_RANKS: the mask is applied to every tile, needed or not. `_ranks` has computed it before, and behind a branch
+    the compiler would keep it in registers beside the exponentials.
     """
     if SOFTPLUS:
         score = score_of(dots, scale, shift)
@@ -105,7 +106,7 @@ def _ranks(
     return above_rows, above_columns, tl.sum(tl.where(keep, similarities, 0.0), 1) * sign
 
 
-# Of squares of one size for each batch, `group` is no reason to compile anew.
+# `group` depends on the batch size: specialised by it, the kernel would be compiled anew for other batches.
 @triton.jit(do_not_specialize=["group"])
 def _exp_sums_kernel(
     x, x_factors, x_sums, x_ranks, y, y_factors, y_sums, y_ranks, positive, totals, sigmoids, bias, scale, temperature,
@@ -113,7 +114,7 @@ def _exp_sums_kernel(
     group, SYMMETRIC: tl.constexpr, LAUNCHED: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
-    """A square of group x group tiles: sums of its rows to slot `column` and of its columns to slot `row`.
+    """A square of group x group tiles: sums of its rows to slot column_square, of its columns to slot row_square.
 
     Every row and column gets one sum in every slot. Where SYMMETRIC, y is x: squares on the diagonal hold each pair
     twice and sum rows only. With a bias: sums of rows only. All sums grow in global memory, so that a program needs as

@@ -28,7 +28,7 @@ def with_options(case, arguments, **options):
 
 @pytest.mark.parametrize(("case", "temperature"), PAIRS)
 def test_neither_copies_nor_waits(case, temperature, gpu):
-    """With statistics, whose way is the longer one. What is reduced, and the dtype, change from test to test."""
+    """With statistics, which take more steps. The reduction and the dtype change from test to test."""
     number = PAIRS.index((case, temperature))
     dtype = (torch.float32, torch.bfloat16)[number % 2]
     options = {"reduction": ("mean", "none", "sum")[number % 3], "return_stats": True}

@@ -1,4 +1,4 @@
-"""No copy and no wait in the losses as modules, with what each has besides its function; nor in drop-ins."""
+"""No copy and no wait in the losses as modules, nor in the drop-ins for other libraries."""
 
 import importlib
 

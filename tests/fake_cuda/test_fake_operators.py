@@ -137,5 +137,5 @@ def test_every_operator_is_here():
     # The updates are in test_fake_updates.py.
     others = {"triton_ema_update_", "triton_enqueue_"}
     assert {name.removesuffix("_backward") for name in kernels.MODULES} - others <= tested
-    # ... which launches something, as the fixture asks of every test.
+    # The fixture asks of every test, and so of this one, that something is launched.
     OPERATORS.pair_similarity(rows(2, 3), rows(2, 3), True, True)

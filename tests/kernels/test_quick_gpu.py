@@ -1,4 +1,4 @@
-"""Every loss on a device in a minute and a half, with the other tests marked quick: right, captured, without waiting.
+"""Every loss on a device: right values, no wait for the device, the same bits in a CUDA graph. Quick by itself.
 
 With TRITON_INTERPRET=1 the values are tested on the CPU, which keeps this file from rotting.
 """

@@ -1,7 +1,7 @@
 """What enters a tensor core in float32 is a TF32 number, rounded to the nearest (tiles.to_tf32).
 
 The interpreter multiplies in float64, so these tests look at the operands; tests/ptx computes losses with operands
-that are cut as tensor cores cut them.
+whose low bits are cut off, as tensor cores do.
 """
 
 import pytest

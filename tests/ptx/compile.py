@@ -45,7 +45,7 @@ def compile_to_ptx(
     with _without_assembler(device):
         compiled = kernel.warmup(*arguments, grid=tuple(grid), **options)
     metadata = compiled.metadata
-    # No kernel of this project asks for scratch memory, whose pointers would be parameters.
+    # `parameters` passes null for the pointers to scratch memory, which no kernel of this project asks for.
     assert metadata.global_scratch_size == metadata.profile_scratch_size == 0
     return Compiled(
         kernel.fn.__name__, compiled.asm["ptx"], metadata.num_warps, metadata.shared, compiled.src.signature
@@ -54,7 +54,7 @@ def compile_to_ptx(
 
 @contextmanager
 def _without_assembler(device: str):
-    """Triton stops at PTX, and what it compiles so is told from what bench.aot compiles to the end."""
+    """Triton stops at PTX; its caches keep these kernels apart from those that bench.aot compiles to machine code."""
     with ExitStack() as stack:
         stack.enter_context(mock.patch.dict(os.environ, {"TRITON_CACHE_DIR": str(build.cache() / "triton")}))
         stack.enter_context(mock.patch.object(CUDABackend, "make_cubin", return_value=b"none"))

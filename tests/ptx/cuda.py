@@ -1,4 +1,4 @@
-"""The CUDA C++ kernels of csrc/cuda to PTX, and launches of them as csrc/cuda/*.cu make them."""
+"""Compiles the CUDA C++ kernels of csrc/cuda to PTX and launches them in the simulator as csrc/cuda/*.cu do."""
 
 import functools
 import hashlib
@@ -27,7 +27,7 @@ _ENTRY = re.compile(r"^\s*(?:\.visible|\.weak)?\s*\.entry\s+([\w$]+)", re.MULTIL
 
 @functools.cache
 def ptx(source: str, device: str = "sm_80") -> str:
-    """Of csrc/cuda/`source`.cu; kept on disk by the contents of csrc, the compiler and the flags."""
+    """The PTX of csrc/cuda/`source`.cu; kept on disk by the contents of csrc, the compiler and the flags."""
     toolkit, lacking = cuda_toolkit.find()
     assert toolkit, lacking
     includes = [f"-I{path}" for path in (CSRC, *toolkit.include)]

@@ -33,7 +33,8 @@ KINDS = {
 }
 PLAIN = ("ieee", "tf32", "bfloat16", "float16", "float64")
 MIXED = tuple(name for name in KINDS if name not in PLAIN)
-# The contract's 2e-3, and for losses what rounding to nearest costs at a temperature of 0.1: cutting off costs 2e-3.
+# Gradients: the project's bound for TF32, 2e-3. Losses: what rounding operands to the nearest costs at temperature 0.1.
+# Operands cut off, as tensor cores do, would cost 2e-3 and fail.
 TF32 = compare.Bound(loss=2e-4, gradient=2e-3, factor=2, never=1e-2)
 
 

@@ -57,7 +57,7 @@ USUAL = Machine()
 
 
 class Reported(AssertionError):
-    """What the simulator has to say of a launch."""
+    """The simulator reported something about a launch: the first reports, one a line."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What is asked of the losses' own operators: inputs by seed, the call, and the comparison with float64.
+"""Checks of nt_xent, info_nce and the other losses: inputs by seed, the call, and the comparison with float64.
 
 Each function takes the name of a kind (kinds.py) first and runs inside `launch.simulated`. The comparators and their
 bounds are those of the tests of every other backend.

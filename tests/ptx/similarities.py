@@ -1,6 +1,7 @@
-"""What is asked of the operators of similarities: inputs by seed, the call, and the comparison with float64.
+"""Checks of similarity_lse, similarity_softplus, pair_similarity and class_similarity.
 
-As losses.py, with the comparators of tests/kernels/similarity_cases.py.
+Each makes inputs by seed, calls the operator and compares with float64.
+As losses.py, but with the comparators of tests/kernels/similarity_cases.py.
 """
 
 import torch

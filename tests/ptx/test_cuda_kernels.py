@@ -1,6 +1,6 @@
 """The CUDA C++ kernels compiled for sm_80 and simulated, against the reference and the oracle.
 
-All of ema.cu is slow: nvcc takes seconds for each of the files.
+The tests of ema.cu are marked slow, and so is most of enqueue.cu's: nvcc takes seconds for each of the files.
 """
 
 import itertools
@@ -99,8 +99,6 @@ def laid_out(rows, columns, dtype, layout, generator):
 
 
 LAYOUTS = ("contiguous", "transposed", "steps")
-
-
 FAST = [(torch.float32, torch.float32, "contiguous"), (torch.bfloat16, torch.float32, "steps")]
 
 

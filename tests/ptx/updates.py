@@ -1,4 +1,4 @@
-"""What is asked of the momentum update and of the queue.
+"""Checks of the momentum update and of the queue.
 
 Each function takes the run of `launch.simulated` that it is called in: the update reads tensors by their addresses in a
 table, of which the simulator must be told.
