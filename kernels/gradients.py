@@ -23,7 +23,8 @@ def _gradient(gradient, row, divisor, stride, count, accumulator: tl.constexpr):
     return tl.load(gradient + row * stride, mask=row < count, other=0.0).to(accumulator) / divisor
 
 
-@triton.jit
+# A batch of another size is no reason to compile.
+@triton.jit(do_not_specialize=["pieces", "first", "offset", "divisor"])
 def _row_gradients_kernel(
     sums, values, factors, inverse_norms, partners, partner_factors, shares, gradient, unit, out, along, scale,
     temperature, pieces, first, count, rows, offset, dim, divisor, stride,

@@ -67,7 +67,7 @@ def _store_saved(saved, rows, row, whole, accumulator: tl.constexpr, inside):
     tl.store(saved + 2 * rows + row, whole - whole.to(accumulator).to(tl.float64), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["fixed_slots", "online_slots"])  # counts of another batch are no reason to compile
 def _loss_kernel(
     sums, maxima, ranks, weighted, positive, losses, saved, key_means, partials, scale, temperature,
     fixed_slots, online_slots, count, dim,
@@ -117,7 +117,7 @@ def _loss_kernel(
             tl.store(place, mean, mask=inside[:, None] & (column < dim)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["fixed_slots", "online_slots"])
 def _lse_kernel(
     sums, maxima, ranks, lse, saved, counts, scale, temperature, fixed_slots, online_slots, count,
     LAUNCHED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr,
@@ -137,7 +137,7 @@ def _lse_kernel(
         tl.store(counts + row, rank, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks", "parts", "count", "negatives"])
 def _sum_kernel(partials, totals, loss, stats, blocks, parts, count, negatives, MEAN: tl.constexpr, B: tl.constexpr):
     """One program: losses and statistics of the blocks, added in their order."""
     sums = tl.zeros((B, 4), tl.float64)

@@ -89,9 +89,17 @@ def counts_of(count: int, group: dist.ProcessGroup, device: torch.device) -> lis
     Inside torch.compile and in a CUDA-graph capture nothing can be read: there all must have the same number.
     """
     world = dist.get_world_size(group)
-    if torch.compiler.is_compiling() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+    if torch.compiler.is_compiling() or _is_capturing(device):
         return [count] * world
     return _all_gather(torch.full((1,), count, device=device), group).tolist()
+
+
+def _is_capturing(device: torch.device) -> bool:
+    """Whether the device's current stream is captured in a CUDA graph; the current device may be another."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 def gather(x: Tensor, group: dist.ProcessGroup, counts: list[int] | None = None) -> Tensor:

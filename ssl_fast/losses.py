@@ -14,7 +14,7 @@ from .bank import MemoryBank
 from .distributed import check_group
 from .functional.instances import checked_rows
 from .queue import NegativeQueue
-from .rows import on_device, unit_rows
+from .rows import unit_rows
 from .similarity import sampled_similarity
 
 if TYPE_CHECKING:
@@ -311,7 +311,7 @@ def temperature_of(logit_scale: float | Tensor, a: Tensor) -> float | Tensor:
     checks.embeddings("a", a)
     checks.scale("logit_scale", logit_scale, a.device)
     if isinstance(logit_scale, Tensor):
-        return on_device(logit_scale, a.device).double().reciprocal()  # so that the kernels find the scale as it was
+        return logit_scale.double().reciprocal()  # so that the kernels find the scale as it was
     return 1 / logit_scale
 
 

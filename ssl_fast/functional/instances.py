@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import checks, reference, similarity
 from ..bank import MemoryBank
-from ..rows import finite_rows, in_range, on_device, total, unit_rows
+from ..rows import finite_rows, in_range, total, unit_rows
 from ..similarity import IDS_DIFFER
 from .primitive import as_computed, runs_reference
 
@@ -84,7 +84,6 @@ def instance_nce(
     checks.ids("noise", noise, (features.shape[0], noise.shape[1]), "features", features)
     checks.places("noise", noise, rows.shape[0])
     checks.scalar("normalizer", normalizer, features.device)
-    normalizer = on_device(normalizer, features.device)
     temperature = checks.temperature(temperature, features.device)
     checks.reduction(reduction)
     checks.flags(return_stats=return_stats)

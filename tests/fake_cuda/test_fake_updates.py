@@ -1,7 +1,7 @@
 """The momentum update, the queue and the bank on fake CUDA tensors: only the first update of a list copies."""
 
-import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -93,29 +93,42 @@ def test_a_capture_elsewhere_is_none_here(gpu):
     assert gpu.launches == ["_ema_kernel"]
 
 
-def test_plans_are_found_by_several_threads():
-    """Each thread meets more lists than plans are kept, in its own order."""
-    pairs = [[torch.ones(3), torch.ones(3)] for _ in range(ema.KEPT_PLANS + 8)]
+class _Slow(dict):
+    """After each look other threads have their turn."""
+
+    def __contains__(self, key):
+        found = super().__contains__(key)
+        time.sleep(1e-3)
+        return found
+
+    def __iter__(self):
+        found = super().__iter__()
+        time.sleep(1e-3)
+        return found
+
+
+@pytest.mark.parametrize("kept", [2, 5])
+def test_plans_are_found_by_several_threads(kept, monkeypatch):
+    """Four lists, all kept or some always made anew, which each thread meets in its own order."""
+    pairs = [[torch.ones(3), torch.ones(3)] for _ in range(4)]
+    monkeypatch.setattr(ema, "KEPT_PLANS", kept)
+    monkeypatch.setattr(ema, "_plans", ema._Plans())
+    monkeypatch.setattr(ema._plans, "_by_key", _Slow())
     failures = []
 
     def run(step):
         try:
-            for i in range(4 * len(pairs)):
+            for i in range(20):
                 t, s = pairs[i * step % len(pairs)]
                 assert ema._plan_of([t], [s]).launches
         except BaseException as error:
             failures.append(error)
 
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=run, args=(step,)) for step in (1, 5, 7, 11)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(before)
+    threads = [threading.Thread(target=run, args=(step,)) for step in (1, 1, 3, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert not failures
 
 
