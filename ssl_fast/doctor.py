@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -162,7 +163,7 @@ def _print_build() -> None:
 def _tiles(index: int) -> str:
     """The architecture that Triton's kernels see in a GPU, and whose row of the tile table they take."""
     try:
-        from .kernels import configs
+        configs = importlib.import_module(f"{__package__}.kernels.configs")
     except ImportError:  # without Triton there are no tiles
         return ""
     device = torch.device("cuda", index)
