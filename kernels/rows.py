@@ -18,8 +18,9 @@ EPS = tl.constexpr(1e-12)  # ssl_fast/rows.py
 class Rows(NamedTuple):
     """(n, width) contiguous rows, columns beyond the embeddings' dimension zero.
 
-    float32 and float64: unit rows, of the kind "tf32" rounded to TF32. bfloat16 and float16: the rows themselves times
-    a power of two, for unit rows would be rounded again; `factors` (n) makes their dots those of unit rows.
+    float32 and float64: unit rows, of the kind "tf32" rounded to TF32. bfloat16 and float16, also for products in
+    float32 on tensor cores: the rows themselves times a power of two, for unit rows would be rounded again; `factors`
+    (n) makes their dots those of unit rows.
     inverse_norms (n): 1 / max(|x|, EPS) of the rows as given; empty for rows taken as they are.
     """
 
@@ -141,8 +142,9 @@ def prepare(
     width = configs.padded_width(dim)
     device = sources[0].device
     values = torch.empty((count, width), dtype=dtype, device=device)
-    half = dtype in (torch.float16, torch.bfloat16)
-    factors = torch.empty(count, dtype=torch.float32, device=device) if half else None
+    # bfloat16 and float16 are TF32 numbers too, so that such rows enter TF32 products as they are.
+    kept = kind == "half" or (kind == "tf32" and sources[0].dtype in (torch.float16, torch.bfloat16))
+    factors = torch.empty(count, dtype=torch.float32, device=device) if kept else None
     inverse_norms = torch.empty(count if normalize else 0, dtype=wide(dtype), device=device)
     block_d = min(width & -width, 256)
     block = configs.elements(device) // block_d
@@ -218,9 +220,12 @@ def _pair_dots_kernel(
     dots = dots.to(out.dtype.element_ty)
     diagonal = tl.arange(0, BLOCK)[:, None] == tl.arange(0, BLOCK)[None, :]
     own = tl.sum(tl.where(diagonal, dots, 0.0), 1)
+    factors = tl.full((BLOCK,), 1.0, out.dtype.element_ty)
     if a_factors is not None:
-        factors = tl.load(a_factors + row, mask=row < count, other=0.0)
-        own *= factors * tl.load(b_factors + partner, mask=row < count, other=0.0)
+        factors *= tl.load(a_factors + row, mask=row < count, other=0.0)
+    if b_factors is not None:
+        factors *= tl.load(b_factors + partner, mask=row < count, other=0.0)
+    own *= factors
     tl.store(out + row, own, mask=row < count)
 
 

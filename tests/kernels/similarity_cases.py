@@ -1,10 +1,12 @@
 """The formulas of the similarity operators in plain PyTorch, and comparisons of the operators' functions with them."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from compare import assert_close
 from evaluate import bound_dtype, row_norms, within_float16
+from ptx.products import Products, to_tf32
 from torch import Tensor
 
 from ssl_fast.kernels import pair_similarity, similarity_lse, similarity_softplus
@@ -94,6 +96,12 @@ def differentiated(problem: Problem, wide: torch.dtype, outputs, gradients, extr
     return [result.detach() for result in results], found
 
 
+def eager_products(problem: Problem) -> AbstractContextManager:
+    """As eager code multiplies on a GPU: queries of a half type beside keys of another dtype in TF32 (configs.kind)."""
+    first, last = (x.dtype for x in (problem.inputs[0], problem.inputs[-1]))
+    return Products(to_tf32) if first in HALF_TYPES and first != last else nullcontext()
+
+
 def lse_formula(problem: Problem):
     keep = allowed(problem)
 
@@ -133,7 +141,8 @@ def check_lse(problem: Problem, upstream: list[Tensor], positive: Tensor | None 
     wide = torch.float64 if problem.a.dtype == torch.float64 else torch.float32
     upstream = [g.to(wide) for g in upstream]
     truth, exact = differentiated(problem, torch.float64, lse_formula(problem), upstream)
-    eager, of_eager = differentiated(problem, wide, lse_formula(problem), upstream)
+    with eager_products(problem):
+        eager, of_eager = differentiated(problem, wide, lse_formula(problem), upstream)
     dtype = coarsest(problem.inputs)
     reach = abs(problem.scale) * max(1, exact_similarities(problem).abs().max().item())
     for got, expected, by_eager in zip(result[:2], truth, eager, strict=False):
@@ -180,7 +189,8 @@ def check_softplus(problem: Problem, bias: Tensor, gradient: Tensor, positive: T
     wide = torch.float64 if problem.a.dtype == torch.float64 else torch.float32
     gradient = gradient.to(wide)
     truth, exact = differentiated(problem, torch.float64, softplus_formula(problem), [gradient], [bias])
-    eager, of_eager = differentiated(problem, wide, softplus_formula(problem), [gradient], [bias])
+    with eager_products(problem):
+        eager, of_eager = differentiated(problem, wide, softplus_formula(problem), [gradient], [bias])
     dtype = coarsest(problem.inputs)
     assert sums.dtype == wide
     assert sums.shape == (2, len(problem.a))

@@ -201,14 +201,15 @@ MUTATIONS = [
 
 def copy_package(folder: Path) -> Path:
     """The package and its tests in `folder`, as an installed package lies: kernels inside ssl_fast."""
-    ignored = shutil.ignore_patterns("__pycache__", "*.so", "train", "packaging", "ptx", "fake_cuda")
+    ignored = shutil.ignore_patterns("__pycache__", "*.so", "train", "packaging", "fake_cuda")
     # Links to them may lie there, where the package is not installed.
     top_folders = shutil.ignore_patterns("__pycache__", "*.so", "train", "kernels", "csrc")
     shutil.copytree(ROOT / "ssl_fast", folder / "ssl_fast", ignore=top_folders)
     for binary in (ROOT / "ssl_fast").glob("_C*.so"):
         (folder / "ssl_fast" / binary.name).symlink_to(binary)
     shutil.copytree(ROOT / "kernels", folder / "ssl_fast" / "kernels", ignore=ignored)
-    shutil.copytree(ROOT / "tests", folder / "tests", ignore=ignored)
+    for name in ("tests", "bench"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", folder)
     return folder / "ssl_fast" / "kernels"
 

@@ -88,7 +88,10 @@ def test_half_rows_beside_a_float32_queue_are_rounded_at_any_setting(precision, 
     query = rows.prepare([x], torch.float32, x)
     keys, in_place = rows.keys_of(queue, False, torch.float32, x)
     assert query.kind == keys.kind == "tf32"
+    # A half row is a TF32 number already; as a unit row it would be rounded.
+    assert query.factors is not None
     assert is_tf32(query.values).all()
+    assert torch.equal(query.values, rows.prepare([x], dtype, x).values.float())
     assert not in_place
     assert torch.equal(keys.values, nearest_tf32(queue))
 
