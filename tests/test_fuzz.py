@@ -2,12 +2,13 @@
 
 Each case follows from the seed and its number; cases run in processes of their own, for one may crash.
 
-    python tests/test_fuzz.py SEED NUMBER          # replay one
-    python tests/test_fuzz.py SEED FIRST COUNT     # run some
+    PYTHONPATH=. python tests/test_fuzz.py SEED NUMBER          # replay one
+    PYTHONPATH=. python tests/test_fuzz.py SEED FIRST COUNT     # run some
 """
 
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -308,13 +309,16 @@ def run_cases(seed: int, first: int, count: int) -> None:
 
 def assert_no_problem(first: int, count: int) -> None:
     command = [sys.executable, "-W", "ignore", "-X", "faulthandler", __file__, str(SEED), str(first), str(count)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root)}  # for bench/, which tests/backends.py uses
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, check=False)
     lines = done.stdout.splitlines()
     problems = [line for line in lines if line.startswith("!")]
     if done.returncode:
         last = lines[-1] if lines else first
         problems.append(f"! {last} ended the process with {done.returncode}: {done.stderr[-2000:]}")
-    problems = [f"{each}\n  replay: python tests/test_fuzz.py {SEED} {each.split()[1]}" for each in problems]
+    replay = f"PYTHONPATH=. python tests/test_fuzz.py {SEED}"
+    problems = [f"{each}\n  replay: {replay} {each.split()[1]}" for each in problems]
     assert not problems, "\n".join(problems)
     outcomes = json.loads(lines[-1].removeprefix("#"))
     assert sum(outcomes.values()) == count

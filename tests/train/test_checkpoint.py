@@ -5,7 +5,7 @@ import stat
 
 import pytest
 import torch
-from conftest import small_recipe
+from small_runs import small_recipe
 
 from ssl_fast.train import checkpoint, files, loop
 

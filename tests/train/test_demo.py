@@ -4,7 +4,7 @@ import json
 
 import matplotlib.image
 import pytest
-from conftest import limit_digits
+from small_runs import limit_digits
 
 from ssl_fast.train import demo
 from ssl_fast.train.demo import LABELS

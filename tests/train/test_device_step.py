@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import SMALL_RECIPES, small_recipe
+from small_runs import SMALL_RECIPES, small_recipe
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from ssl_fast import checks

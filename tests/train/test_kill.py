@@ -13,7 +13,7 @@ import time
 import pytest
 import torch
 import yaml
-from conftest import TEST_IMAGES, TRAIN_IMAGES, limit_digits, small_recipe
+from small_runs import TEST_IMAGES, TRAIN_IMAGES, limit_digits, small_recipe
 from test_loop import assert_same_bits, log
 
 from ssl_fast.train import checkpoint, command, config, files, loop

@@ -10,8 +10,8 @@ import signal
 import pytest
 import torch
 import yaml
-from conftest import SMALL_RECIPES, TRAIN_IMAGES, small_recipe
 from lightning.fabric import Fabric
+from small_runs import SMALL_RECIPES, TRAIN_IMAGES, small_recipe
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ssl_fast.train import checkpoint, loop, report, run

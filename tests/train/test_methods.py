@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import SMALL_RECIPES, small_recipe
+from small_runs import SMALL_RECIPES, small_recipe
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 

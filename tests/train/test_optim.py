@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import SMALL_RECIPES, small_recipe
+from small_runs import SMALL_RECIPES, small_recipe
 from torch import nn
 
 from ssl_fast.train.methods import build

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import TEST_IMAGES, TRAIN_IMAGES, limit_digits, small_recipe
+from small_runs import TEST_IMAGES, TRAIN_IMAGES, limit_digits, small_recipe
 from test_loop import assert_same_bits, at_call, interrupt, log
 from torch import nn
 

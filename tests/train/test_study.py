@@ -6,7 +6,7 @@ import re
 import statistics
 
 import pytest
-from conftest import SMALL
+from small_runs import SMALL
 
 from ssl_fast import cli
 from ssl_fast.train import loop

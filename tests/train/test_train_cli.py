@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from conftest import SMALL, small_recipe
+from small_runs import SMALL, small_recipe
 
 from ssl_fast import cli
 from ssl_fast.train import checkpoint, config, loop, run
