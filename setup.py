@@ -72,11 +72,16 @@ except build.BuildError as error:
 setup(
     # `kernels` and `csrc` are top folders of the checkout and parts of the package: the bare name
     # `kernels` belongs to another project, and `ssl-fast build` needs the C++ sources.
-    packages=[*find_packages(include=["ssl_fast", "ssl_fast.*"]), "ssl_fast.kernels", "ssl_fast.csrc"],
+    packages=[
+        *find_packages(include=["ssl_fast", "ssl_fast.*"]),
+        "ssl_fast.kernels",
+        *(f"ssl_fast.kernels.{name}" for name in find_packages("kernels")),
+        "ssl_fast.csrc",
+    ],
     package_dir={"ssl_fast.kernels": "kernels", "ssl_fast.csrc": "csrc"},
     package_data={
         "ssl_fast": ["py.typed", "*.pyi"],
-        "ssl_fast.kernels": ["tiles.json"],
+        "ssl_fast.kernels.tuning": ["tiles.json"],
         "ssl_fast.csrc": list(build.SHIPPED),
     },
     **native,

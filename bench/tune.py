@@ -1,7 +1,7 @@
-"""Writes kernels/tiles.json: `python -m bench.tune` measures on the GPU at hand and writes its entries.
+"""Writes kernels/tuning/tiles.json: `python -m bench.tune` measures on the GPU at hand and writes its entries.
 
-`python -m bench.tune --model sm_90 ...` chooses without a GPU: the candidates in the order of bench/model.py, the
-first that compiles without spilled registers, within the device's shared memory.
+`python -m bench.tune --model sm_90 ...` chooses without a GPU: the candidates in the order of kernels/tuning/model.py,
+the first that compiles without spilled registers, within the device's shared memory.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from functools import partial
 import torch
 import triton
 
-from bench import aot, model
-from ssl_fast.kernels import configs, info_nce, nt_xent
-from ssl_fast.kernels.configs import Tile
+from ssl_fast.kernels import info_nce, nt_xent
+from ssl_fast.kernels.tuning import ahead_of_time, model, table
+from ssl_fast.kernels.tuning.table import Tile
 
 KINDS = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32, "float64": torch.float64}
 WIDTHS = (64, 128, 256)
@@ -27,12 +27,16 @@ SHAPES = [
     (64, 32, 8, 1), (32, 64, 4, 2), (32, 32, 4, 2), (32, 32, 8, 2), (32, 32, 4, 1), (32, 32, 8, 1), (32, 16, 4, 2),
     (32, 16, 4, 1), (32, 16, 8, 1), (16, 16, 4, 1),
 ]  # fmt: skip
-KERNELS = {"exp_sums": "_exp_sums_kernel", "walk": "_walk_kernel", "attractions": "_attractions_kernel"}
-HEAD = {"half": [64, 32], "tf32": [32, 64], "ieee": [32, 16], "float64": [32, 16]}  # depths of exp_sums
+KERNELS = {
+    "symmetric_tiles": "_symmetric_tiles_kernel",
+    "online_softmax": "_online_softmax_kernel",
+    "weighted_rows": "_weighted_rows_kernel",
+}
+HEAD = {"half": [64, 32], "tf32": [32, 64], "ieee": [32, 16], "float64": [32, 16]}  # depths of symmetric_tiles
 
 
 def candidates(kernel: str, kind: str, width: int) -> list[Tile]:
-    if kernel == "exp_sums":
+    if kernel == "symmetric_tiles":
         return [
             Tile(rows, columns, depth, warps, stages)
             for rows, columns, warps, stages in SHAPES
@@ -54,11 +58,11 @@ def calls(kernel: str, kind: str, width: int, count: int = 1024, device: str = "
     one = torch.ones((), dtype=wide, device=device)
     sums = torch.zeros(3, 2 * count, dtype=wide, device=device)
     learnt = torch.full((), 0.1, device=device)  # both forms are launched, and one returns at once
-    if kernel == "exp_sums":
+    if kernel == "symmetric_tiles":
         return [partial(nt_xent.nt_xent, z, z, 1.0, learnt, 1, False)] + [
             partial(nt_xent.nt_xent, z, z, 0.1, None, 1, stats) for stats in (False, True)
         ]
-    if kernel == "walk":
+    if kernel == "online_softmax":
         queue = [partial(info_nce.info_nce, z, z, keys, False, 0.1, None, 1, stats, True) for stats in (False, True)]
         return [
             *queue,
@@ -91,35 +95,35 @@ class _Trial:
     """One tile in place of the table's, while it is tried."""
 
     def __init__(self, kernel: str, tile: Tile):
-        self.kernel, self.tile, self.before = kernel, tile, configs._tile
+        self.kernel, self.tile, self.before = kernel, tile, table.row_tile
 
     def __enter__(self):
         def tried(kernel, name, kind, width):
             return self.tile if kernel == self.kernel else self.before(kernel, name, kind, width)
 
-        configs._tile = tried
+        table.row_tile = tried
 
     def __exit__(self, *_):
-        configs._tile = self.before
+        table.row_tile = self.before
 
 
 def compiled(
     kernel: str, kind: str, width: int, tile: Tile | None, name: str, forms: slice = slice(None)
-) -> list[aot.Compiled]:
+) -> list[ahead_of_time.Compiled]:
     """The common forms of a kernel, or some of them, for a device, with this tile or that of the table."""
     set_kind(kind)
     found = []
     # The positives' dots are computed with the tile of the kernel that they are compared in.
-    wanted = {KERNELS[kernel]} if kernel == "attractions" else {KERNELS[kernel], "_pair_dots_kernel"}
+    wanted = {KERNELS[kernel]} if kernel == "weighted_rows" else {KERNELS[kernel], "_pair_dots_kernel"}
     with _Trial(kernel, tile) if tile else nullcontext():
         for call in calls(kernel, kind, width)[forms]:
-            launched = [launch for launch in aot.launches(call, name) if launch.kernel.fn.__name__ in wanted]
-            found += [aot.compiled(launch, name) for launch in launched]
+            launched = [launch for launch in ahead_of_time.launches(call, name) if launch.kernel.fn.__name__ in wanted]
+            found += [ahead_of_time.compiled(launch, name) for launch in launched]
     return found
 
 
-def fits(forms: list[aot.Compiled], name: str) -> bool:
-    return all(form.local_bytes == 0 and form.shared_bytes <= aot.SHARED_LIMIT[name] for form in forms)
+def fits(forms: list[ahead_of_time.Compiled], name: str) -> bool:
+    return all(form.local_bytes == 0 and form.shared_bytes <= ahead_of_time.SHARED_LIMIT[name] for form in forms)
 
 
 def by_model(kernel: str, kind: str, width: int, name: str) -> Tile:
@@ -175,14 +179,14 @@ def text(value: dict, indent: str = "") -> str:
 
 def add(name: str, shared: int, kind: str, entry: dict) -> None:
     """Writes one kind of a row. A new row begins as a copy of the one that served so far: it is whole at any time."""
-    row = configs.table()[configs.choice(name, shared).row]
-    rows, releases = configs.written()
+    row = table.rows()[table.choice(name, shared).row]
+    rows, releases = table.as_written()
     rows[name] = {**rows.get(name, row), kind: entry}
-    releases[configs.release(releases)].get(name, {}).pop(kind, None)
-    part = configs.TABLE.with_suffix(".part")
+    releases[table.release(releases)].get(name, {}).pop(kind, None)
+    part = table.TABLE.with_suffix(".part")
     part.write_text(text({**rows, "triton": releases}) + "\n")
-    os.replace(part, configs.TABLE)
-    for function in (configs.table, configs.choice, configs._tile):
+    os.replace(part, table.TABLE)
+    for function in (table.rows, table.choice, table.row_tile):
         function.cache_clear()
 
 
@@ -194,10 +198,10 @@ def main() -> None:
     if not asked.model and not torch.cuda.is_available():
         parser.error("there is no GPU that torch can use; --model chooses without one")
     if asked.model:
-        choose, limits = by_model, {name: aot.SHARED_LIMIT[name] for name in asked.model}
+        choose, limits = by_model, {name: ahead_of_time.SHARED_LIMIT[name] for name in asked.model}
     else:
         device = torch.device("cuda", torch.cuda.current_device())
-        choose, limits = by_time, {configs.architecture(device): configs.shared_limit(device)}
+        choose, limits = by_time, {table.architecture(device): table.shared_limit(device)}
     for name, shared in limits.items():
         for kind in asked.kinds:
             entry = {

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from .. import rows as plain
 from ..similarity import dense
-from . import gradients, reduction
-from .rows import prepare, wide
-from .scale import scale_of
+from .engine import input_gradients, loss_rows
+from .engine.constants import NONE
+from .engine.precision import wide
+from .engine.scale import scale_of
+from .engine.unit_rows import prepare
 
 
 def _check(x: Tensor, labels: Tensor) -> None:
@@ -40,12 +42,12 @@ def class_similarity(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def class_similarity_backward(gradient: Tensor, x: Tensor, labels: Tensor) -> Tensor:
     """The operator ssl_fast::class_similarity_backward (csrc/ops.cpp)."""
     _check(x, labels)
-    gradient = reduction.upstream(gradient, reduction.NONE, x.shape[0])[0]
+    gradient = loss_rows.upstream(gradient, NONE, x.shape[0])[0]
     u, classes = plain.unit_rows(x), dense(labels)
     own = gradient[:, None].to(wide(x.dtype)) * u
     du = gradient[:, None] * (_same_class(u, classes) - u) + _same_class(own, classes) - own
     with torch.cuda.device_of(x):
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         rows, one = prepare([x], x.dtype, x, on_tensor_cores=False), scale_of(1.0, None, x)
-        gradients.row_gradients(out, rows, one, du.contiguous(), torch.ones_like(gradient))
+        input_gradients.row_gradients(out, rows, one, du.contiguous(), torch.ones_like(gradient))
         return out

@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import reference
-from . import configs
-from .tiles import rounded
+from .engine.precision import rounded
+from .tuning import table as tuning
 
 # Elements (of copies, bytes) of a program: four 128-bit accesses a thread in float32.
 BLOCK = 2048
@@ -231,7 +231,7 @@ def _launch(pairs: list[tuple[Tensor, Tensor, int]], device: torch.device, doubl
         codes |= 1 << of_both[0] | 1 << of_both[1]
     table, programs = torch.tensor(entries, dtype=torch.int64), torch.tensor(places, dtype=torch.int32)
     wide = tl.float64 if double else tl.float32
-    options = {"CODES": codes, "WIDE": wide, "ALIGNED": aligned, "BLOCK": BLOCK, **configs.LAUNCH}
+    options = {"CODES": codes, "WIDE": wide, "ALIGNED": aligned, "BLOCK": BLOCK, **tuning.LAUNCH}
     # These copies end before `to` returns: any stream may use the table.
     return Launch(table.to(device), programs.to(device), options)
 

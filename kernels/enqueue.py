@@ -5,9 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import configs
-from .rows import inverse_norm, largest_power
-from .tiles import rounded
+from .engine.precision import rounded
+from .engine.unit_rows import inverse_norm, largest_power
+from .tuning import table
 
 # Elements a program moves: eight a thread with four warps, two 128-bit accesses in float32.
 TILE = 1024
@@ -119,7 +119,7 @@ def enqueue_(queue: Tensor, queue_ptr: Tensor, keys: Tensor, normalize: bool = F
             NORMALIZE=normalize,
             BLOCK_ROWS=block_rows,
             BLOCK_DIMS=block_dims,
-            **configs.UNFUSED,
+            **table.UNFUSED,
         )
     # Autograd cannot see the write, and must refuse a backward that saved the old rows.
     torch.autograd.graph.increment_version([x for x in (queue, queue_ptr) if not x.is_inference()])

@@ -12,13 +12,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import configs, gradients, info_nce_paired, reduction
-from .attractions import Softmax, attractions
-from .pairs import Pairs
-from .rows import Rows, keys_of, pair_dots, prepare, product_dtype, wide
-from .scale import Scale, scale_of
-from .tiles import ALL, NOT_SELF, ONLINE
-from .walk import cut, new_partial, walk
+from . import info_nce_paired
+from .engine import input_gradients, loss_rows
+from .engine.constants import ALL, NOT_SELF, ONLINE
+from .engine.mask import Mask
+from .engine.online_softmax import new_partial_sums, online_softmax, split
+from .engine.precision import wide
+from .engine.scale import Scale, scale_of
+from .engine.tile import pair_dots
+from .engine.unit_rows import UnitRows, keys_of, prepare, product_dtype
+from .engine.weighted_rows import SavedSums, weighted_rows
+from .tuning import table
 
 
 def _check_rows(query: Tensor, positive: Tensor, negatives: Tensor | None) -> None:
@@ -39,15 +43,15 @@ def _product_dtype(query: Tensor, negatives: Tensor | None) -> torch.dtype:
 
 
 def _keys(
-    positive: Rows, negatives: Tensor | None, normalize: bool, dtype: torch.dtype, query: Tensor
-) -> tuple[Rows, bool]:
+    positive: UnitRows, negatives: Tensor | None, normalize: bool, dtype: torch.dtype, query: Tensor
+) -> tuple[UnitRows, bool]:
     """The negatives' rows, and whether they are read as they lie and may hold Inf."""
     return (positive, False) if negatives is None else keys_of(negatives, normalize, dtype, query)
 
 
-def _key_means(query: Rows, keys: Rows, scale: Scale, log_sums: Tensor, pairs: Pairs) -> Tensor:
+def _key_means(query: UnitRows, keys: UnitRows, scale: Scale, log_sums: Tensor, mask: Mask) -> Tensor:
     """V_i of rows too wide to be summed during the walk: a second walk, with the sums known."""
-    return attractions(query, keys, scale, Softmax(log_sums), None, pairs)[0, :, : query.dim].contiguous()
+    return weighted_rows(query, keys, scale, SavedSums(log_sums), None, mask)[0, :, : query.dim].contiguous()
 
 
 def info_nce(
@@ -57,13 +61,13 @@ def info_nce(
     normalize_negatives: bool,
     temperature: float,
     temperature_tensor: Tensor | None,
-    reduction_: int,
+    reduction: int,
     return_stats: bool,
     query_gradient: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operator ssl_fast::info_nce (csrc/ops.cpp). sums: see reduction.SAVED."""
+    """The operator ssl_fast::info_nce (csrc/ops.cpp). sums: see constants.SUMS_ROWS."""
     _check_rows(query, positive, negatives)
-    reduction.check_reduction(reduction_)
+    loss_rows.check_reduction(reduction)
     count, dim = query.shape
     with torch.cuda.device_of(query):
         scale = scale_of(temperature, temperature_tensor, query)
@@ -71,8 +75,8 @@ def info_nce(
         paired, in_batch = negatives is not None and negatives.dim() == 3, negatives is None
         q, k = (prepare([x], dtype, query, on_tensor_cores=not paired) for x in (query, positive))
         key_means = torch.empty((count if query_gradient else 0, dim), dtype=wide(query.dtype), device=query.device)
-        pairs = Pairs(NOT_SELF.value if in_batch else ALL.value)
-        fused = paired or q.width <= configs.FUSED_WIDTH
+        mask = Mask(NOT_SELF.value if in_batch else ALL.value)
+        fused = paired or q.width <= table.FUSED_WIDTH
         weighted = query_gradient and fused
         if paired:
             similarities = torch.empty(count, dtype=wide(query.dtype), device=query.device)
@@ -80,22 +84,22 @@ def info_nce(
                 q, positive, negatives, normalize_negatives, scale, similarities, return_stats, weighted
             )  # fmt: skip
         else:
-            tile = q.tile("walk")
+            tile = q.tile("online_softmax")
             if weighted:
                 tile = tile._replace(depth=q.width)
             similarities = pair_dots(q, k, tile)
             keys, poison = _keys(k, negatives, normalize_negatives, dtype, query)
-            share = cut(q, keys, tile)
-            partial = new_partial(share.pieces, share.blocks * share.pieces, q, return_stats, weighted)
-            walk(q, keys, scale, similarities, partial, tile, pairs, poison)
+            share = split(q, keys, tile)
+            partial = new_partial_sums(share.pieces, share.blocks * share.pieces, q, return_stats, weighted)
+            online_softmax(q, keys, scale, similarities, partial, tile, mask, poison)
         slots = 0, partial.sums.shape[0]
         candidates = count - 1 if in_batch else negatives.shape[-2]
-        loss, stats, sums = reduction.losses(
-            partial, similarities, scale, slots, ONLINE.value, reduction_, candidates,
+        loss, stats, sums = loss_rows.losses(
+            partial, similarities, scale, slots, ONLINE.value, reduction, candidates,
             key_means if weighted else None,
         )  # fmt: skip
         if query_gradient and not fused:
-            key_means = _key_means(q, keys, scale, sums, pairs)
+            key_means = _key_means(q, keys, scale, sums, mask)
         return loss, stats, sums, key_means
 
 
@@ -108,7 +112,7 @@ def info_nce_backward(
     normalize_negatives: bool,
     temperature: float,
     temperature_tensor: Tensor | None,
-    reduction_: int,
+    reduction: int,
     sums: Tensor,
     key_means: Tensor,
     negatives_gradient: bool,
@@ -119,19 +123,19 @@ def info_nce_backward(
         raise ValueError("negatives: expected none in batch, and a tensor where their gradient is asked for")
     count, dim = query.shape
     with_query = key_means.shape[0] > 0
-    reduction.check_sums(sums, count, query)
-    reduction.check_saved("key_means", key_means, (count if with_query else 0, dim), query)
-    gradient, divisor, unit = reduction.upstream(gradient, reduction_, count)
+    loss_rows.check_sums(sums, count, query)
+    loss_rows.check_saved("key_means", key_means, (count if with_query else 0, dim), query)
+    gradient, divisor, unit = loss_rows.upstream(gradient, reduction, count)
     with torch.cuda.device_of(query):
         scale = scale_of(temperature, temperature_tensor, query)
         dtype = _product_dtype(query, negatives)
         paired = negatives is not None and negatives.dim() == 3
         q, k = (prepare([x], dtype, query, on_tensor_cores=not paired) for x in (query, positive))
-        softmax = Softmax(sums, None if unit is None else gradient, unit)
+        softmax = SavedSums(sums, None if unit is None else gradient, unit)
 
-        def rows_of(x: Tensor, of: Rows, total: Tensor | None, **options) -> Tensor:
+        def rows_of(x: Tensor, of: UnitRows, total: Tensor | None, **options) -> Tensor:
             out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-            gradients.row_gradients(out, of, scale, total, gradient, divisor, **options)
+            input_gradients.row_gradients(out, of, scale, total, gradient, divisor, **options)
             return out
 
         wants_temperature = temperature_tensor is not None
@@ -143,8 +147,8 @@ def info_nce_backward(
         if in_batch and not negatives_gradient:
             dk = positive.new_zeros(positive.shape)
         elif in_batch:
-            attracted = attractions(k, q, scale, None, softmax, Pairs(NOT_SELF.value))
-            dk = rows_of(positive, k, attracted, unit=unit, partners=q, shares=sums[1])
+            weighted = weighted_rows(k, q, scale, None, softmax, Mask(NOT_SELF.value))
+            dk = rows_of(positive, k, weighted, unit=unit, partners=q, shares=sums[1])
         else:
             dk = rows_of(positive, k, None, partners=q, shares=sums[1])
         if not in_batch and negatives_gradient:
@@ -154,9 +158,9 @@ def info_nce_backward(
                 )  # fmt: skip
             else:
                 n = prepare([negatives], dtype, query, normalize_negatives)
-                dn = rows_of(negatives, n, attractions(n, q, scale, None, softmax, Pairs(ALL.value)), unit=unit)
+                dn = rows_of(negatives, n, weighted_rows(n, q, scale, None, softmax, Mask(ALL.value)), unit=unit)
         if wants_temperature:
-            dt = gradients.temperature_gradient(along, scale, 1.0, temperature_tensor)
+            dt = input_gradients.temperature_gradient(along, scale, 1.0, temperature_tensor)
         else:
             dt = torch.empty((), dtype=wide(query.dtype), device=query.device)
         return dq, dk, dn, dt

@@ -10,12 +10,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import configs
-from .attractions import Softmax, gradient_unit
-from .rows import Rows, inverse_norm, largest_power
-from .scale import Scale
-from .tiles import LEAST_CLAMPED, LN2, exp2_of, log2_scale, narrowed
-from .walk import Partial, new_partial
+from .engine.constants import LEAST_CLAMPED, LN2
+from .engine.online_softmax import PartialSums, new_partial_sums
+from .engine.precision import gradient_unit, narrowed
+from .engine.scale import Scale, log2_scale
+from .engine.tile import exp2_of
+from .engine.unit_rows import UnitRows, inverse_norm, largest_power
+from .engine.weighted_rows import SavedSums
+from .tuning import table
 
 
 @triton.jit
@@ -109,11 +111,11 @@ def _paired_walk_kernel(
 def _block(dim: int, device: torch.device) -> tuple[int, int]:
     """(rows, columns) that a program holds: whole rows."""
     columns = triton.next_power_of_2(max(dim, 16))
-    return max(1, min(64, configs.elements(device) // 2 // columns)), columns
+    return max(1, min(64, table.elements(device) // 2 // columns)), columns
 
 
 def walk(
-    query: Rows,
+    query: UnitRows,
     positive: Tensor,
     negatives: Tensor,
     normalize: bool,
@@ -121,12 +123,12 @@ def walk(
     similarities: Tensor,
     with_ranks: bool,
     with_weighted: bool,
-) -> Partial:
+) -> PartialSums:
     """The sums of every query over its own negatives (N, M, D). similarities (N): gets those of the positives."""
     count, keys, dim = negatives.shape
     block, block_d = _block(max(dim, query.width), query.values.device)
-    pieces, length = configs.pieces(query.values.device, count, keys, block)
-    partial = new_partial(pieces, pieces * count, query, with_ranks, with_weighted)
+    pieces, length = table.pieces(query.values.device, count, keys, block)
+    partial = new_partial_sums(pieces, pieces * count, query, with_ranks, with_weighted)
     _paired_walk_kernel[(count, pieces)](
         query.values,
         query.factors,
@@ -145,7 +147,7 @@ def walk(
         WIDTH=query.width,
         BLOCK=block,
         BLOCK_D=block_d,
-        **configs.UNFUSED,  # else equal rows would not tie
+        **table.UNFUSED,  # else equal rows would not tie
     )
     return partial
 
@@ -188,7 +190,13 @@ def _paired_gradient_kernel(
 
 
 def gradient_of_negatives(
-    query: Rows, negatives: Tensor, normalize: bool, scale: Scale, softmax: Softmax, gradient: Tensor, divisor: int
+    query: UnitRows,
+    negatives: Tensor,
+    normalize: bool,
+    scale: Scale,
+    softmax: SavedSums,
+    gradient: Tensor,
+    divisor: int,
 ) -> Tensor:
     """dn (N, M, D) of loss rows with these gradients."""
     count, keys, dim = negatives.shape
@@ -199,7 +207,7 @@ def gradient_of_negatives(
         query.factors,
         negatives,
         *negatives.stride(),
-        softmax.log_sums,
+        softmax.sums,
         gradient,
         softmax.unit,
         out,
@@ -213,6 +221,6 @@ def gradient_of_negatives(
         WIDTH=query.width,
         BLOCK=block,
         BLOCK_D=block_d,
-        **configs.UNFUSED,  # else equal rows would not tie
+        **table.UNFUSED,  # else equal rows would not tie
     )
     return out

@@ -3,7 +3,7 @@
 With the fixed shift |s| the exponentials E_ik = exp(s <u_i, u_k> - |s|) are symmetric: tiles above the
 diagonal serve rows and columns, and E_ik (a_i + a_k) both terms of the gradient
     dU_i = s [ sum_{negatives k} E_ik (a_i + a_k) u_k - (g_i r_i + g_p(i) r_p(i)) u_p(i) ],
-a_i = g_i / Z_i. Where exp(-2|s|) would be no normal number, `walk.py` takes over. A
+a_i = g_i / Z_i. Where exp(-2|s|) would be no normal number, `online_softmax.py` takes over. A
 temperature on the device is not read here: both are launched, and the one without work ends at once.
 """
 
@@ -12,18 +12,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import gradients, reduction
-from .attractions import Softmax, attractions
-from .exp_sums import Sums, exp_sums, squares
-from .pairs import Pairs
-from .rows import pair_dots, prepare, wide
-from .scale import scale_of
-from .tiles import FIXED, NOT_SELF_NOR_PARTNER, ONLINE
-from .walk import cut, new_partial, walk
+from .engine import input_gradients, loss_rows
+from .engine.constants import FIXED, NOT_SELF_NOR_PARTNER, ONLINE
+from .engine.mask import Mask
+from .engine.online_softmax import new_partial_sums, online_softmax, split
+from .engine.precision import wide
+from .engine.scale import scale_of
+from .engine.symmetric_tiles import TileSums, squares, symmetric_tiles
+from .engine.tile import pair_dots
+from .engine.unit_rows import prepare
+from .engine.weighted_rows import SavedSums, weighted_rows
 
 
-def _negatives(half: int) -> Pairs:
-    return Pairs(NOT_SELF_NOR_PARTNER.value, half)
+def _negatives(half: int) -> Mask:
+    return Mask(NOT_SELF_NOR_PARTNER.value, half)
 
 
 def _check_views(z1: Tensor, z2: Tensor) -> None:
@@ -32,33 +34,35 @@ def _check_views(z1: Tensor, z2: Tensor) -> None:
 
 
 def nt_xent(
-    z1: Tensor, z2: Tensor, temperature: float, temperature_tensor: Tensor | None, reduction_: int, return_stats: bool
+    z1: Tensor, z2: Tensor, temperature: float, temperature_tensor: Tensor | None, reduction: int, return_stats: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator ssl_fast::nt_xent (csrc/ops.cpp). sums: see reduction.SAVED."""
+    """The operator ssl_fast::nt_xent (csrc/ops.cpp). sums: see constants.SUMS_ROWS."""
     _check_views(z1, z2)
-    reduction.check_reduction(reduction_)
+    loss_rows.check_reduction(reduction)
     with torch.cuda.device_of(z1):
         scale = scale_of(temperature, temperature_tensor, z1)
         rows = prepare([z1, z2], z1.dtype, z1)
         half = z1.shape[0]
-        tile = rows.tile("exp_sums")
+        tile = rows.tile("symmetric_tiles")
         # Of one depth: both kernels' dots are compared with the same positives'.
-        walk_tile = rows.tile("walk")._replace(depth=tile.depth)
+        walk_tile = rows.tile("online_softmax")._replace(depth=tile.depth)
         positive = pair_dots(rows, rows, tile, half)
         down = squares(rows, rows, tile).down
-        share = cut(rows, rows, walk_tile)
-        partial = new_partial(
+        share = split(rows, rows, walk_tile)
+        partial = new_partial_sums(
             max(down, share.pieces),
             max(down * (down + 1) // 2, share.blocks * share.pieces),
             rows,
             with_ranks=return_stats,
         )
         if scale.form != ONLINE.value:
-            exp_sums(rows, None, scale, _negatives(half), positive if return_stats else None, Sums(partial), tile)
+            symmetric_tiles(
+                rows, None, scale, _negatives(half), positive if return_stats else None, TileSums(partial), tile
+            )
         if scale.form != FIXED.value:
-            walk(rows, rows, scale, positive, partial, walk_tile, _negatives(half), launched=scale.form)
+            online_softmax(rows, rows, scale, positive, partial, walk_tile, _negatives(half), launched=scale.form)
         slots = down, share.pieces
-        return reduction.losses(partial, positive, scale, slots, scale.form, reduction_, 2 * half - 2)
+        return loss_rows.losses(partial, positive, scale, slots, scale.form, reduction, 2 * half - 2)
 
 
 def nt_xent_backward(
@@ -67,19 +71,19 @@ def nt_xent_backward(
     z2: Tensor,
     temperature: float,
     temperature_tensor: Tensor | None,
-    reduction_: int,
+    reduction: int,
     sums: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator ssl_fast::nt_xent_backward (csrc/ops.cpp)."""
     _check_views(z1, z2)
     half, count = z1.shape[0], 2 * z1.shape[0]
-    reduction.check_sums(sums, count, z1)
-    gradient, divisor, unit = reduction.upstream(gradient, reduction_, count)
+    loss_rows.check_sums(sums, count, z1)
+    gradient, divisor, unit = loss_rows.upstream(gradient, reduction, count)
     with torch.cuda.device_of(z1):
         scale = scale_of(temperature, temperature_tensor, z1)
         rows = prepare([z1, z2], z1.dtype, z1)
-        softmax = Softmax(sums, None if unit is None else gradient, unit)
-        attracted = attractions(rows, rows, scale, softmax, softmax, _negatives(half), scale.form)
+        softmax = SavedSums(sums, None if unit is None else gradient, unit)
+        weighted = weighted_rows(rows, rows, scale, softmax, softmax, _negatives(half), scale.form)
         wants_temperature = temperature_tensor is not None
         along = torch.empty(count, dtype=torch.float64, device=z1.device) if wants_temperature else None
         dz = (
@@ -87,9 +91,9 @@ def nt_xent_backward(
             torch.empty(z2.shape, dtype=z2.dtype, device=z2.device),
         )
         for first, out in zip((0, half), dz, strict=True):
-            gradients.row_gradients(
-                out, rows, scale, attracted, gradient, divisor, unit, rows, sums[1], half, True, first, along
+            input_gradients.row_gradients(
+                out, rows, scale, weighted, gradient, divisor, unit, rows, sums[1], half, True, first, along
             )  # fmt: skip
         if wants_temperature:
-            return *dz, gradients.temperature_gradient(along, scale, 0.5, temperature_tensor)
+            return *dz, input_gradients.temperature_gradient(along, scale, 0.5, temperature_tensor)
         return *dz, torch.empty((), dtype=wide(z1.dtype), device=z1.device)

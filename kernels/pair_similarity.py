@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import gradients
-from .reduction import NONE, upstream
-from .rows import Rows, check_pairs, pair_dots, prepare, product_dtype, wide
-from .scale import scale_of
+from .engine import input_gradients
+from .engine.constants import NONE
+from .engine.loss_rows import upstream
+from .engine.precision import wide
+from .engine.scale import scale_of
+from .engine.tile import pair_dots
+from .engine.unit_rows import UnitRows, check_pairs, prepare, product_dtype
 
 
-def _rows(a: Tensor, b: Tensor, normalize_a: bool, normalize_b: bool) -> tuple[Rows, Rows]:
+def _rows(a: Tensor, b: Tensor, normalize_a: bool, normalize_b: bool) -> tuple[UnitRows, UnitRows]:
     dtype = product_dtype(a, b)
     return prepare([a], dtype, a, normalize_a), prepare([b], dtype, a, normalize_b)
 
@@ -21,7 +24,7 @@ def pair_similarity(a: Tensor, b: Tensor, normalize_a: bool, normalize_b: bool) 
     check_pairs(a, b)
     with torch.cuda.device_of(a):
         u, v = _rows(a, b, normalize_a, normalize_b)
-        return pair_dots(u, v, u.tile("exp_sums")).to(wide(a.dtype))
+        return pair_dots(u, v, u.tile("symmetric_tiles")).to(wide(a.dtype))
 
 
 def pair_similarity_backward(
@@ -37,5 +40,5 @@ def pair_similarity_backward(
         out = []
         for x, own, other in ((a, u, v), (b, v, u)):
             out.append(torch.empty(x.shape, dtype=x.dtype, device=x.device))
-            gradients.row_gradients(out[-1], own, scale, None, gradient, partners=other)
+            input_gradients.row_gradients(out[-1], own, scale, None, gradient, partners=other)
         return out[0], out[1]

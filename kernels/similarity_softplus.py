@@ -9,16 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import gradients, reduction
-from .attractions import Softmax, attractions
-from .exp_sums import Sums, exp_sums, squares
-from .pairs import Pairs
-from .rows import check_pairs, prepare, product_dtype, wide
-from .scale import scale_of
-from .tiles import NOT_SELF, SIGMOID
-from .walk import Partial
+from .engine import input_gradients, loss_rows
+from .engine.constants import NONE, NOT_SELF, SIGMOID
+from .engine.mask import Mask
+from .engine.online_softmax import PartialSums
+from .engine.precision import wide
+from .engine.scale import scale_of
+from .engine.symmetric_tiles import TileSums, squares, symmetric_tiles
+from .engine.unit_rows import check_pairs, prepare, product_dtype
+from .engine.weighted_rows import SavedSums, weighted_rows
 
-NEGATIVES = Pairs(NOT_SELF.value)
+NEGATIVES = Mask(NOT_SELF.value)
 
 
 def _check(a: Tensor, b: Tensor, bias: Tensor) -> None:
@@ -45,20 +46,20 @@ def similarity_softplus(
     """The operator ssl_fast::similarity_softplus (csrc/ops.cpp)."""
     _check(a, b, bias)
     count, device = a.shape[0], a.device
-    positive = reduction.checked_positive(positive, a)
+    positive = loss_rows.checked_positive(positive, a)
     with torch.cuda.device_of(a):
         scale = scale_of(temperature, temperature_tensor, a)
         u, v = (prepare([x], product_dtype(a, b), a, normalize) for x in (a, b))
-        tile = u.tile("exp_sums")
+        tile = u.tile("symmetric_tiles")
         _, down, along = squares(u, v, tile)
         sums = torch.empty((2, along, count), dtype=torch.float64, device=device)
         ranks = [
             None if positive is None else torch.empty((slots, count), dtype=torch.int32, device=device)
             for slots in (along, down)
         ]
-        of_rows, of_columns = (Partial(sums[0] if i == 0 else None, None, ranks[i], None, None) for i in (0, 1))
-        exp_sums(
-            u, v, scale, NEGATIVES, positive, Sums(of_rows, of_columns, sums[1]), tile, _on_device(bias, a)
+        of_rows, of_columns = (PartialSums(sums[0] if i == 0 else None, None, ranks[i], None, None) for i in (0, 1))
+        symmetric_tiles(
+            u, v, scale, NEGATIVES, positive, TileSums(of_rows, of_columns, sums[1]), tile, _on_device(bias, a)
         )  # fmt: skip
         counts = torch.empty((0, count), dtype=torch.int64, device=device)
         if positive is not None:
@@ -80,21 +81,21 @@ def similarity_softplus_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator ssl_fast::similarity_softplus_backward (csrc/ops.cpp)."""
     _check(a, b, bias)
-    reduction.check_saved("sums", sums, (2, a.shape[0]), a)
-    gradient, _, unit = reduction.upstream(gradient, reduction.NONE, a.shape[0])
+    loss_rows.check_saved("sums", sums, (2, a.shape[0]), a)
+    gradient, _, unit = loss_rows.upstream(gradient, NONE, a.shape[0])
     with torch.cuda.device_of(a):
         scale = scale_of(temperature, temperature_tensor, a)
         u, v = (prepare([x], product_dtype(a, b), a, normalize) for x in (a, b))
-        weights, on_device = Softmax(sums, gradient, unit), _on_device(bias, a)
+        weights, on_device = SavedSums(sums, gradient, unit), _on_device(bias, a)
         form = SIGMOID.value
         sides = [
-            gradients.Side(
-                a, u, a_gradient, lambda: attractions(u, v, scale, weights, None, NEGATIVES, form, on_device)
+            input_gradients.Side(
+                a, u, a_gradient, lambda: weighted_rows(u, v, scale, weights, None, NEGATIVES, form, on_device)
             ),
-            gradients.Side(
-                b, v, b_gradient, lambda: attractions(v, u, scale, None, weights, NEGATIVES, form, on_device)
+            input_gradients.Side(
+                b, v, b_gradient, lambda: weighted_rows(v, u, scale, None, weights, NEGATIVES, form, on_device)
             ),
         ]
-        (da, db), dt = gradients.of_sides(sides, scale, unit, temperature_tensor, 1.0)
+        (da, db), dt = input_gradients.of_sides(sides, scale, unit, temperature_tensor, 1.0)
         dbias = (gradient.double() * sums[1]).sum().to(bias.device, bias.dtype)
         return da, db, dt, dbias

@@ -163,12 +163,12 @@ def _print_build() -> None:
 def _tiles(index: int) -> str:
     """The architecture that Triton's kernels see in a GPU, and whose row of the tile table they take."""
     try:
-        configs = importlib.import_module(f"{__package__}.kernels.configs")
+        table = importlib.import_module(f"{__package__}.kernels.tuning.table")
     except ImportError:  # without Triton there are no tiles
         return ""
     device = torch.device("cuda", index)
-    name = configs.architecture(device)
-    row, reason = configs.choice(name, configs.shared_limit(device))
+    name = table.architecture(device)
+    row, reason = table.choice(name, table.shared_limit(device))
     return f"{name}, tiles of {row}" + (f": {reason}" if reason else "")
 
 

@@ -52,7 +52,7 @@ def _register_fake_kernels() -> None:
         return loss, x.new_empty(4 if return_stats else 0, dtype=wide(x))
 
     def sums_of(x, rows):
-        # The Triton kernels keep a row more (kernels/reduction.py).
+        # The Triton kernels keep a row more (SUMS_ROWS in kernels/engine/constants.py).
         return x.new_empty((2 if x.device.type == "cpu" else 3, rows), dtype=wide(x))
 
     def temperature_gradient(x, temperature_tensor):

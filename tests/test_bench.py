@@ -73,19 +73,19 @@ def test_unknown_suites_are_refused(monkeypatch, capsys):
 def test_the_model_of_a_tile():
     """A 128 x 128 tile of bfloat16 at D=128, by hand: FLOP and exponentials over an H100's rates a clock."""
     pytest.importorskip("triton", reason="triton is not installed")
-    from bench import model
-    from ssl_fast.kernels.configs import Tile
+    from ssl_fast.kernels.tuning import model
+    from ssl_fast.kernels.tuning.table import Tile
 
     tile = Tile(128, 128, 64, 8, 3)
-    cost = model.cost("exp_sums", tile, 128, "half", model.H100)
+    cost = model.cost("symmetric_tiles", tile, 128, "half", model.H100)
     assert cost.products == 2 * 128**3 / 4096
     assert cost.exponentials == 128 * 128 / 16
     assert cost.clocks(2) == max(cost)
     assert cost.clocks(1) > cost.clocks(2)
-    assert model.cost("attractions", tile, 128, "half", model.H100).products == 2 * cost.products
+    assert model.cost("weighted_rows", tile, 128, "half", model.H100).products == 2 * cost.products
     # All similarities of 8192 rows: twice the tiles, twice the time.
     once, twice = (
-        model.seconds("exp_sums", tile, 128, "half", model.H100, similarities, 2) for similarities in (1e6, 2e6)
+        model.seconds("symmetric_tiles", tile, 128, "half", model.H100, similarities, 2) for similarities in (1e6, 2e6)
     )
     assert twice == pytest.approx(2 * once)
 
@@ -93,14 +93,14 @@ def test_the_model_of_a_tile():
 def test_every_entry_of_the_tile_table_is_a_candidate():
     pytest.importorskip("triton", reason="triton is not installed")
     from bench import tune
-    from ssl_fast.kernels import configs
+    from ssl_fast.kernels.tuning import table
 
-    for name, kinds in configs.table().items():
+    for name, kinds in table.rows().items():
         assert set(kinds) == set(tune.KINDS)
         for kind, kernels in kinds.items():
             assert set(kernels) == set(tune.KERNELS)
             for kernel, widths in kernels.items():
                 for width, entry in widths.items():
-                    tile = configs.Tile(*entry)
-                    assert tile.rows == tile.columns or kernel != "exp_sums"
+                    tile = table.Tile(*entry)
+                    assert tile.rows == tile.columns or kernel != "symmetric_tiles"
                     assert name == "interpreter" or tile in tune.candidates(kernel, kind, int(width)), (name, kernel)

@@ -41,13 +41,13 @@ def tiles() -> dict:
     """The GPU's architecture, the row of the table of tiles that it gets, and the tiles for rows of 128 entries."""
     import torch
 
-    from ssl_fast.kernels import configs
+    from ssl_fast.kernels.tuning import table
 
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu", 0)
-    kinds, kernels = ("half", "tf32", "ieee"), ("exp_sums", "walk", "attractions")
-    chosen = {f"{kernel}, {kind}": configs.tile(kernel, where, kind, 128) for kind in kinds for kernel in kernels}
-    name, shared = configs.architecture(where), configs.shared_limit(where)
-    row, why = configs.choice(name, shared)
+    kinds, kernels = ("half", "tf32", "ieee"), ("symmetric_tiles", "online_softmax", "weighted_rows")
+    chosen = {f"{kernel}, {kind}": table.tile(kernel, where, kind, 128) for kind in kinds for kernel in kernels}
+    name, shared = table.architecture(where), table.shared_limit(where)
+    row, why = table.choice(name, shared)
     return {"architecture": name, "shared memory": shared, "row": f"{row} {why}".strip(), **chosen}
 
 

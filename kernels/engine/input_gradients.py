@@ -10,11 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import configs
-from .attractions import gradient_unit
-from .rows import Rows, wide
-from .scale import Scale
-from .tiles import LEAST_CLAMPED, LN2, load_vector, log2_scale, narrowed, rounded
+from ..tuning import table
+from .constants import LEAST_CLAMPED, LN2
+from .precision import gradient_unit, narrowed, rounded, wide
+from .scale import Scale, log2_scale
+from .tile import load_vector
+from .unit_rows import UnitRows
 
 
 @triton.jit
@@ -103,13 +104,13 @@ def _unit_gradient(
 
 def row_gradients(
     out: Tensor,
-    x: Rows,
+    x: UnitRows,
     scale: Scale,
     sums: Tensor | None,
     gradient: Tensor | None,
     divisor: int = 1,
     unit: Tensor | None = None,
-    partners: Rows | None = None,
+    partners: UnitRows | None = None,
     shares: Tensor | None = None,
     offset: int = 0,
     both: bool = False,
@@ -126,7 +127,7 @@ def row_gradients(
     pieces = 0 if sums is None else sums.shape[0] if sums.dim() == 3 else 1
     if partners is None and unit is not None:
         gradient = None  # inside the sums, and not of these rows
-    block = configs.elements(out.device) // block_d
+    block = table.elements(out.device) // block_d
     _row_gradients_kernel[(triton.cdiv(out.shape[0], block),)](
         sums,
         x.values,
@@ -153,7 +154,7 @@ def row_gradients(
         SUM_WIDTH=0 if sums is None else sums.shape[-1],
         BLOCK=block,
         BLOCK_D=block_d,
-        **configs.LAUNCH,
+        **table.LAUNCH,
     )
 
 
@@ -170,7 +171,7 @@ def _temperature_kernel(along, out, scale, temperature, count, share, B: tl.cons
 def temperature_gradient(along: Tensor, scale: Scale, share: float, temperature: Tensor) -> Tensor:
     """In the dtype and on the device of the temperature. share: 1/2 where each pair was counted from both sides."""
     out = torch.empty((), dtype=temperature.dtype, device=along.device)
-    _temperature_kernel[(1,)](along, out, *scale.arguments, along.shape[0], share, B=1024, **configs.LAUNCH)
+    _temperature_kernel[(1,)](along, out, *scale.arguments, along.shape[0], share, B=1024, **table.LAUNCH)
     return out.to(temperature.device)
 
 
@@ -178,9 +179,9 @@ class Side(NamedTuple):
     """An input, its rows, whether its gradient is asked for, and what computes the sums that its rows get."""
 
     given: Tensor
-    rows: Rows
+    rows: UnitRows
     wanted: bool
-    attracted: Callable[[], Tensor]
+    weighted: Callable[[], Tensor]
 
 
 def of_sides(
@@ -197,7 +198,7 @@ def of_sides(
         gradient = torch.empty(side.given.shape, dtype=side.given.dtype, device=device)
         if side.wanted or with_temperature:
             row_gradients(
-                gradient, side.rows, scale, side.attracted(), None, unit=unit, along=along if with_temperature else None
+                gradient, side.rows, scale, side.weighted(), None, unit=unit, along=along if with_temperature else None
             )  # fmt: skip
         out.append(gradient if side.wanted else side.given.new_empty(0))
     if temperature is not None:

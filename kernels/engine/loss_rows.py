@@ -11,14 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import configs
-from .rows import wide
-from .scale import Scale
-from .tiles import BY_SCALE, FIXED, LN2, has_fixed_shift, log2_of_1_plus, log2_scale
-from .walk import Partial
+from ..tuning import table
+from .constants import BY_SCALE, FIXED, LN2, MEAN, NONE, SUM, SUMS_ROWS
+from .online_softmax import PartialSums
+from .precision import wide
+from .scale import Scale, has_fixed_shift, log2_scale
+from .tile import log2_of_1_plus
 
-NONE, MEAN, SUM = 0, 1, 2  # as in checks.REDUCTIONS
-SAVED = 3  # rows of what the operators return as sums: log2 Z_i, r_i, and what rounding took from log2 Z_i
 BLOCK = 64
 
 
@@ -164,7 +163,7 @@ def _sum_kernel(partials, totals, loss, stats, blocks, parts, count, negatives, 
 
 
 def losses(
-    partial: Partial,
+    partial: PartialSums,
     positive: Tensor,
     scale: Scale,
     slots: tuple[int, int],
@@ -179,7 +178,7 @@ def losses(
     """
     count, dtype, device = positive.shape[0], positive.dtype, positive.device
     rows = torch.empty(count, dtype=dtype, device=device) if reduction == NONE else None
-    saved = torch.empty((SAVED, count), dtype=dtype, device=device)
+    saved = torch.empty((SUMS_ROWS, count), dtype=dtype, device=device)
     stats = torch.empty(0 if partial.ranks is None else 4, dtype=dtype, device=device)
     loss = rows if reduction == NONE else torch.empty((), dtype=dtype, device=device)
     blocks = triton.cdiv(count, BLOCK)
@@ -205,7 +204,7 @@ def losses(
         BLOCK=BLOCK,
         BLOCK_S=16,
         BLOCK_D=min(width, 64),
-        **configs.LAUNCH,
+        **table.LAUNCH,
     )
     if reduced:
         _sum_kernel[(1,)](
@@ -219,13 +218,13 @@ def losses(
             negatives,
             MEAN=reduction == MEAN,
             B=256,
-            **configs.LAUNCH,
+            **table.LAUNCH,
         )
     return loss, stats, saved
 
 
 def log_sum_exp(
-    partial: Partial,
+    partial: PartialSums,
     scale: Scale,
     slots: tuple[int, int],
     launched: int,
@@ -248,7 +247,7 @@ def log_sum_exp(
         LAUNCHED=launched,
         BLOCK=BLOCK,
         BLOCK_S=16,
-        **configs.LAUNCH,
+        **table.LAUNCH,
     )
 
 
@@ -273,7 +272,7 @@ def checked_positive(positive: Tensor | None, of: Tensor) -> Tensor | None:
 
 
 def check_sums(sums: Tensor, count: int, of: Tensor) -> None:
-    check_saved("sums", sums, (SAVED, count), of)
+    check_saved("sums", sums, (SUMS_ROWS, count), of)
 
 
 def check_saved(name: str, x: Tensor, shape: tuple, of: Tensor) -> None:

@@ -1,7 +1,7 @@
 """One walk over keys: for every query the sum of exp2(score), its maximum and, when asked, the weighted sum of keys.
 
 The online softmax of flash attention, with queries for rows: right at any temperature and for keys of
-any norm. The sums of pieces of the keys are merged, in their order, by `reduction.py`.
+any norm. The sums of pieces of the keys are merged, in their order, by `loss_rows.py`.
 """
 
 from __future__ import annotations
@@ -13,28 +13,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import configs
-from .pairs import Pairs
-from .rows import Rows, wide
-from .scale import Scale
-from .tiles import (
-    BY_SCALE,
-    INTERPRETED,
-    ONLINE,
-    dot,
-    exp2_of,
-    has_fixed_shift,
-    kept,
-    load_rows,
-    load_vector,
-    log2_scale,
-    needs_mask,
-    tile_dots,
-    to_tf32,
-)
+from ..tuning import table
+from .constants import BY_SCALE, ONLINE
+from .mask import Mask, kept, needs_mask
+from .precision import INTERPRETED, wide
+from .scale import Scale, has_fixed_shift, log2_scale
+from .tile import add_weighted, dot, exp2_of, in_units, load_rows, load_vector, tile_dots
+from .unit_rows import UnitRows
 
 
-class Partial(NamedTuple):
+class PartialSums(NamedTuple):
     """Sums over pieces of the keys, by piece and row.
 
     sums (pieces, n) float64: of exp2(score - maximum). maxima (pieces, n): in powers of two; None where
@@ -49,31 +37,8 @@ class Partial(NamedTuple):
     weighted: Tensor | None
 
 
-# float16 weights below 6e-8 would be 0: they are stored times this.
-HALF_UNIT = tl.constexpr(1024.0)
-
-
 @triton.jit
-def add_weighted(accumulator, weights, key_factors, values, PRECISION: tl.constexpr):
-    """accumulator + weights @ unit keys, in units of `weight_unit`."""
-    if key_factors is not None:
-        weights *= key_factors[None, :]
-    if values.dtype == tl.float16:
-        weights *= HALF_UNIT
-    if PRECISION == "tf32":
-        weights = to_tf32(weights)
-    elif not (INTERPRETED and values.dtype == tl.bfloat16):
-        weights = weights.to(values.dtype)
-    return accumulator + dot(weights, values, PRECISION)
-
-
-@triton.jit
-def in_units(accumulator, dtype: tl.constexpr):
-    return accumulator * (1.0 / HALF_UNIT) if dtype == tl.float16 else accumulator
-
-
-@triton.jit
-def _walk_kernel(
+def _online_softmax_kernel(
     query, query_factors, key, key_factors, positive, sums, maxima, ranks, totals, weighted, scale, temperature,
     queries, keys, length, half, query_ids, key_ids,
     POISON: tl.constexpr, MASK: tl.constexpr, LAUNCHED: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -159,12 +124,12 @@ def _walk_kernel(
         tl.store(out, in_units(weighted_sum, key.dtype.element_ty), mask=(i < queries)[:, None])
 
 
-def new_partial(
-    slots: int, parts: int, query: Rows, with_ranks: bool = False, with_weighted: bool = False
-) -> Partial:  # fmt: skip
+def new_partial_sums(
+    slots: int, parts: int, query: UnitRows, with_ranks: bool = False, with_weighted: bool = False
+) -> PartialSums:  # fmt: skip
     """Memory for the sums of all queries over `slots` pieces; parts: of the totals, with ranks; 0 for none."""
     device, dtype, count = query.values.device, wide(query.values.dtype), query.count
-    return Partial(
+    return PartialSums(
         torch.empty((slots, count), dtype=torch.float64, device=device),
         torch.empty((slots, count), dtype=dtype, device=device),
         torch.empty((slots, count), dtype=torch.int32, device=device) if with_ranks else None,
@@ -174,7 +139,7 @@ def new_partial(
     )
 
 
-class Cut(NamedTuple):
+class Split(NamedTuple):
     """How a walk is shared: blocks of queries, pieces of `length` keys."""
 
     blocks: int
@@ -182,29 +147,29 @@ class Cut(NamedTuple):
     length: int
 
 
-def cut(query: Rows, keys: Rows, tile: configs.Tile) -> Cut:
+def split(query: UnitRows, keys: UnitRows, tile: table.Tile) -> Split:
     blocks = triton.cdiv(query.count, tile.rows)
-    return Cut(blocks, *configs.pieces(query.values.device, blocks, keys.count, tile.columns))
+    return Split(blocks, *table.pieces(query.values.device, blocks, keys.count, tile.columns))
 
 
-def walk(
-    query: Rows,
-    keys: Rows,
+def online_softmax(
+    query: UnitRows,
+    keys: UnitRows,
     scale: Scale,
     positive: Tensor | None,
-    partial: Partial,
-    tile: configs.Tile,
-    pairs: Pairs,
+    partial: PartialSums,
+    tile: table.Tile,
+    mask: Mask,
     poison: bool = False,
     launched: int = ONLINE.value,
 ) -> None:
-    """Fills the sums of all queries over the keys that `pairs` allows, cut(query, keys, tile).pieces slots of them.
+    """Fills the sums of all queries over the keys that `mask` allows, split(query, keys, tile).pieces slots of them.
 
-    positive: similarities (rows.pair_dots), where ranks are wanted. poison: keys may hold Inf. Weighted sums want a
-    tile as deep as the rows are wide, up to configs.FUSED_WIDTH.
+    positive: similarities (tile.pair_dots), where ranks are wanted. poison: keys may hold Inf. Weighted sums want a
+    tile as deep as the rows are wide, up to table.FUSED_WIDTH.
     """
-    blocks, pieces, length = cut(query, keys, tile)
-    _walk_kernel[(blocks, pieces)](
+    blocks, pieces, length = split(query, keys, tile)
+    _online_softmax_kernel[(blocks, pieces)](
         query.values,
         query.factors,
         keys.values,
@@ -215,14 +180,14 @@ def walk(
         query.count,
         keys.count,
         length,
-        *pairs.arguments,
+        *mask.arguments,
         POISON=poison,
-        MASK=pairs.mask,
+        MASK=mask.code,
         LAUNCHED=launched,
         WIDTH=query.width,
         BLOCK_M=tile.rows,
         BLOCK_N=tile.columns,
         BLOCK_D=tile.depth,
-        PRECISION=configs.precision(query.kind),
+        PRECISION=table.precision(query.kind),
         **tile.options,
     )

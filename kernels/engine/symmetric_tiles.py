@@ -12,27 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import configs
-from .pairs import Pairs
-from .rows import Rows
-from .scale import Scale
-from .tiles import (
-    BY_SCALE,
-    FIXED,
-    exp2_of,
-    has_fixed_shift,
-    kept,
-    load_vector,
-    log2_bias,
-    log2_scale,
-    needs_mask,
-    score_of,
-    sigmoid_of,
-    similarities_of,
-    softplus_of,
-    tile_dots,
-)
-from .walk import Partial
+from ..tuning import table
+from .constants import BY_SCALE, FIXED
+from .mask import Mask, kept, needs_mask
+from .online_softmax import PartialSums
+from .scale import Scale, has_fixed_shift, log2_bias, log2_scale
+from .tile import exp2_of, load_vector, score_of, sigmoid_of, similarities_of, softplus_of, tile_dots
+from .unit_rows import UnitRows
 
 
 @triton.jit
@@ -108,7 +94,7 @@ def _ranks(
 
 # `group` depends on the batch size: specialised by it, the kernel would be compiled anew for other batches.
 @triton.jit(do_not_specialize=["group"])
-def _exp_sums_kernel(
+def _symmetric_tiles_kernel(
     x, x_factors, x_sums, x_ranks, y, y_factors, y_sums, y_ranks, positive, totals, sigmoids, bias, scale, temperature,
     rows, columns, half, row_ids, column_ids,
     group, SYMMETRIC: tl.constexpr, LAUNCHED: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
@@ -178,29 +164,29 @@ class Squares(NamedTuple):
     along: int
 
 
-def squares(x: Rows, y: Rows, tile: configs.Tile) -> Squares:
+def squares(x: UnitRows, y: UnitRows, tile: table.Tile) -> Squares:
     """Of more squares than that, the sums would outgrow the rows themselves."""
     down, along = triton.cdiv(x.count, tile.rows), triton.cdiv(y.count, tile.rows)
-    group = triton.next_power_of_2(triton.cdiv(max(down, along), configs.slots(x.values.device)))
+    group = triton.next_power_of_2(triton.cdiv(max(down, along), table.slots(x.values.device)))
     return Squares(group, triton.cdiv(down, group), triton.cdiv(along, group))
 
 
-class Sums(NamedTuple):
+class TileSums(NamedTuple):
     """What the kernel fills, by slot and row: the columns' where asked for, of softplus the sigmoids' beside."""
 
-    rows: Partial
-    columns: Partial | None = None
+    rows: PartialSums
+    columns: PartialSums | None = None
     sigmoids: Tensor | None = None
 
 
-def exp_sums(
-    x: Rows,
-    y: Rows | None,
+def symmetric_tiles(
+    x: UnitRows,
+    y: UnitRows | None,
     scale: Scale,
-    pairs: Pairs,
+    mask: Mask,
     positive: Tensor | None,
-    sums: Sums,
-    tile: configs.Tile,
+    sums: TileSums,
+    tile: table.Tile,
     bias: Tensor | None = None,
 ) -> None:
     """Fills the sums of the rows x over the rows y, None for x itself, and the other way round.
@@ -211,7 +197,7 @@ def exp_sums(
     columns = x if y is None else y
     of_columns = sums.rows if y is None else sums.columns
     group, down, along = squares(x, columns, tile)
-    _exp_sums_kernel[(down * (down + 1) // 2 if y is None else down * along,)](
+    _symmetric_tiles_kernel[(down * (down + 1) // 2 if y is None else down * along,)](
         x.values,
         x.factors,
         sums.rows.sums,
@@ -227,14 +213,14 @@ def exp_sums(
         *scale.arguments,
         x.count,
         columns.count,
-        *pairs.arguments,
+        *mask.arguments,
         group,
         SYMMETRIC=y is None,
         LAUNCHED=FIXED.value if bias is not None else scale.form,
         WIDTH=x.width,
         BLOCK=tile.rows,
         BLOCK_D=tile.depth,
-        PRECISION=configs.precision(x.kind),
-        MASK=pairs.mask,
+        PRECISION=table.precision(x.kind),
+        MASK=mask.code,
         **tile.options,
     )

@@ -1,47 +1,18 @@
-"""What all tile kernels share: the scale, loading rows, products, and which pairs are left out.
+"""Products of two blocks of rows, and what is computed of them: scores, exponentials, sigmoids.
 
 Notation of `ssl_fast.reference`: u_i are unit rows and s = 1 / temperature. Scores are in powers of
 two, s log2(e) <u_i, u_k>, so that exp2 needs no further product.
 """
 
-import os
-
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-# The interpreter computes bfloat16 arithmetic wrongly and rounds to it by cutting off: there, products
-# are taken in float32 and results are rounded by hand.
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
-# Inverse norms from here on are 1 / EPS (rows.py): of rows whose norm was clamped.
-LEAST_CLAMPED = tl.constexpr(0.9999999e12)
-
-# The pairs (row, column) that count: all; but the row itself; but the row and its partner half a batch away; those
-# whose ids are equal, but the row itself; whose ids are equal; whose ids differ. The second to fourth
-# leave out k = i, the last three have ids.
-ALL, NOT_SELF, NOT_SELF_NOR_PARTNER = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-IDS_EQUAL_NOT_SELF, IDS_EQUAL, IDS_DIFFER = tl.constexpr(3), tl.constexpr(4), tl.constexpr(5)
-# Which form of the softmax a launch is for. BY_SCALE: both were launched, and the temperature on the device says.
-# SIGMOID: no softmax.
-FIXED, ONLINE, BY_SCALE, SIGMOID = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
-
-
-@triton.jit
-def log2_scale(scale, temperature):
-    """s log2(e) in float64: `scale`, or by a pointer to the temperature, NaN where its value is refused."""
-    if temperature is None:
-        return tl.cast(scale, tl.float64)
-    else:
-        t = tl.load(temperature).to(tl.float64)
-        # reference.TEMPERATURES
-        return tl.where((tl.abs(t) >= 1e-8) & (tl.abs(t) <= 1e8), LOG2E / t, float("nan"))
-
-
-@triton.jit
-def has_fixed_shift(log2_scale):
-    """Whether exp(-2 |s|) is a normal number, so that |s| can be every row's shift."""
-    return tl.abs(log2_scale) * (2 * LN2) <= 80.0
+from ..tuning import table
+from .constants import HALF_UNIT, LN2
+from .precision import INTERPRETED, to_tf32, wide
+from .unit_rows import UnitRows
 
 
 @triton.jit
@@ -57,16 +28,10 @@ def load_rows(
 
 
 @triton.jit
-def to_tf32(x):
-    """float32 x rounded to the nearest TF32 number, ties away from zero; still float32.
-
-    Tensor cores ignore the low 13 bits of a float32 operand. Without this rounding every product would be too small
-    in magnitude, by 7e-4 on average.
-    """
-    bits = x.to(tl.int32, bitcast=True)
-    nearest = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-    # Inf stays Inf, and the addition would carry a NaN whose bits are all ones into -0.
-    return tl.where(tl.abs(x) < float("inf"), nearest, x)
+def load_vector(x, first, count, BLOCK: tl.constexpr):
+    """x[first .. first + BLOCK], zero beyond count; first + BLOCK may pass it."""
+    index = first + tl.arange(0, BLOCK)
+    return tl.load(x + index, mask=index < count, other=0.0)
 
 
 @triton.jit
@@ -111,6 +76,19 @@ def tile_dots(
 
 
 @triton.jit
+def similarities_of(dots, row_factors, column_factors):
+    """<u_i, u_k> of the rows' dots. Factors are multiplied first: both sides round alike, and equal rows tie."""
+    if row_factors is None and column_factors is None:
+        return dots
+    elif column_factors is None:
+        return dots * row_factors[:, None]
+    elif row_factors is None:
+        return dots * column_factors[None, :]
+    else:
+        return dots * (row_factors[:, None] * column_factors[None, :])
+
+
+@triton.jit
 def score_of(dots, scale, shift):
     """dots * scale - shift, the score rounded only together with what is subtracted."""
     scale, shift = tl.broadcast(scale, dots)[0], tl.broadcast(shift, dots)[0]
@@ -124,13 +102,6 @@ def score_of(dots, scale, shift):
 def exp2_of(dots, scale, shift):
     """2^(dots * scale - shift)."""
     return tl.exp2(score_of(dots, scale, shift))
-
-
-@triton.jit
-def log2_bias(bias):
-    """The bias in powers of two, NaN where it is Inf: a sum of zeros would be a finite loss."""
-    x = tl.load(bias).to(tl.float64) * LOG2E
-    return tl.where(tl.abs(x) < float("inf"), x, float("nan"))
 
 
 @triton.jit
@@ -164,89 +135,72 @@ def softplus_of(score):
 
 
 @triton.jit
-def similarities_of(dots, row_factors, column_factors):
-    """<u_i, u_k> of the rows' dots. Factors are multiplied first: both sides round alike, and equal rows tie."""
-    if row_factors is None and column_factors is None:
-        return dots
-    elif column_factors is None:
-        return dots * row_factors[:, None]
-    elif row_factors is None:
-        return dots * column_factors[None, :]
-    else:
-        return dots * (row_factors[:, None] * column_factors[None, :])
+def add_weighted(accumulator, weights, key_factors, values, PRECISION: tl.constexpr):
+    """accumulator + weights @ unit keys, in units of `weight_unit`."""
+    if key_factors is not None:
+        weights *= key_factors[None, :]
+    if values.dtype == tl.float16:
+        weights *= HALF_UNIT
+    if PRECISION == "tf32":
+        weights = to_tf32(weights)
+    elif not (INTERPRETED and values.dtype == tl.bfloat16):
+        weights = weights.to(values.dtype)
+    return accumulator + dot(weights, values, PRECISION)
 
 
 @triton.jit
-def load_vector(x, first, count, BLOCK: tl.constexpr):
-    """x[first .. first + BLOCK], zero beyond count; first + BLOCK may pass it."""
-    index = first + tl.arange(0, BLOCK)
-    return tl.load(x + index, mask=index < count, other=0.0)
+def in_units(accumulator, dtype: tl.constexpr):
+    return accumulator * (1.0 / HALF_UNIT) if dtype == tl.float16 else accumulator
 
 
 @triton.jit
-def crosses(row, column, offset, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Whether a tile holds a pair with column - row == offset."""
-    away = column - row - offset
-    return (away < BLOCK_M) & (away > -BLOCK_N)
-
-
-@triton.jit
-def needs_mask(
-    row, rows, column, columns, half, MASK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+def _pair_dots_kernel(
+    a, a_factors, b, b_factors, out, count, offset,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Whether a tile has pairs to leave out: few do, and masks cost as much as products."""
-    needed = (column + BLOCK_N > columns) | (row + BLOCK_M > rows)
-    if MASK >= IDS_EQUAL_NOT_SELF:
-        needed |= True
-    elif MASK != ALL:
-        needed |= crosses(row, column, 0, BLOCK_M, BLOCK_N)
-    if MASK == NOT_SELF_NOR_PARTNER:
-        needed |= crosses(row, column, half, BLOCK_M, BLOCK_N) | crosses(row, column, -half, BLOCK_M, BLOCK_N)
-    return needed
+    # As one tile of products, of which the diagonal is wanted: with the rounding of the other tiles,
+    # so that equal rows tie exactly and what should cancel does.
+    first = tl.program_id(0) * BLOCK
+    row = first + tl.arange(0, BLOCK)
+    partner = row + offset
+    partner = tl.where(partner >= count, partner - count, partner)
+    dots = zero_dots(a.dtype.element_ty, BLOCK, BLOCK)
+    for depth in range(0, WIDTH, BLOCK_D):
+        x = load_rows(a, first, count, depth, WIDTH, BLOCK, BLOCK_D)
+        place = b + partner.to(tl.int64)[:, None] * WIDTH + depth + tl.arange(0, BLOCK_D)[None, :]
+        y = tl.load(place, mask=(row < count)[:, None], other=0.0)
+        dots += part_of_dots(x, tl.trans(y), PRECISION)
+    dots = dots.to(out.dtype.element_ty)
+    diagonal = tl.arange(0, BLOCK)[:, None] == tl.arange(0, BLOCK)[None, :]
+    own = tl.sum(tl.where(diagonal, dots, 0.0), 1)
+    factors = tl.full((BLOCK,), 1.0, out.dtype.element_ty)
+    if a_factors is not None:
+        factors *= tl.load(a_factors + row, mask=row < count, other=0.0)
+    if b_factors is not None:
+        factors *= tl.load(b_factors + partner, mask=row < count, other=0.0)
+    own *= factors
+    tl.store(out + row, own, mask=row < count)
 
 
-@triton.jit
-def kept(
-    row, rows, column, columns, half, row_ids, column_ids,
-    MASK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """The pairs of a tile that count, inside the matrix."""
-    i = (row + tl.arange(0, BLOCK_M))[:, None]
-    k = (column + tl.arange(0, BLOCK_N))[None, :]
-    keep = (i < rows) & (k < columns)
-    if MASK != ALL and MASK <= IDS_EQUAL_NOT_SELF:
-        keep &= i != k
-    if MASK == NOT_SELF_NOR_PARTNER:
-        keep &= (k - i != half) & (i - k != half)
-    if MASK >= IDS_EQUAL_NOT_SELF:
-        of_rows = load_vector(row_ids, row, rows, BLOCK_M)[:, None]
-        of_columns = load_vector(column_ids, column, columns, BLOCK_N)[None, :]
-        keep &= (of_rows != of_columns) if MASK == IDS_DIFFER else (of_rows == of_columns)
-    return keep
+def pair_dots(a: UnitRows, b: UnitRows, tile: table.Tile, offset: int = 0) -> Tensor:
+    """<u_i, v_p> for all i, v_p the unit row p = (i + offset) mod n of b, rounded as in `similarities_of`.
 
-
-@triton.jit
-def rounded(x, dtype: tl.constexpr):
-    """x in dtype, to the nearest."""
-    if x.dtype == tl.float64 and dtype != tl.float64:
-        x = x.to(tl.float32)  # as PyTorch rounds a double to a half type
-    if INTERPRETED and dtype == tl.bfloat16 and x.dtype != tl.bfloat16:
-        x = x.to(tl.float32)
-        bits = x.to(tl.int32, bitcast=True)
-        nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
-        x = tl.where(x == x, nearest, x)
-    return x.to(dtype)
-
-
-@triton.jit
-def narrowed(gradient, inverse_norm, dtype: tl.constexpr):
-    """Gradients of rows (rows, columns) in dtype. inverse_norm (rows): 1 / max(|x|, EPS).
-
-    dU / EPS, the gradient of a zero row, is beyond float16 and saturates where it is finite. Of other rows, Inf tells
-    a gradient scaler to back off.
+    tile: of the kernel whose dots these are compared with.
     """
-    if dtype == tl.float16:
-        beyond = (tl.abs(gradient) > 65504.0) & (tl.abs(gradient) < float("inf"))
-        beyond = beyond & (inverse_norm >= LEAST_CLAMPED)[:, None]
-        gradient = tl.where(beyond, tl.where(gradient > 0, 65504.0, -65504.0), gradient)
-    return rounded(gradient, dtype)
+    out = torch.empty(a.count, dtype=wide(a.values.dtype), device=a.values.device)
+    _pair_dots_kernel[(triton.cdiv(a.count, tile.rows),)](
+        a.values,
+        a.factors,
+        b.values,
+        b.factors,
+        out,
+        a.count,
+        offset,
+        WIDTH=a.width,
+        BLOCK=tile.rows,
+        # Two blocks of whole wide rows would not fit; the order of sums is the same.
+        BLOCK_D=min(tile.depth, 64),
+        PRECISION=table.precision(a.kind),
+        **tile.options,
+    )
+    return out

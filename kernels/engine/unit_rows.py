@@ -1,4 +1,4 @@
-"""Rows of any float dtype and strides -> rows that the tile kernels read, and the dots of rows that belong together."""
+"""Rows of any float dtype and strides -> rows that the tile kernels read."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import configs
-from .tiles import load_rows, part_of_dots, rounded, to_tf32, zero_dots
+from ..tuning import table
+from .constants import EPS
+from .precision import rounded, to_tf32, wide
 
-EPS = tl.constexpr(1e-12)  # ssl_fast/rows.py
 
-
-class Rows(NamedTuple):
+class UnitRows(NamedTuple):
     """(n, width) contiguous rows, columns beyond the embeddings' dimension zero.
 
     float32 and float64: unit rows, of the kind "tf32" rounded to TF32. bfloat16 and float16, also for products in
@@ -28,7 +27,7 @@ class Rows(NamedTuple):
     factors: Tensor | None
     inverse_norms: Tensor
     dim: int
-    kind: str  # of the products (configs.kind)
+    kind: str  # of the products (table.kind)
 
     @property
     def count(self) -> int:
@@ -38,13 +37,8 @@ class Rows(NamedTuple):
     def width(self) -> int:
         return self.values.shape[1]
 
-    def tile(self, kernel: str) -> configs.Tile:
-        return configs.tile(kernel, self.values.device, self.kind, self.width)
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """What sums and losses are kept in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    def tile(self, kernel: str) -> table.Tile:
+        return table.tile(kernel, self.values.device, self.kind, self.width)
 
 
 @triton.jit
@@ -129,17 +123,17 @@ def _prepare_kernel(
 
 def prepare(
     sources: list[Tensor], dtype: torch.dtype, anchors: Tensor, normalize: bool = True, on_tensor_cores: bool = True
-) -> Rows:
+) -> UnitRows:
     """The rows of all sources (n, D), one below the other, for products in `dtype`: a launch each.
 
     anchors: the queries or views, whose dtype says what kind of products it is. on_tensor_cores: False for rows that
     enter no matrix product, which keep all of float32's digits.
     """
-    kind = configs.kind(dtype, anchors.dtype, sources[0].device)
+    kind = table.kind(dtype, anchors.dtype, sources[0].device)
     if kind == "tf32" and not on_tensor_cores:
         kind = "ieee"
     count, dim = sum(x.shape[0] for x in sources), sources[0].shape[1]
-    width = configs.padded_width(dim)
+    width = table.padded_width(dim)
     device = sources[0].device
     values = torch.empty((count, width), dtype=dtype, device=device)
     # bfloat16 and float16 are TF32 numbers too, so that such rows enter TF32 products as they are.
@@ -147,7 +141,7 @@ def prepare(
     factors = torch.empty(count, dtype=torch.float32, device=device) if kept else None
     inverse_norms = torch.empty(count if normalize else 0, dtype=wide(dtype), device=device)
     block_d = min(width & -width, 256)
-    block = configs.elements(device) // block_d
+    block = table.elements(device) // block_d
     first = 0
     for x in sources:
         end = first + x.shape[0]
@@ -164,21 +158,21 @@ def prepare(
             WIDTH=width,
             BLOCK=block,
             BLOCK_D=block_d,
-            **configs.LAUNCH,
+            **table.LAUNCH,
         )
         first = end
-    return Rows(values, factors, inverse_norms, dim, kind)
+    return UnitRows(values, factors, inverse_norms, dim, kind)
 
 
-def as_they_are(x: Tensor, dtype: torch.dtype, anchors: Tensor) -> Rows:
+def as_they_are(x: Tensor, dtype: torch.dtype, anchors: Tensor) -> UnitRows:
     """The rows of a queue: in place where the tile kernels can read them so, else a copy in `dtype`.
 
     For TF32 a rounded copy is made: reading and writing the queue once costs less than a walk over it.
     """
-    width, kind = x.shape[1], configs.kind(dtype, anchors.dtype, x.device)
-    readable = x.dtype == dtype and x.is_contiguous() and width == configs.padded_width(width)
+    width, kind = x.shape[1], table.kind(dtype, anchors.dtype, x.device)
+    readable = x.dtype == dtype and x.is_contiguous() and width == table.padded_width(width)
     if readable and kind != "tf32" and x.data_ptr() % 16 == 0:
-        return Rows(x, None, x.new_empty(0), width, kind)
+        return UnitRows(x, None, x.new_empty(0), width, kind)
     return prepare([x], dtype, anchors, normalize=False)
 
 
@@ -187,7 +181,7 @@ def product_dtype(a: Tensor, b: Tensor) -> torch.dtype:
     return a.dtype if a.dtype in (b.dtype, torch.float64) else torch.float32
 
 
-def keys_of(x: Tensor, normalize: bool, dtype: torch.dtype, anchors: Tensor) -> tuple[Rows, bool]:
+def keys_of(x: Tensor, normalize: bool, dtype: torch.dtype, anchors: Tensor) -> tuple[UnitRows, bool]:
     """The rows of keys, and whether they are read as they lie and may hold Inf."""
     if normalize:
         return prepare([x], dtype, anchors), False
@@ -198,56 +192,3 @@ def keys_of(x: Tensor, normalize: bool, dtype: torch.dtype, anchors: Tensor) -> 
 def check_pairs(a: Tensor, b: Tensor) -> None:
     if a.dim() != 2 or a.shape != b.shape or not a.numel():
         raise ValueError(f"b: expected the shape (N, D) of a, not empty, got {tuple(a.shape)} and {tuple(b.shape)}")
-
-
-@triton.jit
-def _pair_dots_kernel(
-    a, a_factors, b, b_factors, out, count, offset,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    # As one tile of products, of which the diagonal is wanted: with the rounding of the other tiles,
-    # so that equal rows tie exactly and what should cancel does.
-    first = tl.program_id(0) * BLOCK
-    row = first + tl.arange(0, BLOCK)
-    partner = row + offset
-    partner = tl.where(partner >= count, partner - count, partner)
-    dots = zero_dots(a.dtype.element_ty, BLOCK, BLOCK)
-    for depth in range(0, WIDTH, BLOCK_D):
-        x = load_rows(a, first, count, depth, WIDTH, BLOCK, BLOCK_D)
-        place = b + partner.to(tl.int64)[:, None] * WIDTH + depth + tl.arange(0, BLOCK_D)[None, :]
-        y = tl.load(place, mask=(row < count)[:, None], other=0.0)
-        dots += part_of_dots(x, tl.trans(y), PRECISION)
-    dots = dots.to(out.dtype.element_ty)
-    diagonal = tl.arange(0, BLOCK)[:, None] == tl.arange(0, BLOCK)[None, :]
-    own = tl.sum(tl.where(diagonal, dots, 0.0), 1)
-    factors = tl.full((BLOCK,), 1.0, out.dtype.element_ty)
-    if a_factors is not None:
-        factors *= tl.load(a_factors + row, mask=row < count, other=0.0)
-    if b_factors is not None:
-        factors *= tl.load(b_factors + partner, mask=row < count, other=0.0)
-    own *= factors
-    tl.store(out + row, own, mask=row < count)
-
-
-def pair_dots(a: Rows, b: Rows, tile: configs.Tile, offset: int = 0) -> Tensor:
-    """<u_i, v_p> for all i, v_p the unit row p = (i + offset) mod n of b, rounded as in `similarities_of`.
-
-    tile: of the kernel whose dots these are compared with.
-    """
-    out = torch.empty(a.count, dtype=wide(a.values.dtype), device=a.values.device)
-    _pair_dots_kernel[(triton.cdiv(a.count, tile.rows),)](
-        a.values,
-        a.factors,
-        b.values,
-        b.factors,
-        out,
-        a.count,
-        offset,
-        WIDTH=a.width,
-        BLOCK=tile.rows,
-        # Two blocks of whole wide rows would not fit; the order of sums is the same.
-        BLOCK_D=min(tile.depth, 64),
-        PRECISION=configs.precision(a.kind),
-        **tile.options,
-    )
-    return out

@@ -18,59 +18,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import configs
-from .pairs import Pairs
-from .rows import Rows, wide
-from .scale import Scale
-from .tiles import (
-    BY_SCALE,
-    FIXED,
-    ONLINE,
-    SIGMOID,
-    dot,
-    exp2_of,
-    has_fixed_shift,
-    kept,
-    load_rows,
-    load_vector,
-    log2_bias,
-    log2_scale,
-    needs_mask,
-    score_of,
-    sigmoid_of,
-    to_tf32,
-)
-from .walk import HALF_UNIT, add_weighted, in_units
+from ..tuning import table
+from .constants import BY_SCALE, FIXED, HALF_UNIT, ONLINE, SIGMOID
+from .mask import Mask, kept, needs_mask
+from .precision import exponent_of, power_of_two, to_tf32, wide
+from .scale import Scale, has_fixed_shift, log2_bias, log2_scale
+from .tile import add_weighted, dot, exp2_of, in_units, load_rows, load_vector, score_of, sigmoid_of
+from .unit_rows import UnitRows
 
 
-class Softmax(NamedTuple):
-    """log_sums (3, n): the sums that a forward pass returned, of sigmoids not read. gradients (n): of the rows' losses;
+class SavedSums(NamedTuple):
+    """sums (3, n): the sums that a forward pass returned, of sigmoids not read. gradients (n): of the rows' losses;
     None where all are 1.
 
     unit: 0-D, what the gradients are counted in, so that their products stay in range; None for 1.
     """
 
-    log_sums: Tensor
+    sums: Tensor
     gradients: Tensor | None = None
     unit: Tensor | None = None
-
-
-@triton.jit
-def _exponent(largest):
-    x = tl.load(largest).to(tl.float64)
-    exponent = ((x.to(tl.int64, bitcast=True) >> 52) & 0x7FF) - 1023
-    return tl.where((exponent > -1000) & (exponent < 1000), exponent, 0)
-
-
-@triton.jit
-def _power_of_two(exponent):
-    return ((exponent + 1023) << 52).to(tl.float64, bitcast=True)
-
-
-@triton.jit
-def gradient_unit(largest):
-    """A power of two near the largest gradient; 1 where that is 0, NaN or Inf."""
-    return 1.0 if largest is None else _power_of_two(_exponent(largest))
 
 
 @triton.jit
@@ -86,7 +52,7 @@ def _load_softmax(
         gradient = load_vector(gradients, first, count, BLOCK)
         # Not a division: in float64 that is a call, around which registers spill.
         if unit is not None:
-            gradient = (gradient.to(tl.float64) * _power_of_two(-_exponent(unit))).to(log_sum.dtype)
+            gradient = (gradient.to(tl.float64) * power_of_two(-exponent_of(unit))).to(log_sum.dtype)
     if FORM != SIGMOID:
         # What rounding took from the log of the sum.
         rest = load_vector(log_sums + 2 * count, first, count, BLOCK)
@@ -126,7 +92,7 @@ def _shift(s, bias, accumulator: tl.constexpr, FORM: tl.constexpr):
 
 
 @triton.jit
-def _attractions_kernel(
+def _weighted_rows_kernel(
     x, x_factors, x_log_sums, x_gradients, y, y_factors, y_log_sums, y_gradients, unit, bias, out, scale, temperature,
     rows, columns, length, half, row_ids, column_ids,
     MASK: tl.constexpr, FORM: tl.constexpr, LAUNCHED: tl.constexpr, WIDTH: tl.constexpr,
@@ -228,13 +194,13 @@ def _weights_kernel(
     tl.store(weights + place, to_tf32(result) if TF32 else result, mask=inside)
 
 
-def attractions(
-    x: Rows,
-    y: Rows,
+def weighted_rows(
+    x: UnitRows,
+    y: UnitRows,
     scale: Scale,
-    x_softmax: Softmax | None,
-    y_softmax: Softmax | None,
-    pairs: Pairs,
+    x_softmax: SavedSums | None,
+    y_softmax: SavedSums | None,
+    mask: Mask,
     launched: int = ONLINE.value,
     bias: Tensor | None = None,
 ) -> Tensor:
@@ -244,25 +210,25 @@ def attractions(
     one side, with a bias on the device.
     """
     forms = (FIXED.value, ONLINE.value) if launched == BY_SCALE.value else (launched,)
-    run = _fused if x.width <= configs.FUSED_WIDTH else _by_chunks
-    options = {"MASK": pairs.mask, "LAUNCHED": launched}
+    run = _fused if x.width <= table.FUSED_WIDTH else _by_chunks
+    options = {"MASK": mask.code, "LAUNCHED": launched}
     unit = next((softmax.unit for softmax in (x_softmax, y_softmax) if softmax and softmax.unit is not None), None)
     one_sided = (None, None)
     sides = [x.factors, *(x_softmax[:2] if x_softmax else one_sided)]
     others = [y.factors, *(y_softmax[:2] if y_softmax else one_sided)]
     with _library_settings(x.values.device):
-        return run(x, y, scale, sides, others, (unit, bias), options, pairs, forms)
+        return run(x, y, scale, sides, others, (unit, bias), options, mask, forms)
 
 
-def _fused(x, y, scale, of_x, of_y, unit_and_bias, options, pairs, forms) -> Tensor:
-    tile = x.tile("attractions")
-    if pairs.row_ids is not None:
+def _fused(x, y, scale, of_x, of_y, unit_and_bias, options, mask, forms) -> Tensor:
+    tile = x.tile("weighted_rows")
+    if mask.row_ids is not None:
         tile = tile.narrower()
     blocks = triton.cdiv(x.count, tile.rows)
-    pieces, length = configs.pieces(x.values.device, blocks, y.count, tile.columns)
+    pieces, length = table.pieces(x.values.device, blocks, y.count, tile.columns)
     out = torch.empty((pieces, x.count, x.width), dtype=wide(x.values.dtype), device=x.values.device)
     for form in forms:
-        _attractions_kernel[(blocks, pieces)](
+        _weighted_rows_kernel[(blocks, pieces)](
             x.values,
             *of_x,
             y.values,
@@ -273,13 +239,13 @@ def _fused(x, y, scale, of_x, of_y, unit_and_bias, options, pairs, forms) -> Ten
             x.count,
             y.count,
             length,
-            *pairs.arguments,
+            *mask.arguments,
             **options,
             FORM=form,
             WIDTH=x.width,
             BLOCK_M=tile.rows,
             BLOCK_N=tile.columns,
-            PRECISION=configs.precision(x.kind),
+            PRECISION=table.precision(x.kind),
             **tile.options,
         )
     return out
@@ -314,13 +280,13 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
 
 
-def _by_chunks(x, y, scale, of_x, of_y, unit_and_bias, options, pairs, forms) -> Tensor:
+def _by_chunks(x, y, scale, of_x, of_y, unit_and_bias, options, mask, forms) -> Tensor:
     """Rows too wide for a program's registers: two library products and one element-wise pass, a chunk of rows each."""
     out = torch.empty((1, x.count, x.width), dtype=wide(x.values.dtype), device=x.values.device)
-    tile = configs.WEIGHTS_TILE
-    chunk = max(tile.rows, configs.CHUNK_ELEMENTS // y.count // tile.rows * tile.rows)
+    tile = table.WEIGHTS_TILE
+    chunk = max(tile.rows, table.CHUNK_ELEMENTS // y.count // tile.rows * tile.rows)
     # The interpreter cuts bfloat16 off where devices round.
-    interpreted = configs.architecture(x.values.device) == "interpreter"
+    interpreted = table.architecture(x.values.device) == "interpreter"
     weights_dtype = out.dtype if interpreted else x.values.dtype
     in_half = weights_dtype == torch.float16
     unit_of_weights = HALF_UNIT.value if in_half else 1.0
@@ -339,7 +305,7 @@ def _by_chunks(x, y, scale, of_x, of_y, unit_and_bias, options, pairs, forms) ->
                 first,
                 x.count,
                 y.count,
-                *pairs.arguments,
+                *mask.arguments,
                 unit_of_weights,
                 **options,
                 FORM=form,

@@ -1,6 +1,7 @@
 """Compiles Triton kernels for devices that need not be there, as a launch there would, and reads what came out.
 
-`python -m bench.aot` prints what tests/kernels/test_aot.py last found of the tile kernels.
+`python -m ssl_fast.kernels.tuning.ahead_of_time` prints what tests/kernels/test_ahead_of_time.py last found of the
+tile kernels.
 """
 
 import json
@@ -18,24 +19,18 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from ssl_fast.kernels import (
-    attractions,
-    configs,
-    ema,
-    enqueue,
-    exp_sums,
-    gradients,
-    info_nce_paired,
-    reduction,
-    rows,
-    walk,
-)
+from .. import ema, enqueue, info_nce_paired
+from ..engine import input_gradients, loss_rows, online_softmax, symmetric_tiles, tile, unit_rows, weighted_rows
+from . import table
 
-MODULES = (attractions, ema, enqueue, exp_sums, gradients, info_nce_paired, reduction, rows, walk)
+MODULES = (
+    ema, enqueue, info_nce_paired, input_gradients, loss_rows, online_softmax, symmetric_tiles, tile, unit_rows,
+    weighted_rows,
+)  # fmt: skip
 # Most bytes of shared memory that a block may have (CUDA C++ programming guide, compute capabilities; MI200's and
-# MI300's ISA). Those in configs have rows of their own in the table, the others take a relative's.
+# MI300's ISA). Those in table.py have rows of their own in the table, the others take a relative's.
 SHARED_LIMIT = {
-    **configs.SHARED_LIMIT,
+    **table.SHARED_LIMIT,
     "sm_86": 99 << 10,
     "sm_89": 99 << 10,
     "sm_103": 227 << 10,
@@ -46,7 +41,7 @@ TARGETS = {
     name: GPUTarget("hip", name, 64) if name.startswith("gfx") else GPUTarget("cuda", int(name[3:]), 32)
     for name in SHARED_LIMIT
 }
-REPORTS = Path(__file__).resolve().parent.parent / "build" / "aot"
+REPORTS = Path("build", "aot")  # of the checkout, where the tests run
 # Bytes of shared memory of a multiprocessor, of the NVIDIA GPUs with a row of their own.
 SHARED_TOTAL = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10, "sm_120": 100 << 10}
 
@@ -99,8 +94,8 @@ def launches(call, name: str = "sm_80") -> list[Launch]:
     """
     recorded: list[Launch] = []
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(configs, "architecture", return_value=name))
-        stack.enter_context(mock.patch.object(configs, "shared_limit", return_value=SHARED_LIMIT[name]))
+        stack.enter_context(mock.patch.object(table, "architecture", return_value=name))
+        stack.enter_context(mock.patch.object(table, "shared_limit", return_value=SHARED_LIMIT[name]))
         for module in MODULES:
             for attribute, kernel in list(vars(module).items()):
                 if isinstance(kernel, JITFunction):

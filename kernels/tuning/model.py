@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ssl_fast.kernels.configs import Tile
+from .table import Tile
 
 
 class Device(NamedTuple):
@@ -31,7 +31,7 @@ DEVICES = {"sm_80": A100, "sm_90": H100, "sm_100": H100, "sm_120": A100, "gfx942
 BYTES = {"half": 2, "tf32": 4, "ieee": 4, "float64": 8}
 # Of each similarity: products of D terms (a weighted sum is one more), exponentials, and float32 operations
 # (scaling, the exponent's argument, sums or maxima, weights and their rounding).
-WORK = {"exp_sums": (1, 1, 5), "walk": (2, 1, 8), "attractions": (2, 1, 6)}
+WORK = {"symmetric_tiles": (1, 1, 5), "online_softmax": (2, 1, 8), "weighted_rows": (2, 1, 6)}
 # A mask, comparisons and selections; only tiles on a diagonal or an edge have one.
 MASK_OPERATIONS = 9
 
@@ -53,8 +53,8 @@ def cost(kernel: str, tile: Tile, width: int, kind: str, device: Device, masked:
     """masked: the share of tiles that have a mask."""
     elements = tile.rows * tile.columns
     products, exponentials, operations = WORK[kernel]
-    # The walking kernels keep their rows; exp_sums reads both sides of every tile.
-    rows_read = tile.columns + (tile.rows if kernel == "exp_sums" else 0)
+    # The walking kernels keep their rows; symmetric_tiles reads both sides of every tile.
+    rows_read = tile.columns + (tile.rows if kernel == "symmetric_tiles" else 0)
     return Cost(
         products * 2 * elements * width / device.flops[kind],
         exponentials * elements / device.exponentials,

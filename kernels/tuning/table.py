@@ -1,8 +1,8 @@
 """Tile shapes by architecture, dtype and width, and how work is cut: fixed tables, no search when a kernel runs.
 
-`tiles.json` holds the table, one row an architecture: `python -m bench.tune` writes the row of the GPU that it runs on,
-tests/kernels/test_aot.py holds every entry to its device's registers and shared memory. Releases of Triton spend
-registers differently: under "triton" are the entries that a release needs otherwise, so that nothing spills there.
+`tiles.json` holds the table, one row an architecture. `python -m bench.tune` writes the row of the GPU that it runs on;
+tests/kernels/test_ahead_of_time.py holds every entry to its device's registers and shared memory. Releases of Triton
+spend registers differently: "triton" lists the entries that a release needs in place of the row's, so that none spills.
 
 Which row a GPU gets (`choice`): its own where the table has one. Else the first of its family's (FAMILIES) that fits
 the shared memory of its blocks, and where none does the family's last. What a row needs is not measured: it counts as
@@ -113,7 +113,7 @@ def shared_limit(device: torch.device) -> int:
     return max(properties.shared_memory_per_block, properties.shared_memory_per_block_optin)
 
 
-def written() -> tuple[dict, dict]:
+def as_written() -> tuple[dict, dict]:
     """The rows by architecture, and by release of Triton the entries that differ there; as they are in the file."""
     rows = json.loads(TABLE.read_text())
     return rows, rows.pop("triton")
@@ -132,9 +132,9 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 @functools.cache
-def table() -> dict:
+def rows() -> dict:
     """By architecture, kind, kernel and width: the rows for the installed Triton."""
-    rows, releases = written()
+    rows, releases = as_written()
     for name, kinds in releases[release(releases)].items():
         for of_kind, kernels in kinds.items():
             for kernel, widths in kernels.items():
@@ -152,7 +152,7 @@ class Choice(NamedTuple):
 @functools.cache
 def choice(name: str, shared: int) -> Choice:
     """The row for GPUs of the architecture `name`, whose blocks have `shared` bytes of shared memory."""
-    if name in table():
+    if name in rows():
         return Choice(name)
     family = FAMILIES.get(name[:-1]) or FAMILIES["gfx" if name.startswith("gfx") else "sm_"]
     reason = f"the table has no row for {name}"
@@ -164,8 +164,8 @@ def choice(name: str, shared: int) -> Choice:
 
 
 @functools.cache
-def _tile(kernel: str, name: str, of_kind: str, width: int) -> Tile:
-    widths = table()[name][of_kind][kernel]
+def row_tile(kernel: str, name: str, of_kind: str, width: int) -> Tile:
+    widths = rows()[name][of_kind][kernel]
     # The entry of the next larger width; the largest serves all beyond.
     fitting = [key for key in sorted(map(int, widths)) if key >= width] or [max(map(int, widths))]
     tile = Tile(*widths[str(fitting[0])])
@@ -174,8 +174,8 @@ def _tile(kernel: str, name: str, of_kind: str, width: int) -> Tile:
 
 
 def tile(kernel: str, device: torch.device, of_kind: str, width: int) -> Tile:
-    """The tile of `kernel`, "exp_sums", "walk" or "attractions", for rows of this kind and width."""
-    return _tile(kernel, choice(architecture(device), shared_limit(device)).row, of_kind, width)
+    """The tile of `kernel`, "symmetric_tiles", "online_softmax" or "weighted_rows", for rows of this kind and width."""
+    return row_tile(kernel, choice(architecture(device), shared_limit(device)).row, of_kind, width)
 
 
 @functools.cache

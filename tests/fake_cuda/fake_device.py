@@ -213,7 +213,7 @@ class _Launcher:
 
 def _forget() -> None:
     """What was kept of a device's properties: they are of a device with the same name."""
-    for value in vars(importlib.import_module("ssl_fast.kernels.configs")).values():
+    for value in vars(importlib.import_module("ssl_fast.kernels.tuning.table")).values():
         if hasattr(value, "cache_clear"):
             value.cache_clear()
 
@@ -227,7 +227,7 @@ def fake_cuda(current: int = 0, **properties: Any) -> Iterator[Device]:
     from triton.runtime.jit import JITFunction
 
     device = Device(current)
-    modules = [importlib.import_module(f"ssl_fast.kernels.{x.name}") for x in pkgutil.iter_modules(kernels.__path__)]
+    modules = [importlib.import_module(x.name) for x in pkgutil.walk_packages(kernels.__path__, "ssl_fast.kernels.")]
     described = SimpleNamespace(**{**H100, **properties})
     with ExitStack() as stack:
 

@@ -7,7 +7,7 @@ import torch
 from fake_device import backward
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from ssl_fast.kernels import reduction, rows
+from ssl_fast.kernels.engine import loss_rows, unit_rows
 
 HERE = "cuda:1"
 
@@ -102,17 +102,17 @@ def test_gradients_are_those_of_the_engine():
 
 
 def test_a_launch_outside_of_a_device_guard_is_seen(gpu):
-    rows.prepare([x()], torch.float32, x())
+    unit_rows.prepare([x()], torch.float32, x())
     assert gpu.wrong
     gpu.clear()
     with torch.cuda.device_of(x()):
-        rows.prepare([x()], torch.float32, x())
+        unit_rows.prepare([x()], torch.float32, x())
     assert not gpu.wrong
     assert gpu.launches == ["_prepare_kernel"]
 
 
 def test_an_output_unlike_its_fake_kernels_is_seen(gpu, monkeypatch):
-    monkeypatch.setattr(reduction, "SAVED", 2)
+    monkeypatch.setattr(loss_rows, "SUMS_ROWS", 2)
     torch.ops.ssl_fast.nt_xent(x(), x(), 0.1, None, 1, False)
     assert any("output 2 of nt_xent" in what for what in gpu.wrong)
 

@@ -2,7 +2,7 @@
 
 Triton decides when it is first imported whether kernels are interpreted, for the whole process. Set
 in the common process, the variable would take the compiled kernels from the tests that need them
-(test_aot.py, the gpu tests, torch.compile on a GPU); set later, it would do nothing. To choose
+(test_ahead_of_time.py, the gpu tests, torch.compile on a GPU); set later, it would do nothing. To choose
 single tests: TRITON_INTERPRET=1 python -m pytest tests/kernels/test_enqueue_interpreted.py -k ...
 """
 

@@ -97,7 +97,7 @@ def differentiated(problem: Problem, wide: torch.dtype, outputs, gradients, extr
 
 
 def eager_products(problem: Problem) -> AbstractContextManager:
-    """As eager code multiplies on a GPU: queries of a half type beside keys of another dtype in TF32 (configs.kind)."""
+    """As eager code multiplies on a GPU: queries of a half type beside keys of another dtype in TF32 (table.kind)."""
     first, last = (x.dtype for x in (problem.inputs[0], problem.inputs[-1]))
     return Products(to_tf32) if first in HALF_TYPES and first != last else nullcontext()
 

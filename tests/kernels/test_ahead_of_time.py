@@ -1,8 +1,8 @@
 """The Triton kernels, compiled for devices that are not here: what they cost and that they stay within limits.
 
-Every entry of kernels/tiles.json is compiled as its launchers ask for it, by the installed Triton: to hold the table
-to another release, `pip install --no-deps --target FOLDER triton==3.6.0` and run these tests with FOLDER first on
-PYTHONPATH. The figures are written to build/aot/*.json; `python -m bench.aot` prints them.
+Every entry of kernels/tuning/tiles.json is compiled as its launchers ask for it, by the installed Triton: to hold the
+table to another release, `pip install --no-deps --target FOLDER triton==3.6.0` and run these tests with FOLDER first on
+PYTHONPATH. The figures are written to build/aot/*.json; `python -m ssl_fast.kernels.tuning.ahead_of_time` prints them.
 """
 
 import itertools
@@ -16,18 +16,10 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 import triton
 
-from bench import aot, tune
+from bench import tune
 from ssl_fast import checks
-from ssl_fast.kernels import (
-    configs,
-    ema,
-    enqueue,
-    info_nce,
-    nt_xent,
-    pair_similarity,
-    similarity_lse,
-    similarity_softplus,
-)
+from ssl_fast.kernels import ema, enqueue, info_nce, nt_xent, pair_similarity, similarity_lse, similarity_softplus
+from ssl_fast.kernels.tuning import ahead_of_time, table
 
 # The longest compilations. Those of sm_120, whose code is made as that of sm_80, and of the less used types of sm_100
 # are left to `make test-all`.
@@ -41,21 +33,21 @@ every_device_and_kind = pytest.mark.parametrize(
             if device == "sm_120" or (device == "sm_100" and kind in ("tf32", "float64"))
             else (),
         )
-        for device in configs.SHARED_LIMIT
+        for device in table.SHARED_LIMIT
         for kind in tune.KINDS
     ],
 )
-every_row = pytest.mark.parametrize("device", configs.SHARED_LIMIT)  # each on the GPU that it was made for
+every_row = pytest.mark.parametrize("device", table.SHARED_LIMIT)  # each on the GPU that it was made for
 # GPUs that take the row of a relative. What needs most shared memory is compiled in each run, the rest by
 # `make test-all`.
-RELATIVES = [name for name in aot.TARGETS if name not in configs.table()]
-MOST_SHARED = [("half", "walk", 256), ("tf32", "attractions", 256)]
+RELATIVES = [name for name in ahead_of_time.TARGETS if name not in table.rows()]
+MOST_SHARED = [("half", "online_softmax", 256), ("tf32", "weighted_rows", 256)]
 
 pytestmark = [
     pytest.mark.aot,
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="TRITON_INTERPRET=1 compiles nothing"),
 ]
-REPORTS = aot.REPORTS
+REPORTS = ahead_of_time.REPORTS
 # What the matrix units' instructions are called. float32 without TF32 has none but on gfx942.
 MATRIX_UNITS = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC", "sm_120": "HMMA", "gfx942": "v_mfma"}
 
@@ -78,15 +70,15 @@ def write_report(name: str, rows: list[dict]) -> None:
 def check_limits(compiled, device):
     what = f"{compiled.kernel} on {device} by Triton {triton.__version__}"
     assert compiled.local_bytes == 0, f"{what} spills {compiled.local_bytes} bytes"
-    assert compiled.shared_bytes <= aot.SHARED_LIMIT[device], what
+    assert compiled.shared_bytes <= ahead_of_time.SHARED_LIMIT[device], what
 
 
 def entries(device):
     """The tiles of the table that differ, with one width that uses each."""
-    for kind, kernels in configs.table()[device].items():
+    for kind, kernels in table.rows()[device].items():
         for kernel, widths in kernels.items():
             for width, tile in widths.items():
-                yield kind, kernel, int(width), configs.Tile(*tile)
+                yield kind, kernel, int(width), table.Tile(*tile)
 
 
 @pytest.mark.timeout(1500)
@@ -126,7 +118,7 @@ def test_a_relatives_row_fits(device, kind, kernel, width):
     """It compiles, and its blocks have the shared memory."""
     forms = slice(1) if (kind, kernel, width) in MOST_SHARED else slice(None)
     for compiled in tune.compiled(kernel, kind, width, None, device, forms):
-        assert compiled.shared_bytes <= aot.SHARED_LIMIT[device], compiled.kernel
+        assert compiled.shared_bytes <= ahead_of_time.SHARED_LIMIT[device], compiled.kernel
 
 
 @pytest.mark.timeout(600)
@@ -136,15 +128,15 @@ def test_wide_rows(device, kind):
     """Widths whose steps are pipelined, and whose gradients take chunks."""
     tune.set_kind(kind)
     names = set()
-    for kernel in ("exp_sums", "walk"):
+    for kernel in ("symmetric_tiles", "online_softmax"):
         for call in tune.calls(kernel, kind, 512)[1:2]:
-            for launch in aot.launches(call, device):
+            for launch in ahead_of_time.launches(call, device):
                 name = launch.kernel.fn.__name__
                 if name in names or name in ("_prepare_kernel", "_sum_kernel"):
                     continue
                 names.add(name)
-                assert aot.compiled(launch, device).shared_bytes <= aot.SHARED_LIMIT[device], name
-    assert {"_exp_sums_kernel", "_walk_kernel", "_pair_dots_kernel", "_weights_kernel"} <= names
+                assert ahead_of_time.compiled(launch, device).shared_bytes <= ahead_of_time.SHARED_LIMIT[device], name
+    assert {"_symmetric_tiles_kernel", "_online_softmax_kernel", "_pair_dots_kernel", "_weights_kernel"} <= names
 
 
 def similarity_calls(kind, width, count=1024):
@@ -179,13 +171,13 @@ def test_similarity_forms_spill_nothing(device, kind):
     tune.set_kind(kind)
     found = {}
     for call in similarity_calls(kind, 128):
-        for launch in aot.launches(call, device):
+        for launch in ahead_of_time.launches(call, device):
             if launch.kernel.fn.__name__ in (*tune.KERNELS.values(), "_lse_kernel"):
                 given = tuple(x is None for x in launch.arguments)
                 found[launch.kernel.fn.__name__, given, str(launch.options)] = launch
     assert {name for name, *_ in found} == {*tune.KERNELS.values(), "_lse_kernel"}
     for launch in found.values():
-        check_limits(aot.compiled(launch, device), device)
+        check_limits(ahead_of_time.compiled(launch, device), device)
 
 
 @pytest.mark.timeout(600)
@@ -196,9 +188,9 @@ def test_large_batches_spill_nothing(stats):
     found = []
     for count in (1024, 65536):
         z = torch.empty(count, 128, dtype=torch.bfloat16)
-        launches = aot.launches(lambda z=z: nt_xent.nt_xent(z, z, 0.1, None, 1, stats), "sm_90")
-        (launch,) = (each for each in launches if each.kernel.fn.__name__ == "_exp_sums_kernel")
-        found.append(aot.compiled(launch, "sm_90"))
+        launches = ahead_of_time.launches(lambda z=z: nt_xent.nt_xent(z, z, 0.1, None, 1, stats), "sm_90")
+        (launch,) = (each for each in launches if each.kernel.fn.__name__ == "_symmetric_tiles_kernel")
+        found.append(ahead_of_time.compiled(launch, "sm_90"))
         check_limits(found[-1], "sm_90")
     small, large = found
     assert small == large
@@ -231,8 +223,8 @@ def test_sizes_of_one(device):
         lambda: enqueue.enqueue_(z, torch.zeros(1, dtype=torch.int64), keys, True),
         lambda: ema.ema_update_([z], [keys], 0.9),
     ):
-        for launch in aot.launches(call, device):
-            aot.compiled(launch, device)
+        for launch in ahead_of_time.launches(call, device):
+            ahead_of_time.compiled(launch, device)
 
 
 # The O(N D) kernels have no tiles to choose: that they compile everywhere, and what they must not do.
@@ -245,7 +237,7 @@ def small_launches(device, dtype):
         tune.set_kind("ieee")
         kind = {torch.float64: "float64", torch.float32: "ieee"}.get(dtype, "half")
         for call in tune.calls(kernel, kind, 128):
-            for launch in aot.launches(call, device):
+            for launch in ahead_of_time.launches(call, device):
                 if launch.kernel.fn.__name__ not in tune.KERNELS.values():
                     given = tuple(x is None for x in launch.arguments)
                     found[launch.kernel.fn.__name__, given] = launch
@@ -257,27 +249,27 @@ def small_launches(device, dtype):
 @every_row
 def test_small_kernels_spill_nothing(device, dtype):
     for launch in small_launches(device, dtype).values():
-        check_limits(aot.compiled(launch, device), device)
+        check_limits(ahead_of_time.compiled(launch, device), device)
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("paired", [torch.float32, torch.bfloat16], ids=str)
 @every_row
 def test_paired_negatives_are_read_128_bits_at_a_time(device, paired):
-    launches = aot.launches(tune.paired_call(paired, 128), device)
+    launches = ahead_of_time.launches(tune.paired_call(paired, 128), device)
     launches = [launch for launch in launches if "paired" in launch.kernel.fn.__name__]
     assert len(launches) == 2
     for launch in launches:
-        compiled = aot.compiled(launch, device)
+        compiled = ahead_of_time.compiled(launch, device)
         check_limits(compiled, device)
         assert max(compiled.load_bits) >= (64 if device == "gfx942" else 128)
 
 
 def enqueue_compiled(device, queue, keys, normalize=False):
     pointer = torch.zeros(1, dtype=torch.int64)
-    launches = aot.launches(lambda: enqueue.enqueue_(queue, pointer, keys, normalize), device)
+    launches = ahead_of_time.launches(lambda: enqueue.enqueue_(queue, pointer, keys, normalize), device)
     assert len(launches) == 1
-    return aot.compiled(launches[0], device)
+    return ahead_of_time.compiled(launches[0], device)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -313,8 +305,8 @@ def test_enqueue_odd_rows_that_are_cast(device):
 @every_row
 def test_momentum_update_moves_128_bits_at_a_time(device, dtypes):
     target, source = ([torch.zeros(n, dtype=dtype) for n in (4096, 77)] for dtype in dtypes)
-    (launch,) = aot.launches(lambda: ema.ema_update_(target, source, 0.99), device)
-    compiled = aot.compiled(launch, device)
+    (launch,) = ahead_of_time.launches(lambda: ema.ema_update_(target, source, 0.99), device)
+    compiled = ahead_of_time.compiled(launch, device)
     check_limits(compiled, device)
     assert max(compiled.load_bits) == max(compiled.store_bits) == 128
 
@@ -325,7 +317,7 @@ def test_momentum_update_of_every_pair_of_types(device):
     target, source = ([torch.zeros(4096, dtype=pair[i]) for pair in pairs] for i in (0, 1))
     for side in (target, source):
         side.append(torch.zeros(4096, dtype=torch.int64))
-    launches = aot.launches(lambda: ema.ema_update_(target, source, 0.99), device)
+    launches = ahead_of_time.launches(lambda: ema.ema_update_(target, source, 0.99), device)
     assert len(launches) == 2  # float64 apart
     for launch in launches:
-        check_limits(aot.compiled(launch, device), device)
+        check_limits(ahead_of_time.compiled(launch, device), device)

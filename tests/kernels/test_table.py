@@ -11,9 +11,9 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 import triton
 
-from bench import aot, tune
+from bench import tune
 from ssl_fast import doctor
-from ssl_fast.kernels import configs
+from ssl_fast.kernels.tuning import ahead_of_time, table
 
 KIB = 1 << 10
 
@@ -61,7 +61,7 @@ every_gpu = pytest.mark.parametrize(
 @pytest.fixture
 def see(monkeypatch):
     """A function that puts GPUs of these properties into the machine and returns the first."""
-    cached = (configs.architecture, configs.shared_limit, configs.processors)
+    cached = (table.architecture, table.shared_limit, table.processors)
 
     def put(*gpus):
         monkeypatch.setattr(torch.version, "hip", "6.4" if gpus[0].gcnArchName.startswith("gfx") else None)
@@ -82,54 +82,54 @@ def see(monkeypatch):
 @every_gpu
 def test_the_row_of_each_gpu(see, properties, architecture, row, reason):
     device = see(properties)
-    assert configs.architecture(device) == architecture
-    choice = configs.choice(architecture, configs.shared_limit(device))
+    assert table.architecture(device) == architecture
+    choice = table.choice(architecture, table.shared_limit(device))
     assert choice.row == row
     assert reason in choice.reason
     assert bool(choice.reason) == (row != architecture)
-    assert configs.processors(device) == properties.multi_processor_count
-    for kind, kernels in configs.table()[row].items():
+    assert table.processors(device) == properties.multi_processor_count
+    for kind, kernels in table.rows()[row].items():
         for kernel, widths in kernels.items():
             for width, tile in widths.items():
-                assert configs.tile(kernel, device, kind, int(width)) == configs.Tile(*tile)
+                assert table.tile(kernel, device, kind, int(width)) == table.Tile(*tile)
 
 
 @every_gpu
 def test_the_row_fits_the_shared_memory(see, properties, architecture, row, reason):
     """All but GPUs with less than any row may need, which Triton does not name among those it runs on."""
-    limit = configs.shared_limit(see(properties))
-    assert configs.SHARED_LIMIT[row] <= limit or properties.major < 8
+    limit = table.shared_limit(see(properties))
+    assert table.SHARED_LIMIT[row] <= limit or properties.major < 8
 
 
 @every_gpu
 def test_tf32_where_triton_compiles_it(see, properties, architecture, row, reason):
     """Of half queries beside a queue in float32, which take TF32 whatever the setting."""
     expected = "ieee" if architecture in ("gfx90a", "gfx1100") else "tf32"
-    assert configs.kind(torch.float32, torch.float16, see(properties)) == expected
+    assert table.kind(torch.float32, torch.float16, see(properties)) == expected
 
 
 def test_every_row_has_a_limit_and_every_family_rows():
-    rows = set(configs.table()) - {"interpreter"}
-    assert rows == set(configs.SHARED_LIMIT)
-    assert {row for family in configs.FAMILIES.values() for row in family} == rows
+    rows = set(table.rows()) - {"interpreter"}
+    assert rows == set(table.SHARED_LIMIT)
+    assert {row for family in table.FAMILIES.values() for row in family} == rows
 
 
 def test_a_tuned_row_is_the_gpus_own(see, monkeypatch, tmp_path):
     """Written kind by kind: before its turn a kind keeps the tiles that served so far."""
-    table = tmp_path / "tiles.json"
-    table.write_text(configs.TABLE.read_text())
-    monkeypatch.setattr(configs, "TABLE", table)
+    copy = tmp_path / "tiles.json"
+    copy.write_text(table.TABLE.read_text())
+    monkeypatch.setattr(table, "TABLE", copy)
     device = see(nvidia("NVIDIA L4", 8, 9, 99, 58))
-    before = configs.table()
+    before = table.rows()
     try:
         entry = {kernel: {"256": [32, 32, 32, 4, 1]} for kernel in tune.KERNELS}
-        tune.add(configs.architecture(device), configs.shared_limit(device), "half", entry)
-        assert configs.choice("sm_89", 99 * KIB) == ("sm_89", "")
-        assert configs.tile("walk", device, "half", 128) == configs.Tile(32, 32, 32, 4, 1)
-        assert configs.table() == {**before, "sm_89": {**before["sm_120"], "half": entry}}
+        tune.add(table.architecture(device), table.shared_limit(device), "half", entry)
+        assert table.choice("sm_89", 99 * KIB) == ("sm_89", "")
+        assert table.tile("online_softmax", device, "half", 128) == table.Tile(32, 32, 32, 4, 1)
+        assert table.rows() == {**before, "sm_89": {**before["sm_120"], "half": entry}}
     finally:
         monkeypatch.undo()
-        for function in (configs.table, configs.choice, configs._tile):
+        for function in (table.rows, table.choice, table.row_tile):
             function.cache_clear()
 
 
@@ -139,14 +139,14 @@ def test_a_tuned_row_is_the_gpus_own(see, monkeypatch, tmp_path):
 )
 def test_entries_of_a_release_of_triton(monkeypatch, version, release):
     monkeypatch.setattr(triton, "__version__", version)
-    rows, releases = configs.written()
-    assert configs.release(releases) == release
-    configs.table.cache_clear()
+    rows, releases = table.as_written()
+    assert table.release(releases) == release
+    table.rows.cache_clear()
     try:
-        found = configs.table()
+        found = table.rows()
     finally:
         monkeypatch.undo()
-        configs.table.cache_clear()
+        table.rows.cache_clear()
     for name, kinds in rows.items():
         for kind, kernels in kinds.items():
             for kernel, widths in kernels.items():
@@ -156,15 +156,15 @@ def test_entries_of_a_release_of_triton(monkeypatch, version, release):
 
 
 def test_ahead_of_time_takes_the_row_that_a_device_would():
-    call = tune.calls("walk", "half", 256)[0]
+    call = tune.calls("online_softmax", "half", 256)[0]
     tiles = {}
-    for name in aot.TARGETS:
-        launch = next(x for x in aot.launches(call, name) if x.kernel.fn.__name__ == "_walk_kernel")
+    for name in ahead_of_time.TARGETS:
+        launch = next(x for x in ahead_of_time.launches(call, name) if x.kernel.fn.__name__ == "_online_softmax_kernel")
         options = launch.options
-        tiles[name] = configs.Tile(*(options[k] for k in ("BLOCK_M", "BLOCK_N", "BLOCK_D", "num_warps", "num_stages")))
+        tiles[name] = table.Tile(*(options[k] for k in ("BLOCK_M", "BLOCK_N", "BLOCK_D", "num_warps", "num_stages")))
     for name, tile in tiles.items():
-        row = configs.choice(name, aot.SHARED_LIMIT[name]).row
-        assert tile == configs._tile("walk", row, "half", 256)
+        row = table.choice(name, ahead_of_time.SHARED_LIMIT[name]).row
+        assert tile == table.row_tile("online_softmax", row, "half", 256)
     assert tiles["sm_86"] == tiles["sm_89"] == tiles["sm_121"] == tiles["sm_120"] != tiles["sm_80"]
     assert tiles["sm_103"] == tiles["sm_100"] != tiles["sm_120"]
 
@@ -185,7 +185,7 @@ REAL = """
 import ctypes, os
 from unittest import mock
 import torch
-from ssl_fast.kernels import configs
+from ssl_fast.kernels.tuning import table
 
 words = (ctypes.c_int32 * 2048)(*range(2048))
 properties = torch._C._CudaDeviceProperties.__new__(torch._C._CudaDeviceProperties)
@@ -202,8 +202,8 @@ for field, value in h100.items():
     assert getattr(properties, field) == value, field
 with mock.patch.object(torch.cuda, "get_device_properties", return_value=properties):
     device = torch.device("cuda", 0)
-    print(properties.name, properties.gcnArchName, configs.architecture(device), sep="|")
-    print(configs.choice(configs.architecture(device), configs.shared_limit(device)).row, flush=True)
+    print(properties.name, properties.gcnArchName, table.architecture(device), sep="|")
+    print(table.choice(table.architecture(device), table.shared_limit(device)).row, flush=True)
 os._exit(0)  # at an ordinary end the class would free this memory
 """
 

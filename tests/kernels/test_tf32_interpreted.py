@@ -1,4 +1,4 @@
-"""What enters a tensor core in float32 is a TF32 number, rounded to the nearest (tiles.to_tf32).
+"""What enters a tensor core in float32 is a TF32 number, rounded to the nearest (precision.to_tf32).
 
 The interpreter multiplies in float64, so these tests look at the operands; tests/ptx computes losses with operands
 whose low bits are cut off, as tensor cores do.
@@ -10,9 +10,10 @@ import triton
 import triton.language as tl
 from strategies import embeddings
 
-from ssl_fast.kernels import attractions, info_nce, rows
-from ssl_fast.kernels.tiles import to_tf32
-from ssl_fast.kernels.walk import add_weighted
+from ssl_fast.kernels import info_nce
+from ssl_fast.kernels.engine import unit_rows, weighted_rows
+from ssl_fast.kernels.engine.precision import to_tf32
+from ssl_fast.kernels.engine.tile import add_weighted
 
 SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), 3.4028235e38, 1e-42, 1.0 + 2**-11, 1.0 + 2**-11 - 2**-23]
 
@@ -74,8 +75,8 @@ def test_every_nan_stays_nan():
 @pytest.mark.parametrize("normalize", [True, False])
 def test_rows_are_rounded_where_tensor_cores_take_them(precision, normalize):
     x = embeddings(20, 48, torch.float32, "ordinary", 0)
-    prepared = rows.prepare([x], torch.float32, x, normalize)
-    alone = rows.prepare([x], torch.float32, x, normalize, on_tensor_cores=False)
+    prepared = unit_rows.prepare([x], torch.float32, x, normalize)
+    alone = unit_rows.prepare([x], torch.float32, x, normalize, on_tensor_cores=False)
     assert (prepared.kind, alone.kind) == (precision, "ieee")
     assert not is_tf32(alone.values).all()
     assert torch.equal(prepared.values, nearest_tf32(alone.values) if precision == "tf32" else alone.values)
@@ -85,20 +86,20 @@ def test_rows_are_rounded_where_tensor_cores_take_them(precision, normalize):
 def test_half_rows_beside_a_float32_queue_are_rounded_at_any_setting(precision, dtype):
     x = embeddings(20, 64, dtype, "ordinary", 0)
     queue = torch.nn.functional.normalize(torch.randn(70, 64), dim=1)
-    query = rows.prepare([x], torch.float32, x)
-    keys, in_place = rows.keys_of(queue, False, torch.float32, x)
+    query = unit_rows.prepare([x], torch.float32, x)
+    keys, in_place = unit_rows.keys_of(queue, False, torch.float32, x)
     assert query.kind == keys.kind == "tf32"
     # A half row is a TF32 number already; as a unit row it would be rounded.
     assert query.factors is not None
     assert is_tf32(query.values).all()
-    assert torch.equal(query.values, rows.prepare([x], dtype, x).values.float())
+    assert torch.equal(query.values, unit_rows.prepare([x], dtype, x).values.float())
     assert not in_place
     assert torch.equal(keys.values, nearest_tf32(queue))
 
 
 def test_a_float32_queue_is_read_in_place_by_ieee_products_only(precision):
     x, queue = torch.randn(20, 64), torch.nn.functional.normalize(torch.randn(70, 64), dim=1)
-    keys, in_place = rows.keys_of(queue, False, torch.float32, x)
+    keys, in_place = unit_rows.keys_of(queue, False, torch.float32, x)
     assert in_place == (precision == "ieee")
     assert (keys.values.data_ptr() == queue.data_ptr()) == in_place
 
@@ -111,10 +112,10 @@ def test_weights_are_rounded(precision):
 
 
 def test_weights_of_wide_rows_are_rounded(precision, monkeypatch):
-    """Beyond configs.FUSED_WIDTH the weights go through memory, to a product of the library's."""
+    """Beyond table.FUSED_WIDTH the weights go through memory, to a product of the library's."""
     operands = []
-    product = attractions._product
-    monkeypatch.setattr(attractions, "_product", lambda a, b: operands.append(a) or product(a, b))
+    product = weighted_rows._product
+    monkeypatch.setattr(weighted_rows, "_product", lambda a, b: operands.append(a) or product(a, b))
     query, key = (embeddings(20, 300, torch.float32, "ordinary", seed) for seed in (0, 1))
     queue = torch.nn.functional.normalize(torch.randn(70, 300), dim=1)
     info_nce.info_nce(query, key, queue, False, 0.1, None, 1, False, True)

@@ -23,7 +23,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 EXTENSION = f"ssl_fast/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
-KERNELS = [f"ssl_fast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.*")]
+KERNELS = [
+    f"ssl_fast/kernels/{path.relative_to(ROOT / 'kernels')}"
+    for ending in ("py", "json")
+    for path in (ROOT / "kernels").rglob(f"*.{ending}")
+]
 SOURCES = [f"ssl_fast/csrc/{path.relative_to(ROOT / 'csrc')}" for path in (ROOT / "csrc").rglob("*") if path.is_file()]
 
 # Prints whether the extension is there and what nt_xent ran on, after importing every part.

@@ -14,7 +14,7 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from bench import aot
+from ssl_fast.kernels.tuning import ahead_of_time
 
 from .simulator import Result, build, load, run
 
@@ -38,7 +38,7 @@ class Compiled:
 def compile_to_ptx(
     kernel: JITFunction, arguments: Sequence, grid: Sequence[int], options: Mapping, device: str
 ) -> Compiled:
-    """What `kernel[grid](*arguments, **options)` would run on bench.aot.TARGETS[device].
+    """What `kernel[grid](*arguments, **options)` would run on ahead_of_time.TARGETS[device].
 
     The arguments are CPU tensors and numbers. Kept on disk by source, options and device.
     """
@@ -54,11 +54,11 @@ def compile_to_ptx(
 
 @contextmanager
 def _without_assembler(device: str):
-    """Triton stops at PTX; its caches keep these kernels apart from those that bench.aot compiles to machine code."""
+    """Triton stops at PTX; its caches keep these kernels apart from those that are compiled to machine code."""
     with ExitStack() as stack:
         stack.enter_context(mock.patch.dict(os.environ, {"TRITON_CACHE_DIR": str(build.cache() / "triton")}))
         stack.enter_context(mock.patch.object(CUDABackend, "make_cubin", return_value=b"none"))
-        stack.enter_context(aot._active(aot.TARGETS[device]))
+        stack.enter_context(ahead_of_time._active(ahead_of_time.TARGETS[device]))
         # The key under which a JITFunction keeps its compiled kernels in this process.
         stack.enter_context(mock.patch.object(driver.active, "get_current_device", return_value=f"PTX for {device}"))
         yield

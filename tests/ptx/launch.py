@@ -18,9 +18,8 @@ from unittest import mock
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from bench import aot
 from ssl_fast import backends, kernels, native
-from ssl_fast.kernels import configs
+from ssl_fast.kernels.tuning import ahead_of_time, table
 
 from .compile import compile_to_ptx, parameters, span, union
 from .memory import poisoned_allocations
@@ -115,14 +114,14 @@ def simulated(
         def patch(owner: object, name: str, value: object) -> None:
             stack.enter_context(mock.patch.object(owner, name, value))
 
-        patch(configs, "architecture", lambda device: machine.device)
-        configs.processors.cache_clear()
-        stack.callback(configs.processors.cache_clear)
+        patch(table, "architecture", lambda device: machine.device)
+        table.processors.cache_clear()
+        stack.callback(table.processors.cache_clear)
         if machine.slots is not None:
-            patch(configs, "slots", lambda device: machine.slots)
+            patch(table, "slots", lambda device: machine.slots)
         if machine.chunk_elements is not None:
-            patch(configs, "CHUNK_ELEMENTS", machine.chunk_elements)
-        for module in aot.MODULES:
+            patch(table, "CHUNK_ELEMENTS", machine.chunk_elements)
+        for module in ahead_of_time.MODULES:
             for name, kernel in list(vars(module).items()):
                 if isinstance(kernel, JITFunction) and name.endswith("_kernel"):
                     patch(module, name, _Launcher(what, kernel))

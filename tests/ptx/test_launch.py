@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 
 from ssl_fast import backends, functional, kernels
-from ssl_fast.kernels import configs, reduction
+from ssl_fast.kernels.engine import loss_rows
+from ssl_fast.kernels.tuning import table
 
 from .launch import Machine, Reported, Run, simulated
 from .simulator import Fault
@@ -21,11 +22,11 @@ VIEWS = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0))
 @only_compiled
 def test_outside_all_is_as_before():
     allocate = torch.empty
-    before = functional.nt_xent(*VIEWS), dict(kernels.registered), configs.architecture(torch.device("cpu"))
+    before = functional.nt_xent(*VIEWS), dict(kernels.registered), table.architecture(torch.device("cpu"))
     with simulated() as run:
-        assert configs.architecture(torch.device("cpu")) == "sm_80"
+        assert table.architecture(torch.device("cpu")) == "sm_80"
         assert run.machine.device == "sm_80"
-    after = functional.nt_xent(*VIEWS), dict(kernels.registered), configs.architecture(torch.device("cpu"))
+    after = functional.nt_xent(*VIEWS), dict(kernels.registered), table.architecture(torch.device("cpu"))
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
     assert "on cuda tensors" in backends.why_not("nt_xent", "triton", "cpu")
@@ -75,6 +76,6 @@ def test_fresh_memory_shows_when_it_is_read():
 
 def test_what_is_small_in_a_test_takes_the_way_of_what_is_large():
     with simulated(Machine(slots=2, chunk_elements=3000)):
-        assert configs.slots(torch.device("cpu")) == 2
-        assert configs.CHUNK_ELEMENTS == 3000
-    assert reduction.configs.CHUNK_ELEMENTS > 3000
+        assert table.slots(torch.device("cpu")) == 2
+        assert table.CHUNK_ELEMENTS == 3000
+    assert loss_rows.table.CHUNK_ELEMENTS > 3000

@@ -11,9 +11,9 @@ from .cases import Case, fast
 from .mutations import MISTAKES, Mistake, Site, sites, spread, texts_of
 
 KERNELS = (
-    "_attractions_kernel", "_ema_kernel", "_enqueue_kernel", "_exp_sums_kernel", "_loss_kernel", "_lse_kernel",
+    "_weighted_rows_kernel", "_ema_kernel", "_enqueue_kernel", "_symmetric_tiles_kernel", "_loss_kernel", "_lse_kernel",
     "_pair_dots_kernel", "_paired_gradient_kernel", "_paired_walk_kernel", "_prepare_kernel", "_row_gradients_kernel",
-    "_sum_kernel", "_temperature_kernel", "_walk_kernel", "_weights_kernel",
+    "_sum_kernel", "_temperature_kernel", "_online_softmax_kernel", "_weights_kernel",
 )  # fmt: skip
 # For each of MISTAKES the least share of its sites that must be noticed. Not all can be: to take out a mask that lets
 # every lane through, or one of two barriers in a row, changes nothing.
@@ -46,7 +46,7 @@ def _pairs() -> list:
     """Of each kernel one mistake in the fast tests, of two kernels all."""
     pairs = []
     for mistake, kernel in itertools.product(MISTAKES, KERNELS):
-        is_fast = mistake is MISTAKES[-1] or kernel in ("_attractions_kernel", "_walk_kernel")
+        is_fast = mistake is MISTAKES[-1] or kernel in ("_weighted_rows_kernel", "_online_softmax_kernel")
         marks = () if is_fast else pytest.mark.slow
         pairs.append(pytest.param(mistake, kernel, marks=marks, id=f"{mistake.name}-{kernel}"))
     return pairs

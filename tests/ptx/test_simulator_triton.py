@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 import triton
 
-from bench import aot
+from ssl_fast.kernels.tuning import ahead_of_time
 
 from . import small_kernels as kernels
 from .compile import compile_to_ptx, parameters, simulate, span, union
@@ -188,7 +188,7 @@ def test_devices_have_their_own_ptx_and_leave_whole_compilations_alone():
     texts = {device: compile_to_ptx(kernels.add, arguments, (1,), options, device).ptx for device in DEVICES}
     assert ".target sm_80" in texts["sm_80"]
     assert ".target sm_90" in texts["sm_90"]
-    whole = aot.compiled(aot.Launch(kernels.add, (1,), arguments, options), "sm_80")
+    whole = ahead_of_time.compiled(ahead_of_time.Launch(kernels.add, (1,), arguments, options), "sm_80")
     assert whole.registers > 0
     assert compile_to_ptx(kernels.add, arguments, (1,), options, "sm_80").ptx == texts["sm_80"]
 

@@ -1,0 +1,1 @@
+"""Tile shapes: the table, the kernels compiled ahead of time, a model of what a tile costs."""
