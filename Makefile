@@ -1,5 +1,6 @@
-# `make` lists the targets. The set-up is done once; a change to pyproject.toml or setup.py repeats the
-# installation, a change to the C++ sources compiles what it touches.
+# `make` lists the targets. The set-up is done once, in .venv, which is used again if it is there; a change to
+# pyproject.toml or setup.py repeats the installation, a change to the C++ sources compiles what it touches.
+# What pip and the compiler print is shown only if they fail (scripts/quietly).
 
 PYTHON ?= python3
 # What pip installs as torch: pin a release, or name a CPU build's index, e.g. TORCH="torch==2.11.0 torchvision".
@@ -7,11 +8,12 @@ TORCH ?= torch torchvision
 
 VENV := .venv
 BIN := $(VENV)/bin
+QUIETLY := scripts/quietly
 # ninja is found by its name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test matrix test-all sanitize bench lint clean
+.PHONY: help setup demo test matrix test-all sanitize bench docs lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -20,25 +22,33 @@ setup: $(VENV)/extension.stamp ## make .venv, install the package into it, compi
 
 # SSL_FAST_NATIVE=0: the next rule compiles, and keeps its objects for the time after.
 $(VENV)/install.stamp: pyproject.toml setup.py
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install "setuptools>=77" ninja $(TORCH)
-	SSL_FAST_NATIVE=0 $(BIN)/python -m pip install --no-build-isolation -e ".[train,test,triton,dev]"
+	@if [ ! -x $(BIN)/python ]; then $(QUIETLY) "Making $(VENV) with $$($(PYTHON) --version)" $(PYTHON) -m venv $(VENV); fi
+	@$(QUIETLY) "Installing $(TORCH) into $(VENV), unless they are there (2 to 5 minutes the first time: 3 GB)" \
+		$(BIN)/python -m pip install "setuptools>=77" ninja $(TORCH)
+	@SSL_FAST_NATIVE=0 $(QUIETLY) "Installing ssl_fast and what it trains and is tested with (2 minutes the first time)" \
+		$(BIN)/python -m pip install --no-build-isolation -e ".[train,test,triton,dev]"
 	@# For a CUDA build of torch a compiler of its version, unless there is one.
-	packages=$$($(BIN)/python -W ignore -m ssl_fast.cuda_toolkit) && if [ -n "$$packages" ]; then \
+	@packages=$$($(BIN)/python -W ignore -m ssl_fast.cuda_toolkit) && if [ -n "$$packages" ]; then \
+		$(QUIETLY) "Installing $$packages, which compile for this torch's CUDA (1 minute)" \
 		$(BIN)/python -m pip install $$packages; fi
-	touch $@
+	@touch $@
 
 $(VENV)/extension.stamp: $(VENV)/install.stamp ssl_fast/build.py ssl_fast/cuda_toolkit.py $(shell find csrc -type f)
-	$(BIN)/python setup.py -q build_ext --inplace
+	@$(QUIETLY) "Compiling the C++ extension (2 to 5 minutes the first time, then what has changed)" \
+		$(BIN)/python setup.py -q build_ext --inplace
 	@# Without a compiler the pure package is set up, and the next run looks again.
-	if [ -f ssl_fast/_C.json ]; then touch $@; fi
+	@if [ -f ssl_fast/_C.json ]; then touch $@; else \
+		echo "There is no compiled extension: losses run on plain PyTorch. '$(BIN)/ssl-fast doctor' says what is missing."; fi
 
 demo: setup ## train SimCLR and MoCo v2 on digits, compare, save plots under runs/demo (about 6 minutes)
-	$(BIN)/python -m ssl_fast.train.demo
+	@echo "Training SimCLR and MoCo v2 on scikit-learn's digits; the table comes at the end, the plots under runs/demo."
+	@$(BIN)/python -m ssl_fast.train.demo
 
 test: setup ## the fast tests, then the GPU kernels compiled for devices that need not be there (about 20 minutes)
-	$(BIN)/python -m pytest -n 2
-	$(BIN)/python -m pytest -m "aot and not slow" -n 2
+	@echo "Running the fast tests in two processes."
+	@$(BIN)/python -m pytest -n 2
+	@echo "Compiling the Triton and CUDA kernels ahead of time, and checking what the compilers made of them."
+	@$(BIN)/python -m pytest -m "aot and not slow" -n 2
 
 matrix: setup ## what works with what: each operator under torch.compile, autocast, export, DDP, ...
 	$(BIN)/python -m pytest -q -n 0 -s tests/test_matrix.py
@@ -53,8 +63,17 @@ bench: $(VENV)/bench.stamp ## time and memory beside other libraries, saved unde
 	$(BIN)/python -m bench $(BENCH)
 
 $(VENV)/bench.stamp: $(VENV)/extension.stamp
-	$(BIN)/python -m pip install --no-build-isolation -e ".[bench]"
-	touch $@
+	@$(QUIETLY) "Installing the libraries that ssl_fast is measured beside (1 minute)" \
+		$(BIN)/python -m pip install --no-build-isolation -e ".[bench]"
+	@touch $@
+
+docs: $(VENV)/docs.stamp ## the documentation as a site, under build/site; a broken link is an error
+	@$(QUIETLY) "Building the site from docs/ (20 seconds)" $(BIN)/python -m mkdocs build --strict
+	@echo "Open build/site/index.html."
+
+$(VENV)/docs.stamp: $(VENV)/install.stamp
+	@$(QUIETLY) "Installing MkDocs (20 seconds)" $(BIN)/python -m pip install --no-build-isolation -e ".[docs]"
+	@touch $@
 
 lint: setup ## format, style and types of the Python code
 	$(BIN)/ruff check .
