@@ -28,12 +28,12 @@ $(VENV)/install.stamp: pyproject.toml setup.py
 	@SSL_FAST_NATIVE=0 $(QUIETLY) "Installing ssl_fast and what it trains and is tested with (2 minutes the first time)" \
 		$(BIN)/python -m pip install --no-build-isolation -e ".[train,test,triton,dev]"
 	@# For a CUDA build of torch a compiler of its version, unless there is one.
-	@packages=$$($(BIN)/python -W ignore -m ssl_fast.cuda_toolkit) && if [ -n "$$packages" ]; then \
+	@packages=$$($(BIN)/python -W ignore -m ssl_fast.tools.cuda_toolkit) && if [ -n "$$packages" ]; then \
 		$(QUIETLY) "Installing $$packages, which compile for this torch's CUDA (1 minute)" \
 		$(BIN)/python -m pip install $$packages; fi
 	@touch $@
 
-$(VENV)/extension.stamp: $(VENV)/install.stamp ssl_fast/build.py ssl_fast/cuda_toolkit.py $(shell find csrc -type f)
+$(VENV)/extension.stamp: $(VENV)/install.stamp ssl_fast/tools/build.py ssl_fast/tools/cuda_toolkit.py $(shell find csrc -type f)
 	@$(QUIETLY) "Compiling the C++ extension (2 to 5 minutes the first time, then what has changed)" \
 		$(BIN)/python setup.py -q build_ext --inplace
 	@# Without a compiler the pure package is set up, and the next run looks again.

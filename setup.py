@@ -19,7 +19,7 @@ Switches, environment variables all:
 A build under pip's isolation does not see the installed torch, so it makes the pure package: torch's
 C++ interface changes between releases, and an extension for another one could crash. To compile at
 once: pip install --no-build-isolation . (with torch and setuptools installed, ninja if it should be
-quick). The sources and flags are in ssl_fast/build.py.
+quick). The sources and flags are in ssl_fast/tools/build.py.
 """
 
 import importlib.util
@@ -41,7 +41,7 @@ def load(path: str):
     return module
 
 
-build = load("ssl_fast/build.py")
+build = load("ssl_fast/tools/build.py")
 
 
 def native_arguments() -> dict:

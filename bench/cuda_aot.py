@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssl_fast import build, cuda_toolkit
 from ssl_fast.kernels.tuning.ahead_of_time import access_widths, disassembled
+from ssl_fast.tools import build, cuda_toolkit
 
 CSRC = build.csrc_folder()
 SOURCES = sorted(CSRC.glob("cuda/*.cu"))

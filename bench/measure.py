@@ -138,7 +138,7 @@ def machine(threads: int) -> dict[str, str]:
         "ssl_fast": ssl_fast.__version__,
         "commit": commit.stdout.strip() or "unknown",
     }
-    extension = ssl_fast.native.extension
+    extension = ssl_fast.operators.loading.extension
     return about | ({"simd": extension.build_info()["simd"]} if extension else {})
 
 

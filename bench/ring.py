@@ -22,7 +22,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from ssl_fast import functional
-from ssl_fast.distributed import Ring
+from ssl_fast.parallel.group import Ring
 
 from . import measure
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ssl_fast
-from ssl_fast.rows import unit_rows
+from ssl_fast.formulas.rows import unit_rows
 from ssl_fast.train import data
 
 VARIANTS = 4  # of a product in a batch

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import rows as plain
-from ..similarity import dense
+from ..formulas import rows as plain
+from ..formulas.classes import dense
 from .engine import input_gradients, loss_rows
 from .engine.constants import NONE
 from .engine.precision import wide

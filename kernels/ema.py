@@ -92,7 +92,7 @@ def _load_any(address, offset, end, count, code, x, CODES: tl.constexpr, ALIGNED
 
 @triton.jit
 def _mixed(x):
-    """32 bits that look random (ssl_fast.rounding)."""
+    """32 bits that look random (ssl_fast.formulas.rounding)."""
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     return x ^ (x >> 16)
@@ -100,7 +100,7 @@ def _mixed(x):
 
 @triton.jit
 def _rounded_at_random(x, seed, place, element):
-    """x, float32, as one of the two bfloat16 around it (ssl_fast.rounding); still float32."""
+    """x, float32, as one of the two bfloat16 around it (ssl_fast.formulas.rounding); still float32."""
     key = _mixed(seed.to(tl.uint32) + _mixed((seed >> 32).to(tl.uint32)))
     key = _mixed(place.to(tl.uint32) + key)
     random = _mixed(element.to(tl.uint32) + _mixed((element >> 32).to(tl.uint32) + key))

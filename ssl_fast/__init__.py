@@ -1,10 +1,8 @@
 """Fused contrastive losses, the momentum update and the negative queue for PyTorch, in O(N D) memory."""
 
-from . import functional, native, reference
-from .backends import backend
-from .bank import MemoryBank
+from . import functional, reference
 from .compat.patching import patch, unpatch
-from .flat_momentum import FlatMomentum
+from .formulas.statistics import ContrastiveStats
 from .losses import (
     ClipLoss,
     DCLLoss,
@@ -19,10 +17,13 @@ from .losses import (
     SigLipLoss,
     SupConLoss,
 )
-from .momentum import cosine_momentum, ema_update_
-from .queue import NegativeQueue
-from .rows import ContrastiveStats
-from .warm import warmup
+from .memory.bank import MemoryBank
+from .memory.flat_momentum import FlatMomentum
+from .memory.momentum import cosine_momentum, ema_update_
+from .memory.queue import NegativeQueue
+from .operators import loading
+from .operators.backends import backend
+from .tools.warmup import warmup
 
 __version__ = "0.1.0"
 
@@ -53,4 +54,4 @@ __all__ = [
     "warmup",
 ]
 
-native.warn_if_missing()
+loading.warn_if_missing()

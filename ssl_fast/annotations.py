@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import torch.distributed as dist
 from torch import Tensor
 
-from .distributed import Ring
+from .parallel.group import Ring
 
 Scalar: TypeAlias = float | Tensor  # a tensor is 0-D and may get a gradient
 Group: TypeAlias = dist.ProcessGroup | Ring | None

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .rows import TEMPERATURES, on_device
+from .formulas.scalars import TEMPERATURES, on_device
+from .operators.codes import REDUCTIONS
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 REAL: Any = numbers.Real  # whose comparisons type checkers do not know
-REDUCTIONS = ("none", "mean", "sum")
 FORMS = ("out", "in")  # of losses with several positives: their mean outside or inside the log
 # What the middle dimension of a 3-D argument counts.
 _GROUPS = {"negatives": "negatives", "positives": "positives", "features": "views"}
@@ -66,7 +66,7 @@ def temperature(value: Any, device: torch.device | None = None) -> Any:
     """A number whose size is in TEMPERATURES, or a 0-D float tensor (whose value is not read: no sync).
 
     A module is called for its value first (`LearnableTemperature`). Returns the number, or the tensor on the device.
-    device: of the embeddings, where they are known; a tensor lies there or on the CPU (`rows.on_device`).
+    device: of the embeddings, where they are known; a tensor lies there or on the CPU (`formulas.scalars.on_device`).
     """
     if isinstance(value, nn.Module):
         try:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from . import checks, functional
-from .bank import MemoryBank
-from .distributed import check_group
+from .formulas.rows import unit_rows
 from .functional.instances import checked_rows
-from .queue import NegativeQueue
-from .rows import unit_rows
-from .similarity import sampled_similarity
+from .memory.bank import MemoryBank
+from .memory.queue import NegativeQueue
+from .operators.sampled import sampled_similarity
+from .parallel.group import check_group
 
 if TYPE_CHECKING:
     from .annotations import Group
@@ -57,7 +57,7 @@ class _Loss(nn.Module):
 
     temperature: a number of size 1e-8 to 1e8, a 0-D tensor or Parameter, which gets its gradient, or a
     `LearnableTemperature`. reduction: "mean", "sum" or "none". group: None, or the processes that the batch is spread
-    over (`ssl_fast.distributed`). Raises ValueError or TypeError for others.
+    over (`ssl_fast.parallel`). Raises ValueError or TypeError for others.
     """
 
     def __init__(self, temperature: float | Tensor | nn.Module = 0.1, reduction: str = "mean", group: Group = None):
@@ -89,7 +89,7 @@ class NTXentLoss(_Loss):
 
     temperature: a number of size 1e-8 to 1e8, a 0-D tensor or Parameter, which gets its gradient, or a
     `LearnableTemperature`. reduction: "mean", "sum" or "none". group: None, or a process group (or `Ring`) over whose
-    ranks the batch is spread: `ssl_fast.distributed` has the contract. Raises ValueError or TypeError for others.
+    ranks the batch is spread: `ssl_fast.parallel` has the contract. Raises ValueError or TypeError for others.
 
     >>> loss = NTXentLoss(temperature=0.1)(z1, z2)  # z1, z2: (N, D), normalised inside
     """

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from bench.gpu import interpreter
-from ssl_fast import backends, native
+from ssl_fast.operators import backends, loading
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 BACKENDS = ["triton"] if INTERPRETED else ["reference", "cpu", "triton", "cuda"]
 
-if INTERPRETED and native.extension is not None:
+if INTERPRETED and loading.extension is not None:
     interpreter.use()
 
 
@@ -34,7 +34,7 @@ def why_not(operator: str, backend: str) -> str:
 
 # For tests of the compiled operators themselves, whatever backend is chosen.
 only_compiled = pytest.mark.skipif(
-    native.extension is None, reason=f"the compiled extension is missing, {native.why_missing}"
+    loading.extension is None, reason=f"the compiled extension is missing, {loading.why_missing}"
 )
 
 

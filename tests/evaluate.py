@@ -11,7 +11,8 @@ from compare import BOUNDS, assert_close
 from torch import Tensor
 
 import ssl_fast
-from ssl_fast import NegativeQueue, functional, rows
+from ssl_fast import NegativeQueue, functional
+from ssl_fast.formulas import rows
 
 MATRIX_UNITS = ("triton", "cuda")  # backends that multiply half types as they are
 HALF_TYPES = {torch.float16, torch.bfloat16}

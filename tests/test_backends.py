@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import ssl_fast
-from ssl_fast import NegativeQueue, backends, functional, native
+from ssl_fast import NegativeQueue, functional
+from ssl_fast.operators import backends, loading
 
 VIEWS = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0)).unbind()
 
@@ -58,7 +59,7 @@ def test_the_choice_ends_with_the_block():
 
 
 def test_auto_takes_the_extension_where_it_is():
-    expected = "cpu" if native.extension else "reference"
+    expected = "cpu" if loading.extension else "reference"
     for operator in backends.IMPLEMENTATIONS:
         assert backends.choose(operator, "cpu") == expected
 
@@ -70,8 +71,8 @@ def test_auto_falls_back_to_the_reference_on_other_devices():
 
 @pytest.mark.parametrize("operator", backends.IMPLEMENTATIONS)
 def test_without_the_extension(operator, monkeypatch):
-    monkeypatch.setattr(native, "extension", None)
-    monkeypatch.setattr(native, "why_missing", "it was left out")
+    monkeypatch.setattr(loading, "extension", None)
+    monkeypatch.setattr(loading, "why_missing", "it was left out")
     monkeypatch.setattr(backends, "_chosen", {})
     assert backends.choose(operator, "cpu") == "reference"
     with ssl_fast.backend("cpu"), pytest.raises(ValueError, match="extension is missing, it was left out"):
@@ -79,9 +80,9 @@ def test_without_the_extension(operator, monkeypatch):
 
 
 def test_the_environment_chooses():
-    show = "print(ssl_fast.backends.choose('nt_xent', 'cpu'))"
+    show = "print(ssl_fast.operators.backends.choose('nt_xent', 'cpu'))"
     assert run_with("reference", show).stdout.strip() == "reference"
-    assert run_with(None, show).stdout.strip() == ("cpu" if native.extension else "reference")
+    assert run_with(None, show).stdout.strip() == ("cpu" if loading.extension else "reference")
     answer = run_with("fast", show)
     assert answer.returncode != 0
     assert "SSL_FAST_BACKEND: expected one of reference, cpu, triton, cuda, auto; got 'fast'" in answer.stderr

@@ -14,7 +14,7 @@ from bench.gpu.journal import Journal, read
 from bench.gpu.processes import ROOT, Deadline, Worker
 from bench.gpu.stages import Outcome, Stage
 from bench.gpu.work import MissingLibraryError, Work
-from ssl_fast.build import compiler
+from ssl_fast.tools.build import compiler
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from ssl_fast import (
     SigLipLoss,
     ema_update_,
 )
-from ssl_fast.distributed import Ring
+from ssl_fast.parallel.group import Ring
 
 SMALL = {"count": 6, "negatives": 7, "dim": 5}
 

@@ -21,10 +21,10 @@ from ssl_fast import (
     MemoryBank,
     NegativeQueue,
     NTXentLoss,
-    backends,
     cosine_momentum,
     ema_update_,
 )
+from ssl_fast.operators import backends
 
 pytestmark = only_compiled
 

@@ -26,7 +26,8 @@ from loss_cases import (
 from strategies import dims, dtypes, embeddings, lay_out, layouts, seeds, temperatures, upstream
 
 import ssl_fast
-from ssl_fast import LearnableTemperature, MemoryBank, NegativeQueue, functional, reference, rows
+from ssl_fast import LearnableTemperature, MemoryBank, NegativeQueue, functional, reference
+from ssl_fast.formulas.sums import logsumexp, reduce, softplus, total
 
 COMPOSED = [case for case in CASES if case not in OPERATOR_CASES]
 every_composed = every_case(of=COMPOSED)
@@ -224,7 +225,7 @@ def test_large_sums_do_not_depend_on_threads(one_and_two_threads):
     x = torch.randn(100_003, generator=torch.Generator().manual_seed(0))
 
     def run():
-        return [rows.total(x), rows.softplus(x), rows.reduce(x, "mean"), rows.logsumexp(x[:99_999].view(-1, 3))]
+        return [total(x), softplus(x), reduce(x, "mean"), logsumexp(x[:99_999].view(-1, 3))]
 
     one, two = one_and_two_threads(run)
     for x, y in zip(one, two, strict=True):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from strategies import DTYPES, seeds
 
 import ssl_fast
-from ssl_fast import cosine_momentum, ema_update_, reference, rounding
+from ssl_fast import cosine_momentum, ema_update_, reference
+from ssl_fast.formulas import rounding
 
 on_every_backend = every_backend("ema_update_")
 MOMENTUM = 0.999

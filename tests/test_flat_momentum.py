@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-import ssl_fast
 from ssl_fast import FlatMomentum, ema_update_
+from ssl_fast.memory import momentum
 
 
 class Encoder(nn.Module):
@@ -85,7 +85,9 @@ def test_follows(encoder):
 def test_one_tensor_a_dtype_goes_to_the_operator(encoder, monkeypatch):
     key, sizes = FlatMomentum(encoder), []
     monkeypatch.setattr(
-        ssl_fast.momentum, "_update", lambda pairs, *options: sizes.append([(t.dtype, t.dim()) for t, _ in pairs])
+        momentum,
+        "_update",
+        lambda pairs, *options: sizes.append([(t.dtype, t.dim()) for t, _ in pairs]),
     )
     key.update_(0.9)
     assert sizes == [[(torch.bfloat16, 1), (torch.float32, 1)]]
@@ -230,9 +232,9 @@ def test_a_refused_update_changes_nothing(encoder):
     key = FlatMomentum(encoder)
     step(encoder)
     before = copy.deepcopy(key.state_dict())
-    for momentum, options in ((1.5, {}), ("0.9", {}), (0.9, {"seed": 1.5})):
+    for value, options in ((1.5, {}), ("0.9", {}), (0.9, {"seed": 1.5})):
         with pytest.raises((ValueError, TypeError), match=r"momentum|seed"):
-            key.update_(momentum, **options)
+            key.update_(value, **options)
     encoder.head = nn.Linear(6, 4)
     with pytest.raises(ValueError, match=r"source\[head.weight\]: expected shape"):
         key.update_(0.9)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import ssl_fast
 from ssl_fast import LearnableTemperature, MemoryBank, NegativeQueue, checks, functional, reference
-from ssl_fast.rows import TEMPERATURES
+from ssl_fast.formulas.scalars import TEMPERATURES
 
 SEED = 0
 # warmup runs every loss.

@@ -7,7 +7,9 @@ import pytest
 from loss_cases import ALL_CASES, CLASSES, operator_of
 
 import ssl_fast
-from ssl_fast import NegativeQueue, backends, doctor, functional, native, reference, similarity
+from ssl_fast import NegativeQueue, functional, reference
+from ssl_fast.operators import backends, calls, loading
+from ssl_fast.tools import doctor
 
 TESTS = Path(__file__).parent
 # Functions without a class of their own name: the primitive, and what InstanceDiscriminationLoss chooses.
@@ -18,10 +20,10 @@ EXTRA = {"clip": {"logit_scale": None}, "siglip": {"logit_scale": None}, "instan
 CALLERS = {
     "nt_xent": functional.nt_xent,
     "info_nce": functional.info_nce,
-    "similarity_lse": similarity.similarity_lse,
-    "pair_similarity": similarity.pair_similarity,
-    "class_similarity": similarity.class_similarity,
-    "similarity_softplus": similarity.similarity_softplus,
+    "similarity_lse": calls.similarity_lse,
+    "pair_similarity": calls.pair_similarity,
+    "class_similarity": calls.class_similarity,
+    "similarity_softplus": calls.similarity_softplus,
     "ema_update_": ssl_fast.ema_update_,
     "enqueue_": NegativeQueue.enqueue_,
 }
@@ -67,7 +69,7 @@ def test_every_operator_has_its_files(operator):
         assert (TESTS.parent / folder / f"{name}{suffix}").is_file(), f"{operator} on {backend}"
 
 
-@pytest.mark.skipif(native.extension is None, reason=f"the compiled extension is missing, {native.why_missing}")
+@pytest.mark.skipif(loading.extension is None, reason=f"the compiled extension is missing, {loading.why_missing}")
 def test_every_compiled_operator_is_registered_under_its_name():
     import torch
 

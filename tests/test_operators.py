@@ -19,7 +19,8 @@ from loss_cases import (
 )
 
 import ssl_fast
-from ssl_fast import NegativeQueue, functional, native
+from ssl_fast import NegativeQueue, functional
+from ssl_fast.operators import loading
 
 
 @only_compiled
@@ -213,7 +214,7 @@ def test_a_data_loader_worker_gives_the_same():
     assert torch.equal(here, there[0])
 
 
-LEVELS = native.extension.build_info()["simd_available"].split() if native.extension else []
+LEVELS = loading.extension.build_info()["simd_available"].split() if loading.extension else []
 
 
 def _at_level(level: str, *command: str):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds, temperatures
 
-from ssl_fast import similarity
+from ssl_fast.operators import calls
 
 
 def formula(lse, positive, weights, in_denominator, temperature, reduction):
@@ -46,7 +46,7 @@ def test_values_and_gradients(
     if not in_denominator:
         lse[-1] = 0.0
     # What the kernels subtract: the scale rounded as theirs, in powers of two.
-    rounded = 1 / (similarity.scores(torch.ones((), dtype=dtype), temperature).item())
+    rounded = 1 / (calls.scores(torch.ones((), dtype=dtype), temperature).item())
     results = []
     for exact in (False, True):
         t = torch.tensor(rounded if exact else temperature, dtype=torch.float64, requires_grad=True)
@@ -56,7 +56,7 @@ def test_values_and_gradients(
             loss = formula(a, b, w, in_denominator, t, reduction)
         else:
             given_ = t if learnt else temperature
-            loss = similarity.positive_loss(a, b, given_, reduction, weights=w, in_denominator=in_denominator)
+            loss = calls.positive_loss(a, b, given_, reduction, weights=w, in_denominator=in_denominator)
             assert loss.dtype == dtype
         wanted = [a, b, t] if learnt or exact else [a, b]
         upstream = torch.linspace(0.5, 1, loss.numel(), dtype=loss.dtype).view_as(loss)  # another for each row
@@ -75,10 +75,10 @@ def test_values_and_gradients(
 def test_nan_stays_where_it_is():
     lse, positive = torch.zeros(6, dtype=torch.float64), torch.tensor([0.1, float("nan"), 0.3])
     lse[5] = float("nan")
-    rows = similarity.positive_loss(lse, positive, 0.1, "none")
+    rows = calls.positive_loss(lse, positive, 0.1, "none")
     assert rows.isnan().tolist() == [False, True, False, False, True, True]
-    assert similarity.positive_loss(lse, positive, 0.1, "mean").isnan()
-    out_of_range = similarity.positive_loss(lse[:3], positive.nan_to_num(), torch.tensor(0.0), "none")
+    assert calls.positive_loss(lse, positive, 0.1, "mean").isnan()
+    out_of_range = calls.positive_loss(lse[:3], positive.nan_to_num(), torch.tensor(0.0), "none")
     assert out_of_range.isnan().all()
 
 
@@ -90,11 +90,11 @@ def test_it_is_what_other_devices_compute():
         lse, positive, weights = inputs(40, 2, dtype, 0, weighted, 0.2)
         lse[-1] = 0.0
         options = {"weights": weights, "in_denominator": in_denominator}
-        fused = similarity.positive_loss(lse, positive, 0.2, "mean", **options)
-        elsewhere = similarity.positive_loss(*(x.to("meta") for x in (lse, positive)), 0.2, "none",
+        fused = calls.positive_loss(lse, positive, 0.2, "mean", **options)
+        elsewhere = calls.positive_loss(*(x.to("meta") for x in (lse, positive)), 0.2, "none",
                                              in_denominator=in_denominator)  # fmt: skip
         assert (elsewhere.shape, elsewhere.dtype) == (lse.shape, dtype)
-        plain = similarity.composed_positive_loss(lse, positive, 0.2, "mean", **options)
+        plain = calls.composed_positive_loss(lse, positive, 0.2, "mean", **options)
         torch.testing.assert_close(fused, plain, rtol=1e-6, atol=1e-6)
         results.append(fused)
     assert all(x.isfinite() for x in results)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize, softplus
 
 from ssl_fast import NegativeQueue, reference
-from ssl_fast.rows import unit_rows
+from ssl_fast.formulas.rows import unit_rows
 
 both_forms = pytest.mark.parametrize("form", ["out", "in"])
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from strategies import dims, dtypes, embeddings, kinds, lay_out, layouts, rows, seeds, temperatures, upstream
 
 import ssl_fast
-from ssl_fast import functional, similarity
-from ssl_fast.rows import unit_rows
+from ssl_fast import functional
+from ssl_fast.formulas.rows import unit_rows
+from ssl_fast.operators import calls, codes
 
 MASKS = ["all", "self", "exclude", "only"]
 HALF_TYPES = (torch.float16, torch.bfloat16)
@@ -173,7 +174,7 @@ def test_ranks_with_exact_ties(backend, columns, temperature, dtype):
     a, b = base[pick[0]].to(device), base[pick[1]].to(device)
     positive = similarity_on(backend, "pair_similarity", a, b)
     *_, ranks = similarity_on(
-        backend, "similarity_lse", a, b, similarity.NOT_SELF, temperature, columns=columns, positive=positive
+        backend, "similarity_lse", a, b, codes.NOT_SELF, temperature, columns=columns, positive=positive
     )
     u, v = (torch.nn.functional.normalize(x.double()) for x in (a, b))
     dots = math.copysign(1, temperature) * (u @ v.T)
@@ -185,7 +186,7 @@ def test_ranks_with_exact_ties(backend, columns, temperature, dtype):
 
 def similarity_on(backend, name, *arguments, **options):
     with ssl_fast.backend(backend):
-        return getattr(similarity, name)(*arguments, **options)
+        return getattr(calls, name)(*arguments, **options)
 
 
 @every_fused_backend("pair_similarity")

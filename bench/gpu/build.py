@@ -76,16 +76,16 @@ def main() -> int:
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     if sys.argv[1:] == ["--any"]:
-        from ssl_fast import native
+        from ssl_fast.operators import loading
 
-        if native.extension is not None:
-            print(f"there is {native.extension.__file__}")
+        if loading.extension is not None:
+            print(f"there is {loading.extension.__file__}")
             return 0
         os.environ["SSL_FAST_CUDA"] = "0"
     os.environ.setdefault("MAX_JOBS", str(os.cpu_count()))
     if found := architectures():
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", found)
-    from ssl_fast import build
+    from ssl_fast.tools import build
 
     if build.compiler() and build.is_current():
         print(f"{build.binary()} is up to date")

@@ -8,7 +8,8 @@ import sys
 import torch
 
 import ssl_fast
-from ssl_fast import NegativeQueue, backends, functional
+from ssl_fast import NegativeQueue, functional
+from ssl_fast.operators import backends
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"

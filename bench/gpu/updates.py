@@ -10,7 +10,8 @@ from torch import Tensor
 
 import ssl_fast
 from bench import peers
-from ssl_fast import NegativeQueue, backends
+from ssl_fast import NegativeQueue
+from ssl_fast.operators import backends
 
 from .timing import DEVICE, DRY, Stopwatch, measured
 from .work import Work

@@ -16,12 +16,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .. import distributed
 from .. import functional as losses
-from ..momentum import ema_update_
-from ..queue import NegativeQueue
+from ..formulas.rows import random_unit_rows, unit_rows, upcast
+from ..memory.momentum import ema_update_
+from ..memory.queue import NegativeQueue
+from ..parallel.batch import batch_of
+from ..parallel.collectives import gather
+from ..parallel.group import all_processes
 from ..reference.views import von_mises_fisher_weights
-from ..rows import random_unit_rows, unit_rows, upcast
 from .inputs import one_dtype, scalar
 
 PACKAGE = "lightly"
@@ -122,7 +124,7 @@ class MemoryBankModule(NegativeQueue):
             self.enqueue_(batch, group=group)
             return
         if group is not None:
-            batch = distributed.gather(batch, group)
+            batch = gather(batch, group)
         count = batch.shape[0]
         places = pointer + torch.arange(min(count, size), device=bank.device)
         inside, places = places < size, places % size
@@ -247,7 +249,7 @@ class DCLLoss(nn.Module):
         u0, u1 = unit_rows(out0), unit_rows(out1)
         weights = self.weight_fn(u0, u1) + self.weight_fn(u1, u0)
         rows = (2 - weights) * (u0 * u1).sum(1) / (2 * temperature)
-        return loss + distributed.batch_of(group, out0).reduce(rows, "mean")
+        return loss + batch_of(group, out0).reduce(rows, "mean")
 
 
 class DCLWLoss(DCLLoss):
@@ -268,7 +270,7 @@ def update_momentum(model: nn.Module, model_ema: nn.Module, m: float) -> None:
 
 def _group(gather_distributed: bool) -> dist.ProcessGroup | None:
     """The processes to gather from, None for this one alone."""
-    return distributed.all_processes() if gather_distributed else None
+    return all_processes() if gather_distributed else None
 
 
 def _sigma_of(weight_fn: Any) -> float | None:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import functional
-from ..distributed import all_processes, shuffle, unshuffle
-from ..momentum import ema_update_
-from ..queue import NegativeQueue
-from ..rows import unit_rows
+from ..formulas.rows import unit_rows
+from ..memory.momentum import ema_update_
+from ..memory.queue import NegativeQueue
+from ..parallel.group import all_processes
+from ..parallel.shuffle import shuffle, unshuffle
 
 PACKAGE = "moco"
 DISTRIBUTION = None

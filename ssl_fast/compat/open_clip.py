@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .. import rows
+from ..formulas.rows import upcast
+from ..formulas.sums import reduce, softplus
 from ..functional import clip, siglip, similarity_lse
 from ..losses import temperature_of
 from .inputs import one_dtype, scalar
@@ -86,9 +87,9 @@ class ClipLoss(theirs.ClipLoss):
         losses = []
         for queries, keys in ((images, all_texts), (texts, all_images)):
             negatives = similarity_lse(queries, keys, scale, exclude=ids, normalize=False)
-            positive = scale * (rows.upcast(queries) * rows.upcast(keys[own])).sum(1)
-            losses.append(rows.softplus(negatives - positive))
-        return rows.reduce(torch.cat(losses), "mean")
+            positive = scale * (upcast(queries) * upcast(keys[own])).sum(1)
+            losses.append(softplus(negatives - positive))
+        return reduce(torch.cat(losses), "mean")
 
 
 class SigLipLoss(theirs.SigLipLoss):

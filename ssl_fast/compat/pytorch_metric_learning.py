@@ -21,9 +21,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .. import checks, functional
-from ..functional.primitive import as_computed
-from ..rows import TEMPERATURES, finite_rows, in_full_precision, softplus, unit_rows
-from ..similarity import CHUNK_ELEMENTS
+from ..formulas.rows import finite_rows, in_full_precision, unit_rows
+from ..formulas.scalars import TEMPERATURES
+from ..formulas.sums import softplus
+from ..functional.similarity import as_computed
+from ..operators.sampled import CHUNK_ELEMENTS
 from .inputs import one_dtype, scalar
 from .own_path import say_own_path
 

@@ -20,7 +20,8 @@ from sentence_transformers.sentence_transformer import losses as theirs
 from torch import Tensor
 from typing_extensions import deprecated
 
-from .. import rows
+from ..formulas.rows import unit_rows, upcast
+from ..formulas.sums import reduce, softplus
 from ..functional import clip, info_nce, similarity_lse
 from .inputs import scalar
 from .own_path import say_own_path
@@ -133,14 +134,14 @@ def _fused(loss: Any, embeddings: list[Tensor]) -> Tensor:
         losses = _with_pairs([x for of_direction in relative.values() for x in of_direction], pairs)
     else:
         losses = torch.stack([_with_pairs(x, 1) for x in relative.values()]).mean(0)
-    return rows.reduce(losses, "mean")
+    return reduce(losses, "mean")
 
 
 def _with_pairs(logits: list[Tensor], pairs: int) -> Tensor:
     """log(pairs + the sum of exp(logits)), of each row."""
     # Without any negative -Inf, whose log-sum-exp would have a gradient of NaN.
     log_sum = torch.stack(logits).clamp_min(-1e30).logsumexp(0)
-    return math.log(pairs) + rows.softplus(log_sum - math.log(pairs))
+    return math.log(pairs) + softplus(log_sum - math.log(pairs))
 
 
 class _Batch:
@@ -190,5 +191,5 @@ class _Batch:
 
     def _similarities(self, docs: Tensor) -> Tensor:
         """(N,) of own queries with one document each."""
-        prepared = rows.unit_rows if self.normalize else rows.upcast
+        prepared = unit_rows if self.normalize else upcast
         return (prepared(self.own_queries) * prepared(docs)).sum(1)

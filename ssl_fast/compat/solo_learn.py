@@ -13,9 +13,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .. import distributed, rows
+from ..formulas.rows import upcast
+from ..formulas.sums import reduce, softplus
 from ..functional import info_nce, similarity_lse, supcon
-from ..momentum import ema_update_
+from ..memory.momentum import ema_update_
+from ..parallel.collectives import gather
+from ..parallel.group import all_processes
 
 PACKAGE = "solo"
 DISTRIBUTION = None
@@ -39,12 +42,12 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
     In a process group against the rows of all ranks, with their gradient. A row without a positive makes the loss
     Inf, as there; its gradient is 0, not NaN. Nothing overflows at low temperatures, unlike there.
     """
-    group = distributed.all_processes()
+    group = all_processes()
     losses = supcon(z, indexes, temperature, form="in", reduction="none", group=group)
-    ordered = (indexes if group is None else distributed.gather(indexes, group)).sort().values
+    ordered = (indexes if group is None else gather(indexes, group)).sort().values
     up_to, before = (torch.searchsorted(ordered, indexes.contiguous(), right=right) for right in (True, False))
     positives = (up_to - before - 1).to(losses.dtype)
-    return rows.reduce(losses - positives.log(), "mean")  # supcon's positives are a mean inside the log
+    return reduce(losses - positives.log(), "mean")  # supcon's positives are a mean inside the log
 
 
 def mocov2plus_loss_func(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) -> Tensor:
@@ -52,9 +55,9 @@ def mocov2plus_loss_func(query: Tensor, key: Tensor, queue: Tensor, temperature:
 
     query, key: (N, D). queue: (D, K), a key a column; a copy in rows is made of it.
     """
-    positive = (rows.upcast(query) * rows.upcast(key)).sum(1) / temperature
+    positive = (upcast(query) * upcast(key)).sum(1) / temperature
     negatives = similarity_lse(query, queue.T, 1 / temperature, normalize=False)
-    return rows.reduce(rows.softplus(negatives - positive), "mean")
+    return reduce(softplus(negatives - positive), "mean")
 
 
 def mocov3_loss_func(query: Tensor, key: Tensor, temperature: float = 0.2) -> Tensor:
@@ -63,9 +66,9 @@ def mocov3_loss_func(query: Tensor, key: Tensor, temperature: float = 0.2) -> Te
     query, key: (N, D), normalised here. In a process group against the keys of all ranks, which get no gradient;
     in one process a key that requires a gradient gets it.
     """
-    group = distributed.all_processes()
+    group = all_processes()
     losses = info_nce(query, key if group is None else key.detach(), None, temperature, "none", group=group)
-    return rows.reduce(losses, "mean") * (2 * temperature)
+    return reduce(losses, "mean") * (2 * temperature)
 
 
 @torch.no_grad()

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from ..rows import in_full_precision, total, upcast
-from ..similarity import dense
+from ..formulas.classes import dense
+from ..formulas.rows import in_full_precision, upcast
+from ..formulas.sums import total
 
 PACKAGE = "losses"  # the file losses.py of their checkout
 DISTRIBUTION = None

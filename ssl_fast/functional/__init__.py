@@ -14,10 +14,12 @@ return_stats: also return `ContrastiveStats` (top-1, top-5, mean similarities).
 Each has the same function in plain PyTorch in `ssl_fast.reference`. docs/losses.md compares them.
 """
 
+from .image_text import clip, siglip
 from .instances import instance_discrimination, instance_nce
-from .pairs import clip, info_nce, moco_v3, multi_positive_info_nce, siglip
-from .primitive import similarity_lse
-from .views import dcl, hard_negative_nt_xent, nt_xent, supcon
+from .queries import info_nce, moco_v3, multi_positive_info_nce
+from .similarity import similarity_lse
+from .supervised import supcon
+from .two_views import dcl, hard_negative_nt_xent, nt_xent
 
 __all__ = [
     "clip",

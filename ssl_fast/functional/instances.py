@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .. import checks, reference, similarity
-from ..bank import MemoryBank
-from ..rows import finite_rows, in_range, total, unit_rows
-from ..similarity import IDS_DIFFER
-from .primitive import as_computed, runs_reference
+from .. import checks, reference
+from ..formulas.loss_parts import nce_of
+from ..formulas.rows import finite_rows, unit_rows
+from ..formulas.scalars import in_range
+from ..formulas.sums import total
+from ..memory.bank import MemoryBank
+from ..operators import calls
+from ..operators.codes import IDS_DIFFER
+from ..operators.sampled import sampled_similarity
+from . import _statistics
+from ._dispatch import as_computed, runs_reference
 
 if TYPE_CHECKING:
     from ..annotations import Loss
@@ -42,20 +48,20 @@ def instance_discrimination(
         return reference.instance_discrimination(features, index, rows, temperature, reduction, return_stats)
     (features,) = as_computed(features)
     # index_select refuses negative places, which indexing would count from the end.
-    positive = similarity.pair_similarity(features, rows.index_select(0, index), True, False)
+    positive = calls.pair_similarity(features, rows.index_select(0, index), True, False)
     places = torch.arange(rows.shape[0], device=index.device)
-    lse, _, ranks = similarity.similarity_lse(
+    lse, _, ranks = calls.similarity_lse(
         features, rows, IDS_DIFFER, temperature, (index, places), (True, False),
         positive=positive if return_stats else None,
     )  # fmt: skip
-    loss = similarity.positive_loss(lse, positive, temperature, reduction)
+    loss = calls.positive_loss(lse, positive, temperature, reduction)
     if not return_stats:
         return loss
     with torch.no_grad():
-        loss_rows = similarity.positive_loss(lse, positive, temperature, "none")
+        loss_rows = calls.positive_loss(lse, positive, temperature, "none")
         sums = unit_rows(features).sum(0), finite_rows(rows).sum(0)
         excluded, pairs = total(positive.double()), features.shape[0] * (rows.shape[0] - 1)
-    return loss, similarity.statistics(loss_rows, ranks, total(positive) / positive.numel(), sums, excluded, pairs)
+    return loss, _statistics.statistics(loss_rows, ranks, total(positive) / positive.numel(), sums, excluded, pairs)
 
 
 def instance_nce(
@@ -93,8 +99,8 @@ def instance_nce(
             features, index, noise, rows, normalizer, temperature, reduction, return_stats
         )  # fmt: skip
     candidates = torch.cat([index[:, None], noise], 1)
-    similarities = similarity.sampled_similarity(unit_rows(features), rows, candidates)
-    return reference.nce_of(similarities, rows.shape[0], normalizer, in_range(temperature), reduction, return_stats)
+    similarities = sampled_similarity(unit_rows(features), rows, candidates)
+    return nce_of(similarities, rows.shape[0], normalizer, in_range(temperature), reduction, return_stats)
 
 
 def checked_rows(features: Tensor, index: Tensor, bank: Tensor | MemoryBank) -> Tensor:

@@ -1,4 +1,4 @@
-"""Losses of queries against keys: a queue, the other rows of the batch, or another modality."""
+"""Losses of queries against keys: in the batch, of a tensor, or of a queue."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import checks, reference, similarity
-from ..distributed import Across, Batch, batch_of
-from ..queue import NegativeQueue
-from ..ring import Around
-from ..rows import ContrastiveStats, finite_rows, in_range, logsumexp, on_device, softplus, total, unit_rows
-from ..similarity import ALL, IDS_DIFFER, NOT_SELF, split
-from .primitive import as_computed, pair_of_ids, runs_reference
+from .. import checks, reference
+from ..formulas.classes import dense
+from ..formulas.loss_parts import symmetric_sum
+from ..formulas.rows import finite_rows, unit_rows
+from ..formulas.statistics import ContrastiveStats
+from ..formulas.sums import logsumexp, softplus, total
+from ..memory.queue import NegativeQueue
+from ..operators import calls
+from ..operators.codes import ALL, IDS_DIFFER, REDUCTIONS
+from ..parallel.batch import batch_of
+from ..parallel.gathered import GatheredBatch
+from ..parallel.local import LocalBatch
+from . import _statistics
+from ._dispatch import as_computed, runs_reference
+from .similarity import pair_of_ids
 
 if TYPE_CHECKING:
     from ..annotations import Group, Ids, Loss, Scalar
@@ -59,10 +67,10 @@ def info_nce(
     normalize = isinstance(negatives, Tensor)
     if exclude is not None:
         return _info_nce_by_ids(
-            query, positive, rows, normalize, temperature, reduction, return_stats, exclude, Batch(query.shape[0])
+            query, positive, rows, normalize, temperature, reduction, return_stats, exclude, LocalBatch(query.shape[0])
         )  # fmt: skip
     loss, stats, *_ = torch.ops.ssl_fast.info_nce(
-        query, positive, rows, normalize, *split(temperature), checks.REDUCTIONS.index(reduction), return_stats
+        query, positive, rows, normalize, *calls.split(temperature), REDUCTIONS.index(reduction), return_stats
     )
     return (loss, ContrastiveStats(*stats.unbind())) if return_stats else loss
 
@@ -91,7 +99,7 @@ def _info_nce_by_ids(
     reduction: str,
     return_stats: bool,
     ids: Any,
-    batch: Batch,
+    batch: LocalBatch,
 ) -> Loss:
     query, positive = as_computed(query, positive)
     if rows is None:
@@ -99,7 +107,7 @@ def _info_nce_by_ids(
     elif not normalize:
         # Autograd keeps them, and MoCo enqueues before the backward pass.
         rows, ids = rows.clone(), (ids[0], ids[1].clone())
-    similarities = similarity.pair_similarity(query, positive)
+    similarities = calls.pair_similarity(query, positive)
     lse, ranks = batch.lse(
         query, rows, IDS_DIFFER, temperature, ids, (True, normalize), similarities if return_stats else None
     )
@@ -107,13 +115,13 @@ def _info_nce_by_ids(
     if not return_stats:
         return loss
     with torch.no_grad():
-        loss_rows = similarity.positive_loss(lse, similarities, temperature, "none")
+        loss_rows = calls.positive_loss(lse, similarities, temperature, "none")
         u, v = unit_rows(query), (unit_rows if normalize else finite_rows)(batch.gather(rows))
-        classes = similarity.dense(torch.cat([ids[0], batch.gather(ids[1])])).split((u.shape[0], v.shape[0]))
-        excluded, equal = similarity.equal_pairs(u, v, *classes)
+        classes = dense(torch.cat([ids[0], batch.gather(ids[1])])).split((u.shape[0], v.shape[0]))
+        excluded, equal = _statistics.equal_pairs(u, v, *classes)
     sums, pairs = (u.sum(0), v.sum(0)), u.shape[0] * v.shape[0] - equal
     positive_mean = total(similarities) / similarities.numel()
-    stats = similarity.statistics(loss_rows, ranks, positive_mean, sums, excluded, pairs)
+    stats = _statistics.statistics(loss_rows, ranks, positive_mean, sums, excluded, pairs)
     return loss, batch.mean_stats(stats, torch.stack([pairs.new_full((), u.shape[0]), pairs]))
 
 
@@ -151,7 +159,7 @@ def multi_positive_info_nce(
     batch = batch_of(group if rows is None else None, query)
     if runs_reference("similarity_lse", query):
         options = {"temperature": temperature, "form": form}
-        if isinstance(batch, Across):
+        if isinstance(batch, GatheredBatch):
             tensors = {"query": query, "positives": positives}
             return batch.of_reference(
                 reference.multi_positive_info_nce, tensors, options, reduction, return_stats
@@ -161,8 +169,8 @@ def multi_positive_info_nce(
     query, positives = as_computed(query, positives)
     count, each = positives.shape[:2]
     flat = positives.flatten(0, 1)
-    of_positives = similarity.pair_similarity(query.repeat_interleave(each, 0), flat).view(count, each)
-    logits = similarity.scores(of_positives, temperature)
+    of_positives = calls.pair_similarity(query.repeat_interleave(each, 0), flat).view(count, each)
+    logits = calls.scores(of_positives, temperature)
     best = _best(of_positives.detach(), temperature) if return_stats else None
     in_batch, mask, normalize = rows is None, ALL, isinstance(negatives, Tensor)
     ids: Ids = (None, None)
@@ -183,7 +191,7 @@ def multi_positive_info_nce(
         excluded, pairs = (total(of_positives.double()), count * each) if in_batch else (0, 0)
         sums, pairs = (u, batch.sum(v)), count * (batch.total * each if in_batch else rows.shape[0]) - pairs
     positive_mean = total(of_positives) / of_positives.numel()
-    return loss, batch.mean_stats(similarity.statistics(loss_rows, ranks, positive_mean, sums, excluded, pairs))
+    return loss, batch.mean_stats(_statistics.statistics(loss_rows, ranks, positive_mean, sums, excluded, pairs))
 
 
 def _best(similarities: Tensor, temperature: Scalar) -> Tensor:
@@ -222,114 +230,10 @@ def moco_v3(
     first = info_nce(query1, key2, None, temperature, "none", return_stats, group=group)
     second = info_nce(query2, key1, None, temperature, "none", return_stats, group=group)
     batch = batch_of(group, query1)
-    results = reference.symmetric_sum(first, second, 2 * temperature, "none", return_stats)
+    results = symmetric_sum(first, second, 2 * temperature, "none", return_stats)
     if not return_stats:
         return batch.reduce(results, reduction)
     return batch.reduce(results[0], reduction), results[1]
-
-
-def clip(
-    a: Tensor,
-    b: Tensor,
-    temperature: float | Tensor = 0.07,
-    normalize: bool = True,
-    reduction: str = "mean",
-    return_stats: bool = False,
-    group: Group = None,
-) -> Loss:
-    """CLIP's symmetric loss (Radford et al. 2021, fig. 3), both directions from one pass over the tiles.
-
-    2N losses: logsumexp_k(a_i . b_k / temperature) - a_i . b_i / temperature, then the same with a and b exchanged.
-
-    a, b: (N, D), images and their texts. temperature: 1 / logit_scale. normalize: False takes the rows as they
-        are. Statistics are of both directions.
-    """
-    checks.pair("b", b, "a", a)
-    temperature = checks.temperature(temperature, a.device)
-    checks.reduction(reduction)
-    checks.flags(normalize=normalize, return_stats=return_stats)
-    batch = batch_of(group, a)
-    if runs_reference("similarity_lse", a):
-        options = {"temperature": temperature, "normalize": normalize}
-        if isinstance(batch, Across):
-            return batch.of_reference(reference.clip, {"a": a, "b": b}, options, reduction, return_stats)
-        return reference.clip(a, b, **options, reduction=reduction, return_stats=return_stats)
-    a, b = as_computed(a, b)
-    positive = similarity.pair_similarity(a, b, normalize, normalize)
-    counted = positive if return_stats else None
-    if isinstance(batch, Across):
-        (rows, of_rows), (columns, of_columns) = (
-            batch.lse(*sides, NOT_SELF, temperature, normalize=(normalize, normalize), positive=counted)
-            for sides in ((a, b), (b, a))
-        )
-        ranks = torch.cat([of_rows, of_columns])
-    else:
-        rows, columns, ranks = similarity.similarity_lse(
-            a, b, NOT_SELF, temperature, normalize=(normalize, normalize), columns=True, positive=counted
-        )
-    lse = torch.cat([rows, columns])
-    loss = batch.positive_loss(lse, positive, temperature, reduction)
-    if not return_stats:
-        return loss
-    with torch.no_grad():
-        loss_rows = similarity.positive_loss(lse, positive, temperature, "none")
-    return loss, _of_pairs(a, b, normalize, positive, loss_rows, ranks, batch)
-
-
-def siglip(
-    a: Tensor,
-    b: Tensor,
-    temperature: float | Tensor = 0.1,
-    bias: float | Tensor = -10.0,
-    normalize: bool = True,
-    reduction: str = "mean",
-    return_stats: bool = False,
-    group: Group = None,
-) -> Loss:
-    """Pairwise sigmoid loss (Zhai et al. 2023, eq. 1): a binary decision for each of the N x N pairs.
-
-    loss_i = sum_k softplus(-z_ik (a_i . b_k / temperature + bias)), z_ik = 1 for k = i, else -1.
-
-    a, b: (N, D), images and their texts. bias: a number or a 0-D tensor, which gets its gradient.
-    normalize: False takes the rows as they are. The rows' losses: (N,); statistics are of both directions.
-    """
-    checks.pair("b", b, "a", a)
-    temperature = checks.temperature(temperature, a.device)
-    checks.scalar("bias", bias, a.device)
-    bias = on_device(bias, a.device)
-    checks.reduction(reduction)
-    checks.flags(normalize=normalize, return_stats=return_stats)
-    batch = batch_of(group, a)
-    if isinstance(batch, Around):
-        raise ValueError("group: expected a process group for siglip, got a Ring")
-    if isinstance(batch, Across) and len(set(batch.counts)) > 1:
-        raise ValueError(f"group: expected as many rows on every rank for siglip, got {batch.counts}")
-    if runs_reference("similarity_softplus", a):
-        options = {"temperature": temperature, "bias": bias, "normalize": normalize}
-        if isinstance(batch, Across):
-            return batch.of_reference(reference.siglip, {"a": a, "b": b}, options, reduction, return_stats)
-        return reference.siglip(a, b, **options, reduction=reduction, return_stats=return_stats)
-    a, b = as_computed(a, b)
-    positive = similarity.pair_similarity(a, b, normalize, normalize)
-    counted = positive if return_stats else None
-    sums, ranks = batch.softplus(a, b, normalize, temperature, bias, counted)
-    loss_rows = sums + softplus(-(positive / in_range(temperature) + bias))
-    loss = batch.reduce(loss_rows, reduction)
-    return (loss, _of_pairs(a, b, normalize, positive, loss_rows.repeat(2), ranks, batch)) if return_stats else loss
-
-
-@torch.no_grad()
-def _of_pairs(
-    a: Tensor, b: Tensor, normalize: bool, positive: Tensor, loss_rows: Tensor, ranks: Tensor, batch: Batch
-) -> ContrastiveStats:
-    """Statistics of both directions of the rank's N pairs; loss_rows: (2N,)."""
-    prepared = unit_rows if normalize else finite_rows
-    own = prepared(a).double().sum(0), prepared(b).double().sum(0)
-    pairs = 2 * a.shape[0] * (batch.total - 1)
-    # Both directions: <a, all b> and <b, all a>, which in one process are the same sum.
-    sums = torch.cat(own), torch.cat([batch.sum(own[1]), batch.sum(own[0])])
-    positive_mean, excluded = total(positive) / positive.numel(), 2 * total(positive.double())
-    return batch.mean_stats(similarity.statistics(loss_rows, ranks, positive_mean, sums, excluded, pairs))
 
 
 def _negative_rows(query: Tensor, negatives: Any, dims: tuple[int, ...] = (2, 3)) -> Tensor | None:

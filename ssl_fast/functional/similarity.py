@@ -1,4 +1,4 @@
-"""The primitive as a function."""
+"""The log-sum-exp of which the losses are made, as a function."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import backends, checks, reference, similarity
-from ..rows import on_device, upcast
-from ..similarity import ALL, IDS_DIFFER, IDS_EQUAL, NOT_SELF
+from .. import checks, reference
+from ..formulas.scalars import on_device
+from ..operators import calls
+from ..operators.codes import ALL, IDS_DIFFER, IDS_EQUAL, NOT_SELF
+from ._dispatch import runs_reference
 
 if TYPE_CHECKING:
     from ..annotations import Ids
@@ -49,7 +51,7 @@ def similarity_lse(
     temperature = scale.double().reciprocal() if isinstance(scale, Tensor) else 1 / scale
     symmetric = b is a
     other = (None, (ids[0], None)) if symmetric else (b, ids)
-    lse, column_lse, _ = similarity.similarity_lse(
+    lse, column_lse, _ = calls.similarity_lse(
         a, other[0], mask, temperature, other[1], (normalize, normalize), columns and not symmetric
     )
     dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
@@ -78,15 +80,3 @@ def pair_of_ids(name: str, ids: Any, a: Tensor, b: Tensor) -> tuple[Tensor, Tens
     if b is a and ids[0] is not ids[1]:
         raise ValueError(f"{name}: expected the same Tensor twice for rows with each other, got two")
     return ids[0].long(), ids[1].long()
-
-
-def runs_reference(operator: str, x: Tensor) -> bool:
-    return backends.choose(operator, x.device.type) == "reference"
-
-
-def as_computed(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Half types as float32 for the CPU's kernels, which compute in it: a sum of gradients is then rounded once.
-
-    On a GPU they stay what they are, for its matrix units.
-    """
-    return tuple(upcast(x) if backends.choose("similarity_lse", x.device.type) == "cpu" else x for x in tensors)

@@ -1,4 +1,4 @@
-"""Losses of rows with each other: two or more views, or labels."""
+"""Losses of two views of each image."""
 
 from __future__ import annotations
 
@@ -7,21 +7,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import checks, reference, similarity
-from ..distributed import Across, Batch, batch_of
-from ..ring import Around
-from ..rows import (
-    TEMPERATURES,
-    ContrastiveStats,
-    by_pieces,
-    in_range,
-    softplus,
-    total,
-    unit_rows,
-    views_of,
-)
-from ..similarity import IDS_DIFFER, IDS_EQUAL, NOT_SELF, split
-from .primitive import as_computed, runs_reference
+from .. import checks, reference
+from ..formulas.loss_parts import hard_negative_log_sum, von_mises_fisher_weights
+from ..formulas.rows import unit_rows
+from ..formulas.scalars import TEMPERATURES, in_range
+from ..formulas.statistics import ContrastiveStats
+from ..formulas.sums import by_pieces, total
+from ..operators import calls
+from ..operators.codes import IDS_DIFFER, REDUCTIONS
+from ..parallel.batch import batch_of
+from ..parallel.local import LocalBatch
+from . import _statistics
+from ._dispatch import as_computed, runs_reference
 
 if TYPE_CHECKING:
     from ..annotations import Group, Loss, Scalar
@@ -51,7 +48,7 @@ def nt_xent(
     if runs_reference("nt_xent", z1):
         return reference.nt_xent(z1, z2, temperature, reduction, return_stats)
     loss, stats, _ = torch.ops.ssl_fast.nt_xent(
-        z1, z2, *split(temperature), checks.REDUCTIONS.index(reduction), return_stats
+        z1, z2, *calls.split(temperature), REDUCTIONS.index(reduction), return_stats
     )
     return (loss, ContrastiveStats(*stats.unbind())) if return_stats else loss
 
@@ -65,104 +62,6 @@ def _nt_xent_across(
     views = _TwoViews(z1, z2, return_stats, batch)
     lse, ranks = views.negatives_lse(temperature)
     return views.loss(lse, ranks, temperature, reduction)
-
-
-def supcon(
-    features: Tensor,
-    labels: Tensor | None = None,
-    temperature: float | Tensor = 0.1,
-    form: str = "out",
-    count_without_positive: bool = True,
-    reduction: str = "mean",
-    return_stats: bool = False,
-    group: Group = None,
-) -> Loss:
-    """Supervised contrastive loss (Khosla et al. 2020), without masks: positives are taken from class sums.
-
-    With P(i) the other rows of row i's label, "out" (eq. 2, the usual one) is the mean over p in P(i) of
-    logsumexp_{k != i}(u_i . u_k / temperature) - u_i . u_p / temperature; "in" (eq. 3) takes the log of the mean
-    of the exponentials of the last term.
-
-    features: (N, D) with labels (N,), integers; or (B, V, D), V views of each of B images, with labels (B,) or
-        None, each image its own class.
-    count_without_positive: a row without positives has a loss of 0; whether the mean counts it.
-    Statistics: top-1 is whether the most similar row has the same label; the best positives take a pass of their
-    own. The rows' losses: (N,), of (B, V, D) (B V,) with the views of an image together.
-    """
-    checks.embeddings("features", features, (2, 3))
-    if labels is not None:
-        checks.ids("labels", labels, features.shape[:1], "features", features)
-    elif features.dim() == 2:
-        raise ValueError("labels: expected integers for features without views, (rows, dim), got None")
-    temperature = checks.temperature(temperature, features.device)
-    checks.choice("form", form, checks.FORMS)
-    checks.reduction(reduction)
-    checks.flags(count_without_positive=count_without_positive, return_stats=return_stats)
-    batch = batch_of(group, features)
-    if isinstance(batch, Around):
-        raise ValueError("group: expected a process group for supcon, whose classes are gathered, got a Ring")
-    if labels is None:
-        labels = batch.images(features.device)
-    if runs_reference("similarity_lse", features):
-        options = {"temperature": temperature, "form": form}
-        return _supcon_reference(features, labels, options, count_without_positive, reduction, return_stats, batch)
-    z, labels = views_of(as_computed(features)[0], labels.long())
-    rows, classes = batch.gather(z), batch.gather(labels)
-    best = similarity.best_same_class(z.detach(), labels, rows.detach(), classes, temperature) if return_stats else None
-    if form == "out":
-        same, positives = (x[: z.shape[0]] for x in similarity.class_similarity(rows, classes))
-        lse, ranks = batch.lse(z, z, NOT_SELF, temperature, positive=best)
-        mean = same / positives.clamp_min(1)
-        loss_rows = similarity.positive_loss(lse, mean, temperature, "none", in_denominator=False)
-    else:
-        same, positives = (x[: z.shape[0]] for x in similarity.class_similarity(rows.detach(), classes))
-        lse, ranks = batch.lse(z, z, IDS_DIFFER, temperature, (labels, labels), positive=best)
-        of_positives = _positives_lse(z, labels, rows[z.shape[0] :], classes[z.shape[0] :], temperature)
-        of_positives = of_positives.masked_fill(positives == 0, 0.0)
-        loss_rows = softplus(lse - of_positives) + positives.clamp_min(1).to(lse.dtype).log()
-    # Without a positive 0; a row that is NaN stays NaN, alone too.
-    nothing = similarity.pair_similarity(z.detach(), z.detach()) * 0
-    loss_rows = torch.where((positives > 0) | lse.isnan(), loss_rows.to(same.dtype), nothing)
-    loss = batch.reduce(loss_rows, reduction, None if count_without_positive else positives > 0)
-    if not return_stats:
-        return loss
-    with torch.no_grad():
-        u, v, dense = unit_rows(z).double(), unit_rows(rows).double(), similarity.dense(classes)
-        same, pairs = similarity.equal_pairs(u, v, dense[: u.shape[0]], dense)
-        number = positives.sum()
-        positive_mean = torch.where(number > 0, (same - total(u * u)) / number, float("nan"))
-        negatives = u.shape[0] * v.shape[0] - pairs
-        stats = similarity.statistics(loss_rows, ranks, positive_mean, (u.sum(0), v.sum(0)), same, negatives)
-    return loss, batch.mean_stats(stats, torch.stack([number, negatives]))
-
-
-def _positives_lse(z: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, temperature: Scalar) -> Tensor:
-    """Log-sum-exp of each row over the other rows of its label, here and on the other ranks."""
-    lse, *_ = similarity.similarity_lse(z, None, IDS_EQUAL, temperature, (labels, None))
-    if not others.shape[0]:
-        return lse
-    elsewhere, *_ = similarity.similarity_lse(z, others, IDS_EQUAL, temperature, (labels, other_labels))
-    # -Inf where there is none, twice, has no gradient.
-    return torch.logaddexp(lse.clamp_min(-1e300), elsewhere.clamp_min(-1e300))
-
-
-def _supcon_reference(
-    features: Tensor,
-    labels: Tensor,
-    options: Any,
-    count_without_positive: bool,
-    reduction: str,
-    return_stats: bool,
-    batch: Batch,
-) -> Loss:
-    if not isinstance(batch, Across):
-        return reference.supcon(features, labels, **options, count_without_positive=count_without_positive,
-                                reduction=reduction, return_stats=return_stats)  # fmt: skip
-    views = 1 if features.dim() == 2 else features.shape[1]
-    alike = labels[:, None] == batch.in_order(labels)
-    counted = None if count_without_positive else (views * alike.sum(1) > 1).repeat_interleave(views)
-    tensors = {"features": features, "labels": labels}
-    return batch.of_reference(reference.supcon, tensors, options, reduction, return_stats, counted, image_first=True)
 
 
 def dcl(
@@ -198,7 +97,7 @@ def dcl(
     weights = None
     if sigma is not None:
         positive = batch.gather(views.positive.detach())  # the rank's own first
-        weights = reference.von_mises_fisher_weights(positive, sigma)[: z1.shape[0]]
+        weights = von_mises_fisher_weights(positive, sigma)[: z1.shape[0]]
     return views.loss(lse, ranks, temperature, reduction, weights=weights, in_denominator=False)
 
 
@@ -246,16 +145,14 @@ def hard_negative_nt_xent(
     tilted = views.negatives_lse(temperature / beta)[0] if tilts else lse.new_full((), negatives).log()
     log_mean, rest = lse - tilted, (1 / temperature, negatives, tau_plus)
     if tau_plus:
-        positive_logits = similarity.scores(views.positive, temperature).repeat(2)
-        log_sum = by_pieces(
-            lambda mean, logits: reference.hard_negative_log_sum(mean, logits, *rest), log_mean, positive_logits
-        )
+        positive_logits = calls.scores(views.positive, temperature).repeat(2)
+        log_sum = by_pieces(lambda mean, logits: hard_negative_log_sum(mean, logits, *rest), log_mean, positive_logits)
     else:
-        log_sum = reference.hard_negative_log_sum(log_mean, None, *rest)
+        log_sum = hard_negative_log_sum(log_mean, None, *rest)
     return views.loss(log_sum, ranks, temperature, reduction)
 
 
-def _checked_batch(z1: Tensor, z2: Tensor, group: Group) -> Batch:
+def _checked_batch(z1: Tensor, z2: Tensor, group: Group) -> LocalBatch:
     checks.pair("z2", z2, "z1", z1)
     batch = batch_of(group, z1)
     if batch.total < 2:
@@ -266,10 +163,10 @@ def _checked_batch(z1: Tensor, z2: Tensor, group: Group) -> Batch:
 class _TwoViews:
     """The 2N rows of two views, their positives and the log-sum-exp over their negatives in the batch."""
 
-    def __init__(self, z1: Tensor, z2: Tensor, return_stats: bool, batch: Batch):
+    def __init__(self, z1: Tensor, z2: Tensor, return_stats: bool, batch: LocalBatch):
         z1, z2 = as_computed(z1, z2)
         self.z, self.return_stats, self.batch = torch.cat([z1, z2]), return_stats, batch
-        self.positive = similarity.pair_similarity(z1, z2)  # (N,)
+        self.positive = calls.pair_similarity(z1, z2)  # (N,)
         self.image = batch.images(z1.device).repeat(2)
 
     def negatives_lse(self, temperature: Scalar) -> tuple[Tensor, Tensor]:
@@ -277,15 +174,15 @@ class _TwoViews:
         return self.batch.lse(self.z, self.z, IDS_DIFFER, temperature, (self.image, self.image), positive=positive)
 
     def loss(self, lse: Tensor, ranks: Tensor, temperature: Scalar, reduction: str, **options: Any) -> Loss:
-        """`similarity.positive_loss`, with the statistics where they are asked for."""
+        """`calls.positive_loss`, with the statistics where they are asked for."""
         loss = self.batch.positive_loss(lse, self.positive, temperature, reduction, **options)
         if not self.return_stats:
             return loss
         with torch.no_grad():
-            loss_rows = similarity.positive_loss(lse, self.positive, temperature, "none", **options)
+            loss_rows = calls.positive_loss(lse, self.positive, temperature, "none", **options)
             u, positive = unit_rows(self.z), self.positive.double()
             of_positives = total(positive)
             excluded, pairs = total(u.double() ** 2) + 2 * of_positives, u.shape[0] * (2 * self.batch.total - 2)
             mean, own = of_positives / positive.shape[0], u.sum(0)
-        stats = similarity.statistics(loss_rows, ranks, mean, (own, self.batch.sum(own)), excluded, pairs)
+        stats = _statistics.statistics(loss_rows, ranks, mean, (own, self.batch.sum(own)), excluded, pairs)
         return loss, self.batch.mean_stats(stats)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from . import checks, rows
+from .. import checks
+from ..formulas.rows import random_unit_rows, unit_rows
 
 
 class MemoryBank(nn.Module):
@@ -33,7 +34,7 @@ class MemoryBank(nn.Module):
         checks.momentum(momentum)
         checks.generator_seed(seed)
         self.momentum = momentum
-        self.register_buffer("bank", rows.random_unit_rows(size, dim, seed).to(dtype))
+        self.register_buffer("bank", random_unit_rows(size, dim, seed).to(dtype))
 
     @torch.no_grad()
     def update_(self, index: Tensor, features: Tensor) -> None:
@@ -51,9 +52,9 @@ class MemoryBank(nn.Module):
         checks.same_device("features", features, "the bank", self.bank)
         checks.ids("index", index, features.shape[:1], "features", features)
         checks.places("index", index, self.bank.shape[0])
-        index, new = index.long(), rows.unit_rows(features)
+        index, new = index.long(), unit_rows(features)
         mixed = self.momentum * self.bank.index_select(0, index).to(new.dtype) + (1 - self.momentum) * new
-        self.bank.index_copy_(0, index, rows.unit_rows(mixed).to(self.bank.dtype))
+        self.bank.index_copy_(0, index, unit_rows(mixed).to(self.bank.dtype))
 
     def extra_repr(self) -> str:
         return f"size={self.bank.shape[0]}, dim={self.bank.shape[1]}, momentum={self.momentum}, dtype={self.bank.dtype}"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import checks
+from .. import checks
 from . import momentum as moving
 
 # Elements: every parameter begins where vectors and 256-byte accesses of its dtype may.

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from . import backends, checks, reference
+from .. import checks, reference
+from ..operators import backends
 
 if TYPE_CHECKING:
-    from .annotations import Scalar
+    from ..annotations import Scalar
 
 BUFFERS = ("copy", "ema", "keep")
 

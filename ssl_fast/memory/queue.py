@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import backends, checks, distributed, reference, rows
+from .. import checks, reference
+from ..formulas.rows import random_unit_rows
+from ..operators import backends
+from ..parallel.collectives import counts_of, gather
+from ..parallel.group import Ring, check_group
 
 if TYPE_CHECKING:
-    from .annotations import Group
+    from ..annotations import Group
 
 
 class NegativeQueue(nn.Module):
@@ -40,7 +44,7 @@ class NegativeQueue(nn.Module):
         checks.float_dtype("dtype", dtype)
         checks.generator_seed(seed)
         checks.flags(ids=ids)
-        self.register_buffer("queue", rows.random_unit_rows(size, dim, seed).to(dtype))
+        self.register_buffer("queue", random_unit_rows(size, dim, seed).to(dtype))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
         self.register_buffer("queue_ids", torch.full((size,), -1) if ids else None)
 
@@ -68,12 +72,12 @@ class NegativeQueue(nn.Module):
             checks.ids("ids", ids, keys.shape[:1], "the keys", queue)
         chosen = backends.choose("enqueue_", keys.device.type)  # which may raise: before anything is written
         if group is not None:
-            distributed.check_group(group)
-            if isinstance(group, distributed.Ring):
+            check_group(group)
+            if isinstance(group, Ring):
                 raise TypeError("group: expected a ProcessGroup or None, got Ring")
-            counts = distributed.counts_of(keys.shape[0], group, keys.device)
-            keys = distributed.gather(keys, group, counts)
-            ids = None if ids is None else distributed.gather(ids, group, counts)
+            counts = counts_of(keys.shape[0], group, keys.device)
+            keys = gather(keys, group, counts)
+            ids = None if ids is None else gather(ids, group, counts)
         if ids is not None and self.queue_ids is not None:
             count, size = keys.shape[0], queue.shape[0]
             stay = torch.arange(max(count - size, 0), count, device=queue.device)

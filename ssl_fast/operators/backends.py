@@ -14,7 +14,8 @@ from contextlib import contextmanager
 
 import torch
 
-from . import kernels, native  # type: ignore[attr-defined]  # kernels: a top folder of the checkout
+from .. import kernels  # type: ignore[attr-defined]  # a top folder of the checkout
+from . import loading
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 DEVICE = {"cpu": "cpu", "triton": "cuda", "cuda": "cuda"}
@@ -41,10 +42,10 @@ def why_not(operator: str, backend_name: str, device_type: str) -> str:
     if backend_name == "triton" and importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     # Every kernel is behind an operator, whose schema the extension holds.
-    if native.extension is None:
-        return f"the compiled extension is missing, {native.why_missing}"
-    if backend_name == "cuda" and not native.record.get("cuda"):
-        lacking = "; ".join(native.record.get("cuda_missing", ["unknown"]))
+    if loading.extension is None:
+        return f"the compiled extension is missing, {loading.why_missing}"
+    if backend_name == "cuda" and not loading.record.get("cuda"):
+        lacking = "; ".join(loading.record.get("cuda_missing", ["unknown"]))
         return f"the extension was built without CUDA kernels, missing {lacking}"
     if "CPU" in kernels.registered and device_type == "cpu":  # for tests, Triton's interpreter took the place
         return "" if backend_name == "triton" else "Triton's interpreter took its place in this process"
@@ -55,7 +56,7 @@ def why_not(operator: str, backend_name: str, device_type: str) -> str:
 
 def _no_code() -> str:
     """Why the compiled CUDA kernels cannot run on some GPU that is here; empty where they can on all."""
-    built = native.record["cuda"]["architectures"]
+    built = loading.record["cuda"]["architectures"]
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
         if not any(_runs(each, major, minor) for each in re.split("[; ]", built)):

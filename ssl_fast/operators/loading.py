@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from . import kernels  # type: ignore[attr-defined]  # a top folder of the checkout
+from .. import kernels  # type: ignore[attr-defined]  # a top folder of the checkout
+from . import fake_kernels
 
-BUILD_RECORD = Path(__file__).with_name("_C.json")
+BUILD_RECORD = Path(__file__).parents[1] / "_C.json"
 
 
 def _load():
@@ -41,121 +42,8 @@ extension, why_missing = _load()
 record: dict[str, Any] = {} if extension is None else json.loads(BUILD_RECORD.read_text())
 
 
-def _register_fake_kernels() -> None:
-    """Shapes without data, for torch.compile; the schemas are in csrc/ops.cpp."""
-
-    def wide(x):
-        return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-    def loss_and_stats(x, rows, reduction, return_stats):
-        loss = x.new_empty((rows,) if reduction == 0 else (), dtype=wide(x))
-        return loss, x.new_empty(4 if return_stats else 0, dtype=wide(x))
-
-    def sums_of(x, rows):
-        # The Triton kernels keep a row more (SUMS_ROWS in kernels/engine/constants.py).
-        return x.new_empty((2 if x.device.type == "cpu" else 3, rows), dtype=wide(x))
-
-    def temperature_gradient(x, temperature_tensor):
-        return x.new_empty((), dtype=wide(x)) if temperature_tensor is None else torch.empty_like(temperature_tensor)
-
-    @torch.library.register_fake("ssl_fast::nt_xent")
-    def _(z1, z2, temperature, temperature_tensor, reduction, return_stats):
-        rows = 2 * z1.shape[0]
-        return *loss_and_stats(z1, rows, reduction, return_stats), sums_of(z1, rows)
-
-    @torch.library.register_fake("ssl_fast::nt_xent_backward")
-    def _(gradient, z1, z2, temperature, temperature_tensor, reduction, sums):
-        return z1.new_empty(z1.shape), z2.new_empty(z2.shape), temperature_gradient(z1, temperature_tensor)
-
-    @torch.library.register_fake("ssl_fast::info_nce")
-    def _(
-        query, positive, negatives, normalize_negatives, temperature, temperature_tensor, reduction, return_stats,
-        query_gradient=False,
-    ):  # fmt: skip
-        rows, dim = query.shape
-        key_means = query.new_empty((rows if query_gradient else 0, dim), dtype=wide(query))
-        return *loss_and_stats(query, rows, reduction, return_stats), sums_of(query, rows), key_means
-
-    @torch.library.register_fake("ssl_fast::info_nce_backward")
-    def _(
-        gradient, query, positive, negatives, in_batch, normalize_negatives, temperature, temperature_tensor,
-        reduction, sums, key_means, negatives_gradient,
-    ):  # fmt: skip
-        own = negatives is not None and negatives_gradient
-        negatives_out = negatives.new_empty(negatives.shape) if own else query.new_empty(0)
-        temperature_out = temperature_gradient(query, temperature_tensor)
-        return query.new_empty(query.shape), positive.new_empty(positive.shape), negatives_out, temperature_out
-
-    def given(x, wanted):
-        return x.new_empty(x.shape if wanted else 0)
-
-    @torch.library.register_fake("ssl_fast::similarity_lse")
-    def _(
-        a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, temperature, temperature_tensor, positive,
-    ):  # fmt: skip
-        rows, others = a.shape[0], b.shape[0] if columns else 0
-        ranks = a.new_empty((0 if positive is None else 1 + columns, rows), dtype=torch.int64)
-        lse, column_lse = (a.new_empty(count, dtype=torch.float64) for count in (rows, others))
-        return lse, column_lse, ranks, a.new_empty((2 if a.device.type == "cpu" else 3, rows + others), dtype=wide(a))
-
-    @torch.library.register_fake("ssl_fast::similarity_lse_backward")
-    def _(
-        gradient, column_gradient, a, b, ids_a, ids_b, mask, normalize_a, normalize_b, temperature,
-        temperature_tensor, sums, a_gradient, b_gradient,
-    ):  # fmt: skip
-        db = a.new_empty(0) if b is None else given(b, b_gradient)
-        return given(a, a_gradient), db, temperature_gradient(a, temperature_tensor)
-
-    @torch.library.register_fake("ssl_fast::pair_similarity")
-    def _(a, b, normalize_a, normalize_b):
-        return a.new_empty(a.shape[0], dtype=wide(a))
-
-    @torch.library.register_fake("ssl_fast::pair_similarity_backward")
-    def _(gradient, a, b, normalize_a, normalize_b):
-        return given(a, True), given(b, True)
-
-    @torch.library.register_fake("ssl_fast::class_similarity")
-    def _(x, labels):
-        return x.new_empty(x.shape[0], dtype=wide(x)), torch.empty_like(labels)
-
-    @torch.library.register_fake("ssl_fast::class_similarity_backward")
-    def _(gradient, x, labels):
-        return given(x, True)
-
-    @torch.library.register_fake("ssl_fast::similarity_softplus")
-    def _(a, b, normalize, temperature, temperature_tensor, bias, positive):
-        rows = a.shape[0]
-        ranks = a.new_empty((0 if positive is None else 2, rows), dtype=torch.int64)
-        return a.new_empty((2, rows), dtype=wide(a)), ranks
-
-    @torch.library.register_fake("ssl_fast::similarity_softplus_backward")
-    def _(gradient, a, b, normalize, temperature, temperature_tensor, bias, sums, a_gradient, b_gradient):
-        return (
-            given(a, a_gradient), given(b, b_gradient), temperature_gradient(a, temperature_tensor),
-            torch.empty_like(bias),
-        )  # fmt: skip
-
-    @torch.library.register_fake("ssl_fast::positive_loss")
-    def _(lse, positive, weights, in_denominator, temperature, temperature_tensor, reduction):
-        return positive.new_empty(lse.shape if reduction == 0 else ())
-
-    @torch.library.register_fake("ssl_fast::positive_loss_backward")
-    def _(gradient, lse, positive, weights, in_denominator, temperature, temperature_tensor, reduction):
-        return lse.new_empty(lse.shape), given(positive, True), temperature_gradient(positive, temperature_tensor)
-
-    @torch.library.register_fake("ssl_fast::ema_update_")
-    @torch.library.register_fake("ssl_fast::triton_ema_update_")
-    def _(target, source, momentum, momentum_tensor=None, seed=None):
-        pass
-
-    @torch.library.register_fake("ssl_fast::enqueue_")
-    @torch.library.register_fake("ssl_fast::triton_enqueue_")
-    def _(queue, queue_ptr, keys, normalize=False):
-        pass
-
-
 if extension is not None:
-    _register_fake_kernels()
+    fake_kernels.register()
     if importlib.util.find_spec("triton") is not None:
         kernels.register("CUDA")
 

@@ -13,12 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import similarity
-from .distributed import Across
-from .similarity import ALL, NOT_SELF
+from ..operators import calls
+from ..operators.codes import ALL, NOT_SELF
+from .gathered import GatheredBatch
 
 if TYPE_CHECKING:
-    from .annotations import Ids, Scalar
+    from ..annotations import Ids, Scalar
 
 
 def _here() -> None:
@@ -72,7 +72,7 @@ class _Travel:
 
 
 class _RingLse(torch.autograd.Function):
-    """The log-sum-exp of rows against all ranks' rows, and ranks, as `similarity.similarity_lse`."""
+    """The log-sum-exp of rows against all ranks' rows, and ranks, as `calls.similarity_lse`."""
 
     @staticmethod
     def forward(
@@ -139,7 +139,7 @@ class _RingLse(torch.autograd.Function):
         return da.to(a.dtype) if wants_a else None, db.to(b.dtype) if wants_b else None, dt, *(None,) * 8
 
 
-class Around(Across):
+class RingBatch(GatheredBatch):
     """The rows of all ranks, passed round."""
 
     def lse(
@@ -152,7 +152,7 @@ class Around(Across):
         normalize: tuple[bool, bool] = (True, True),
         positive: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        number, tensor = similarity.split(temperature)
+        number, tensor = calls.split(temperature)
         counts = [count * self._each(b) for count in self.counts]
         positive = None if positive is None else positive.detach()
         return _RingLse.apply(a, b, tensor, number, *ids, mask, normalize, positive, self.group, counts)

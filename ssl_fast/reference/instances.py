@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..rows import finite_rows, in_full_precision, in_range, reduce, row_totals, softplus, unit_rows
-from .primitive import stats_from
+from ..formulas.loss_parts import nce_of
+from ..formulas.rows import finite_rows, in_full_precision, unit_rows
+from ..formulas.scalars import in_range
+from ..formulas.statistics import stats_from
+from ..formulas.sums import reduce
 
 if TYPE_CHECKING:
     from ..annotations import Loss, Scalar
@@ -61,23 +63,3 @@ def instance_nce(
     u, rows = unit_rows(features), finite_rows(bank)
     similarity = (rows[torch.cat([index[:, None], noise], 1)].to(u.dtype) @ u[:, :, None])[:, :, 0]
     return nce_of(similarity, bank.shape[0], normalizer, temperature, reduction, return_stats)
-
-
-def nce_of(
-    similarity: Tensor, images: int, normalizer: Scalar, temperature: Scalar, reduction: str, return_stats: bool
-) -> Loss:
-    """The loss of `instance_nce` from the similarities (N, 1 + m) of each row with its own image and the noise."""
-    noise = similarity.shape[1] - 1
-    # log(P n / m)
-    if isinstance(normalizer, Tensor):
-        normalizer = normalizer.double()
-    else:
-        normalizer = torch.full((), normalizer, dtype=torch.float64, device=similarity.device)
-    logits = similarity / temperature - (normalizer.log() + math.log(noise / images)).to(similarity.dtype)
-    loss_rows = softplus(-logits[:, 0]) + row_totals(softplus(logits[:, 1:]))
-    loss = reduce(loss_rows, reduction)
-    if not return_stats:
-        return loss
-    negative, positive = similarity[:, 1:], similarity[:, 0]
-    is_negative = torch.ones_like(negative, dtype=torch.bool)
-    return loss, stats_from(loss_rows, negative, positive, positive.detach().mean(), is_negative, temperature)

@@ -1,4 +1,4 @@
-"""Losses of queries and their positives, of pairs."""
+"""Losses of queries against keys: in the batch, of a tensor, or of a queue."""
 
 from __future__ import annotations
 
@@ -8,11 +8,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..rows import finite_rows, in_full_precision, in_range, reduce, softplus, unit_rows
-from .primitive import normalized_negatives, stats_from, symmetric_sum
+from ..formulas.loss_parts import symmetric_sum
+from ..formulas.rows import finite_rows, in_full_precision, unit_rows
+from ..formulas.scalars import in_range
+from ..formulas.statistics import stats_from
+from ..formulas.sums import reduce
 
 if TYPE_CHECKING:
     from ..annotations import Loss, Scalar
+
+
+def _negative_rows(negatives: Any) -> Tensor:
+    """A queue's rows as they are, a tensor's rows normalised."""
+    if isinstance(negatives, Tensor):
+        return unit_rows(negatives)
+    # Cloned because MoCo enqueues between the loss and its backward, and autograd keeps this.
+    return finite_rows(negatives.queue.clone())
 
 
 @in_full_precision
@@ -39,7 +50,7 @@ def info_nce(
         similarity = q @ k.T
         negative = ~torch.eye(q.shape[0], dtype=torch.bool, device=q.device)
     else:
-        n = normalized_negatives(negatives).to(q.dtype)
+        n = _negative_rows(negatives).to(q.dtype)
         similarity = q @ n.T if n.dim() == 2 else (n @ q[:, :, None])[:, :, 0]
         negative = torch.ones_like(similarity, dtype=torch.bool)
     if exclude is not None:
@@ -54,60 +65,6 @@ def info_nce(
         return loss
     positive_mean = positive_similarity.detach().mean()
     return loss, stats_from(loss_rows, similarity, positive_similarity, positive_mean, negative, temperature)
-
-
-@in_full_precision
-def clip(
-    a: Tensor,
-    b: Tensor,
-    temperature: Scalar = 0.07,
-    normalize: bool = True,
-    reduction: str = "mean",
-    return_stats: bool = False,
-) -> Loss:
-    """CLIP's symmetric loss (Radford et al. 2021, fig. 3): each row of a against all of b, and of b against all of a.
-
-    2N losses, log sum_k exp(s <u_i, v_k>) - s <u_i, v_i> first, then log sum_k exp(s <u_k, v_i>) - s <u_i, v_i>.
-    """
-    temperature = in_range(temperature)
-    prepared = unit_rows if normalize else finite_rows
-    similarity = prepared(a) @ prepared(b).T
-    logits, positive = similarity / temperature, similarity.diagonal().repeat(2)
-    loss_rows = torch.cat([logits.logsumexp(1), logits.logsumexp(0)]) - positive / temperature
-    loss = reduce(loss_rows, reduction)
-    if not return_stats:
-        return loss
-    negative = ~torch.eye(a.shape[0], dtype=torch.bool, device=a.device).repeat(2, 1)
-    both = torch.cat([similarity, similarity.T])
-    return loss, stats_from(loss_rows, both, positive, positive.detach().mean(), negative, temperature)
-
-
-@in_full_precision
-def siglip(
-    a: Tensor,
-    b: Tensor,
-    temperature: Scalar = 0.1,
-    bias: Scalar = -10.0,
-    normalize: bool = True,
-    reduction: str = "mean",
-    return_stats: bool = False,
-) -> Loss:
-    """Pairwise sigmoid loss (Zhai et al. 2023, eq. 1): a binary decision for each of the N x N pairs.
-
-    loss_i = sum_k log(1 + exp(-z_ik (s <u_i, v_k> + bias))), z_ik = 1 for k = i, else -1.
-    """
-    temperature = in_range(temperature)
-    prepared = unit_rows if normalize else finite_rows
-    similarity = prepared(a) @ prepared(b).T
-    itself = torch.eye(a.shape[0], dtype=torch.bool, device=a.device)
-    logits = similarity / temperature + bias
-    loss_rows = softplus(torch.where(itself, -logits, logits)).sum(1)
-    loss = reduce(loss_rows, reduction)
-    if not return_stats:
-        return loss
-    positive, both = similarity.diagonal().repeat(2), torch.cat([similarity, similarity.T])
-    stats = stats_from(loss_rows.repeat(2), both, positive, positive.detach().mean(), ~itself.repeat(2, 1), temperature)
-    return loss, stats
 
 
 @in_full_precision
@@ -148,7 +105,7 @@ def multi_positive_info_nce(
         image = torch.arange(q.shape[0], device=q.device)
         similarity, negative = q @ k.flatten(0, 1).T, image[:, None] != image.repeat_interleave(k.shape[1])
     else:
-        n = normalized_negatives(negatives).to(q.dtype)
+        n = _negative_rows(negatives).to(q.dtype)
         similarity = q @ n.T
         negative = torch.ones_like(similarity, dtype=torch.bool)
     logits = (similarity / temperature).masked_fill(~negative, float("-inf"))

@@ -1,4 +1,4 @@
-"""What several formulas share, and the log-sum-exp of which the kernels make them."""
+"""The log-sum-exp of which the losses are made."""
 
 from __future__ import annotations
 
@@ -7,37 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..rows import ContrastiveStats, finite_rows, in_full_precision, in_range, reduce, stats_of, total, unit_rows
+from ..formulas.rows import finite_rows, in_full_precision, unit_rows
+from ..formulas.scalars import in_range
 
 if TYPE_CHECKING:
-    from ..annotations import Loss, Scalar
-
-
-@torch.no_grad()
-def stats_from(
-    loss_rows: Tensor, similarity: Tensor, best: Tensor, positive_mean: Tensor, negative: Tensor, temperature: Scalar
-) -> ContrastiveStats:
-    """Of a matrix (anchors, candidates). negative: a mask. best: similarity of each anchor's best positive."""
-    scores, threshold = similarity / temperature, best[:, None] / temperature
-    ranks = ((scores > threshold) & negative).sum(1)
-    negative_mean = total(similarity.masked_fill(~negative, 0)) / negative.sum()
-    return stats_of(loss_rows, ranks, positive_mean, negative_mean)
-
-
-def symmetric_sum(first: Any, second: Any, factor: Scalar, reduction: str, return_stats: bool) -> Loss:
-    """factor * (first + second) of two losses of the same images, and the mean of their statistics."""
-    if not return_stats:
-        return reduce(factor * (first + second), reduction)
-    loss = reduce(factor * (first[0] + second[0]), reduction)
-    return loss, ContrastiveStats(*((x + y) / 2 for x, y in zip(first[1], second[1], strict=True)))
-
-
-def normalized_negatives(negatives: Any) -> Tensor:
-    """A queue's rows as they are, a tensor's rows normalised."""
-    if isinstance(negatives, Tensor):
-        return unit_rows(negatives)
-    # Cloned because MoCo enqueues between the loss and its backward, and autograd keeps this.
-    return finite_rows(negatives.queue.clone())
+    from ..annotations import Scalar
 
 
 def _allowed(a: Tensor, b: Tensor, exclude: Any, only: Any) -> Tensor:

@@ -1,15 +1,17 @@
-"""Losses of the views of images."""
+"""Losses of two views of each image."""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..rows import in_full_precision, in_range, reduce, reduce_with_positives, softplus, unit_rows, views_of
-from .primitive import stats_from
+from ..formulas.loss_parts import hard_negative_log_sum, von_mises_fisher_weights
+from ..formulas.rows import in_full_precision, unit_rows
+from ..formulas.scalars import in_range
+from ..formulas.statistics import stats_from
+from ..formulas.sums import reduce, softplus
 
 if TYPE_CHECKING:
     from ..annotations import Loss, Scalar
@@ -40,57 +42,12 @@ def nt_xent(
     return loss, stats_from(loss_rows, similarity, positive, positive.detach().mean(), negative, temperature)
 
 
-@in_full_precision
-def supcon(
-    features: Tensor,
-    labels: Tensor | None = None,
-    temperature: Scalar = 0.1,
-    form: str = "out",
-    count_without_positive: bool = True,
-    reduction: str = "mean",
-    return_stats: bool = False,
-) -> Loss:
-    """Supervised contrastive loss (Khosla et al. 2020): positives averaged outside (eq. 2) or inside the log (eq. 3).
-
-    With P(i) the other rows of i's label: out: log sum_{k != i} exp(s <u_i, u_k>) - mean_{p in P(i)} s <u_i, u_p>;
-    in: log sum_{k != i} exp(s <u_i, u_k>) - log mean_{p in P(i)} exp(s <u_i, u_p>). Without positives 0.
-    """
-    temperature = in_range(temperature)
-    rows, labels = views_of(features, labels)
-    u = unit_rows(rows)
-    itself = torch.eye(u.shape[0], dtype=torch.bool, device=u.device)
-    same = labels[:, None] == labels
-    positive, count = same & ~itself, same.sum(1) - 1
-    similarity = u @ u.T
-    logits = similarity / temperature
-    whole = logits.masked_fill(itself, float("-inf")).logsumexp(1)
-    if form == "out":
-        attraction = logits.masked_fill(~positive, 0).sum(1) / count
-    else:
-        attraction = logits.masked_fill(~positive, float("-inf")).logsumexp(1) - count.to(u.dtype).log()
-    # A row that is NaN stays NaN, alone too.
-    bad = whole.isnan() | logits.diagonal().isnan()
-    loss_rows = torch.where(count > 0, whole - attraction, 0).masked_fill(bad, float("nan"))
-    loss = reduce_with_positives(loss_rows, count, reduction, count_without_positive)
-    if not return_stats:
-        return loss
-    sign = torch.sign(1 / temperature) if isinstance(temperature, Tensor) else math.copysign(1.0, temperature)
-    best = sign * (sign * similarity).masked_fill(~positive, float("-inf")).amax(1)
-    positive_mean = similarity.detach().masked_fill(~positive, 0).sum() / count.sum()
-    return loss, stats_from(loss_rows, similarity, best, positive_mean, ~same, temperature)
-
-
 def _two_views(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(unit rows (2N, D), the partner's row of each, the mask of its negatives)."""
     u = unit_rows(torch.cat([z1, z2]))
     place = torch.arange(u.shape[0], device=u.device)
     image = place % z1.shape[0]
     return u, place.roll(z1.shape[0]), image[:, None] != image
-
-
-def von_mises_fisher_weights(similarity: Tensor, sigma: float) -> Tensor:
-    """2 - N softmax(<u_i, v_i> / sigma) of N pairs, without gradient (Yeh et al. 2022, eq. 7)."""
-    return 2 - similarity.shape[0] * (similarity.detach() / sigma).softmax(0)
 
 
 @in_full_precision
@@ -149,17 +106,3 @@ def hard_negative_nt_xent(
     if not return_stats:
         return loss
     return loss, stats_from(loss_rows, similarity, positive, positive.detach().mean(), negative, temperature)
-
-
-def hard_negative_log_sum(
-    log_mean: Tensor, positive_logits: Any, scale: Any, negatives: int, tau_plus: float
-) -> Tensor:
-    """log G of each row, from the log of the negatives' reweighted mean. positive_logits: only with tau_plus."""
-    if tau_plus:
-        # By the larger of the two: neither exponential overflows, and not both underflow.
-        largest = torch.maximum(log_mean, positive_logits).detach()
-        mean = ((log_mean - largest).exp() - tau_plus * (positive_logits - largest).exp()) / (1 - tau_plus)
-        none_left = mean <= 0  # not for NaN, which stays
-        log_mean = (mean.masked_fill(none_left, 1).log() + largest).masked_fill(none_left, float("-inf"))
-    log_mean = torch.maximum(log_mean, torch.zeros_like(log_mean) - abs(scale))
-    return log_mean + log_mean.new_full((), negatives).log()

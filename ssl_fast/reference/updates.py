@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..rounding import rounded_at_random
-from ..rows import unit_rows
+from ..formulas.rounding import rounded_at_random
+from ..formulas.rows import unit_rows
 
 if TYPE_CHECKING:
     from ..annotations import Scalar

@@ -22,9 +22,9 @@ from typing import Any
 
 from . import cuda_toolkit
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 EXTENSION = "ssl_fast._C"
-RECORD = "_C.json"  # what the extension was compiled for; ssl_fast/native.py reads it
+RECORD = "_C.json"  # what the extension was compiled for; ssl_fast/operators/loading.py reads it
 OLDEST_TORCH = "2.11"
 
 SOURCES = ("*.cpp", "cpu/*.cpp")

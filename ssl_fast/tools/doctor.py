@@ -12,9 +12,10 @@ import sys
 import torch
 from torch import Tensor
 
-from . import __version__, backends, functional, native
-from .momentum import ema_update_
-from .queue import NegativeQueue
+from .. import __version__, functional
+from ..memory.momentum import ema_update_
+from ..memory.queue import NegativeQueue
+from ..operators import backends, loading
 
 # float32 against the float64 reference: the loss relative to itself, the rest to the largest entry.
 BOUNDS = {"loss": 2e-6, "gradient": 5e-6, "values": 1e-6}
@@ -140,14 +141,14 @@ def _print_build() -> None:
     print(f"Python     {platform.python_version()}, {platform.platform()}")
     print(f"torch      {torch.__version__}")
     print(f"triton     {_version('triton')}")
-    if native.extension is None:
-        print(f"extension  missing: {native.why_missing}; `ssl-fast build` compiles it")
+    if loading.extension is None:
+        print(f"extension  missing: {loading.why_missing}; `ssl-fast build` compiles it")
     else:
-        print(f"extension  {native.extension.__file__}")
-        print("           built for torch {torch} by {compiler}".format(**native.record))
-        if native.record["cuda"]:
-            print("           CUDA kernels by nvcc {version} for {architectures}".format(**native.record["cuda"]))
-        for key, value in native.extension.build_info().items():
+        print(f"extension  {loading.extension.__file__}")
+        print("           built for torch {torch} by {compiler}".format(**loading.record))
+        if loading.record["cuda"]:
+            print("           CUDA kernels by nvcc {version} for {architectures}".format(**loading.record["cuda"]))
+        for key, value in loading.extension.build_info().items():
             print(f"           {key}: {value}")
     print(f"threads    {torch.get_num_threads()} of {os.cpu_count()} CPUs")
     print(f"backend    SSL_FAST_BACKEND={os.environ.get('SSL_FAST_BACKEND', 'auto')}")
@@ -163,7 +164,7 @@ def _print_build() -> None:
 def _tiles(index: int) -> str:
     """The architecture that Triton's kernels see in a GPU, and whose row of the tile table they take."""
     try:
-        table = importlib.import_module(f"{__package__}.kernels.tuning.table")
+        table = importlib.import_module("ssl_fast.kernels.tuning.table")
     except ImportError:  # without Triton there are no tiles
         return ""
     device = torch.device("cuda", index)

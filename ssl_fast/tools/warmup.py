@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checks, functional
-from .queue import NegativeQueue
+from .. import checks, functional
+from ..memory.queue import NegativeQueue
 
 
 def warmup(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..rows import unit_rows, upcast
+from ..formulas.rows import unit_rows, upcast
 
 # Of Wu et al. 2018 and zhirongw/lemniscate.pytorch.
 K, TEMPERATURE = 200, 0.07

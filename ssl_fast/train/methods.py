@@ -16,11 +16,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from .. import distributed, functional
-from ..bank import MemoryBank
-from ..momentum import cosine_momentum, ema_update_
-from ..queue import NegativeQueue
-from ..rows import ContrastiveStats, unit_rows
+from .. import functional
+from ..formulas.rows import unit_rows
+from ..formulas.statistics import ContrastiveStats
+from ..memory.bank import MemoryBank
+from ..memory.momentum import cosine_momentum, ema_update_
+from ..memory.queue import NegativeQueue
+from ..parallel.collectives import gather, total_over
+from ..parallel.shuffle import shuffle, unshuffle
 from . import recipes
 from .batch_norm import in_groups, unmoved_statistics
 from .encoders import create, initialize_as_moco_v3, mlp
@@ -144,8 +147,8 @@ class MoCo(WithKeyEncoder):
     def shuffled_key(self, images: Tensor) -> Tensor:
         """Keys whose batch norm saw other images than their queries' (section 3.3): else it tells which is which."""
         if self.group is not None:
-            images, order = distributed.shuffle(images, self.group)
-            return distributed.unshuffle(self.in_parts(self.key, images)[0], order, self.group)
+            images, order = shuffle(images, self.group)
+            return unshuffle(self.in_parts(self.key, images)[0], order, self.group)
         if self.bn_groups == 1:
             return self.in_parts(self.key, images)[0]
         order = torch.randperm(len(images), device=images.device)
@@ -218,12 +221,12 @@ class InstDisc(Method):
         some = self.bank.bank[torch.randint(len(self.bank.bank), (self.noise,), device=features.device)]
         mean = (unit_rows(features) @ some.to(features.dtype).T / self.temperature).float().exp().mean()
         if self.group is not None:
-            mean = distributed.total_over(mean, self.group) / dist.get_world_size(self.group)
+            mean = total_over(mean, self.group) / dist.get_world_size(self.group)
         return mean * len(self.bank.bank)
 
     def after_backward(self, embeddings: Tensor, index: Tensor) -> None:
         if self.group is not None:
-            embeddings, index = (distributed.gather(x, self.group) for x in (embeddings, index))
+            embeddings, index = (gather(x, self.group) for x in (embeddings, index))
         self.bank.update_(index, embeddings)
 
 

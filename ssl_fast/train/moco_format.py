@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..queue import NegativeQueue
+from ..memory.queue import NegativeQueue
 from . import files
 from .encoders import RESNETS, create, mlp
 from .recipes import RECIPES, MoCoV1, Recipe

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from .. import distributed
+from ..parallel.collectives import gather
 from . import data, report
 from .batches import Batches
 from .graph import CapturedStep
@@ -159,7 +159,7 @@ class Run:
         if group is not None:
             rng = [None] * self.fabric.world_size
             dist.all_gather_object(rng, _rng_state(self.fabric.device))
-            totals = distributed.gather(totals, group)
+            totals = gather(totals, group)
         return {
             "recipe_name": self.recipe_name,
             "recipe": dataclasses.asdict(self.recipe),

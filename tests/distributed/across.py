@@ -6,7 +6,7 @@ from loss_cases import ALL_CASES, arguments_of, gradients_of, loss_of
 
 import ssl_fast
 from bench.ring import count_sent
-from ssl_fast.distributed import Ring
+from ssl_fast.parallel.group import Ring
 
 IN_BATCH = [
     case for case in ALL_CASES if not case.endswith(("shared", "own", "queue")) and case != "instance_discrimination"
@@ -92,7 +92,7 @@ def fill_queues(rank, world, batches) -> list:
 
 def shuffled(rank, world, counts) -> tuple:
     """(what the rank got of all images, whether its own came back)."""
-    from ssl_fast.distributed import shuffle, unshuffle
+    from ssl_fast.parallel.shuffle import shuffle, unshuffle
 
     torch.manual_seed(rank)
     images = (100.0 * rank + torch.arange(counts[rank]))[:, None].expand(-1, 3)

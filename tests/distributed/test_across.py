@@ -12,14 +12,14 @@ import torch
 from processes import run
 
 import ssl_fast
-from ssl_fast import native
-from ssl_fast.distributed import Ring
+from ssl_fast.operators import loading
+from ssl_fast.parallel.group import Ring
 
 pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed"),
 ]
-only_compiled = pytest.mark.skipif(native.extension is None, reason="the compiled extension is missing")
+only_compiled = pytest.mark.skipif(loading.extension is None, reason="the compiled extension is missing")
 # Of float32 against the reference, of the largest entry (DESIGN.md, section 4).
 BOUNDS = {torch.float64: 1e-12, torch.float32: 5e-6}
 

@@ -2,7 +2,8 @@
 
 FakeTensorMode gives tensors without data, so reading a value is impossible and every copy is an operator call that a
 dispatch mode sees. Our operators run their Triton launchers (kernels/*.py), whose launches are recorded in place of
-being run, and what they return is compared with the fake kernels that torch.compile is given (ssl_fast/native.py).
+being run, and what they return is compared with the fake kernels that torch.compile is given
+(ssl_fast/operators/fake_kernels.py).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import ssl_fast
-from ssl_fast import kernels, native
+from ssl_fast import kernels
+from ssl_fast.operators import loading
 
 ROOT = Path(__file__).resolve().parents[2]
 # As torch gives them for an H100; gcnArchName is the marketing name in builds for CUDA.
@@ -64,8 +66,8 @@ def why_not() -> str:
 
     if triton.knobs.runtime.interpret:
         return "TRITON_INTERPRET=1 in this process: its kernels are for CPU tensors"
-    if native.extension is None:
-        return f"the compiled extension is missing: {native.why_missing}"
+    if loading.extension is None:
+        return f"the compiled extension is missing: {loading.why_missing}"
     try:
         with FakeTensorMode():
             torch.ones(2, device="cuda:1")

@@ -12,7 +12,7 @@ from fake_cases import CASES, HERE, arguments_of, assert_clean, function_of, lea
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from ssl_fast import NegativeQueue
-from ssl_fast.distributed import Ring
+from ssl_fast.parallel.group import Ring
 
 GROUPED = [case for case in CASES if "group" in inspect.signature(function_of(case)).parameters]
 TRAVELS = [case for case in GROUPED if not case.startswith(("supcon", "siglip"))]  # the others refuse a Ring

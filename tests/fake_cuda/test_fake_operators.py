@@ -1,6 +1,7 @@
 """Every operator on fake CUDA tensors, forward and backward: no copy, no wait, outputs as its fake kernel says.
 
-fake_device.Device holds each call to ssl_fast/native.py's fake kernel: shapes, strides, dtypes and devices.
+fake_device.Device holds each call to its fake kernel (ssl_fast/operators/fake_kernels.py): shapes, strides, dtypes and
+devices.
 """
 
 from itertools import cycle, product

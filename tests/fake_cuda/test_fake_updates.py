@@ -10,7 +10,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 import ssl_fast
-from ssl_fast import FlatMomentum, MemoryBank, NegativeQueue, cosine_momentum, ema_update_, flat_momentum, rows
+from ssl_fast import FlatMomentum, MemoryBank, NegativeQueue, cosine_momentum, ema_update_
+from ssl_fast.formulas.rows import unit_rows
+from ssl_fast.memory import flat_momentum
 
 ema = pytest.importorskip("ssl_fast.kernels.ema", reason="triton is not installed")
 
@@ -172,7 +174,7 @@ def test_queue(dtype, gpu):
 def test_bank(gpu):
     bank = MemoryBank(48, 17).to(HERE)
     gpu.clear()
-    bank.update_(torch.zeros(30, dtype=torch.int32, device=HERE), rows.unit_rows(torch.ones(30, 17, device=HERE)))
+    bank.update_(torch.zeros(30, dtype=torch.int32, device=HERE), unit_rows(torch.ones(30, 17, device=HERE)))
     assert_clean(gpu)
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from triton.runtime import interpreter
 
 import ssl_fast
-from ssl_fast import backends, checks
+from ssl_fast import checks
 from ssl_fast.kernels import enqueue
+from ssl_fast.operators import backends
 
 # NumPy, which the interpreter casts with, warns where a key is too large for the queue's dtype.
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in cast")

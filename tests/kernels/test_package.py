@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from ssl_fast import backends, kernels
+from ssl_fast import kernels
+from ssl_fast.operators import backends
 
 TRITON_OPERATORS = [name for name, able in backends.IMPLEMENTATIONS.items() if "triton" in able]
 

@@ -12,8 +12,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 import triton
 
 from bench import tune
-from ssl_fast import doctor
 from ssl_fast.kernels.tuning import ahead_of_time, table
+from ssl_fast.tools import doctor
 
 KIB = 1 << 10
 

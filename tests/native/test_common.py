@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import DTYPES, LAYOUTS, embeddings, kinds, lay_out, seeds
 
-from ssl_fast import reference, rounding
+from ssl_fast import reference
+from ssl_fast.formulas import rounding
 
 pytestmark = pytest.mark.skipif(bool(host.why_not()), reason=host.why_not())
 

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed, whose disassembler is used")
 
 from bench import cuda_aot
-from ssl_fast import cuda_toolkit
+from ssl_fast.tools import cuda_toolkit
 
 TOOLKIT, LACKING = cuda_toolkit.find()
 pytestmark = [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl_fast import build
+from ssl_fast.tools import build
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"

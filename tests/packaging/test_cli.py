@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import ssl_fast
-from ssl_fast import backends, cli, doctor
+from ssl_fast.operators import backends
+from ssl_fast.tools import cli, doctor
 
 
 def ssl_fast_command(*arguments: str) -> subprocess.CompletedProcess:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl_fast import backends, build, cuda_toolkit, native
+from ssl_fast.operators import backends, loading
+from ssl_fast.tools import build, cuda_toolkit
 
 ROOT = Path(__file__).parents[2]
 VERSION = "13.0"
@@ -247,8 +248,8 @@ def built(monkeypatch):
     """An extension with CUDA kernels for these architectures, on a machine with GPUs of these capabilities."""
 
     def pretend(architectures, *capabilities):
-        monkeypatch.setattr(native, "extension", object())
-        monkeypatch.setattr(native, "record", {"cuda": {"version": VERSION, "architectures": architectures}})
+        monkeypatch.setattr(loading, "extension", object())
+        monkeypatch.setattr(loading, "record", {"cuda": {"version": VERSION, "architectures": architectures}})
         monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
@@ -291,15 +292,15 @@ def test_cuda_is_chosen_before_triton(built):
 
 def test_an_extension_without_them_says_why(built, monkeypatch):
     built("9.0")
-    monkeypatch.setattr(native, "record", {"cuda": None, "cuda_missing": ["nvcc of CUDA 13.0"]})
+    monkeypatch.setattr(loading, "record", {"cuda": None, "cuda_missing": ["nvcc of CUDA 13.0"]})
     reason = backends.why_not("ema_update_", "cuda", "cuda")
     assert reason == "the extension was built without CUDA kernels, missing nvcc of CUDA 13.0"
 
 
-@pytest.mark.skipif(native.extension is None, reason=f"the compiled extension is missing, {native.why_missing}")
+@pytest.mark.skipif(loading.extension is None, reason=f"the compiled extension is missing, {loading.why_missing}")
 def test_the_record_is_of_this_extension():
-    record = json.loads(native.BUILD_RECORD.read_text())
-    assert native.record == record
+    record = json.loads(loading.BUILD_RECORD.read_text())
+    assert loading.record == record
     dispatched = torch._C._dispatch_has_kernel_for_dispatch_key
     for operator in ("ema_update_", "enqueue_"):
         assert dispatched(f"ssl_fast::{operator}", "CUDA") == bool(record["cuda"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import ssl_fast
-from ssl_fast import native
+from ssl_fast.operators import loading
 
 EXTENSION = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 
@@ -65,17 +65,17 @@ def test_asking_for_the_missing_extension_is_an_error(bare):
 @pytest.fixture
 def record(tmp_path, monkeypatch):
     """Where the record of the extension is looked for; nothing is there yet."""
-    monkeypatch.setattr(native, "BUILD_RECORD", tmp_path / "_C.json")
-    return native.BUILD_RECORD
+    monkeypatch.setattr(loading, "BUILD_RECORD", tmp_path / "_C.json")
+    return loading.BUILD_RECORD
 
 
 def test_extension_of_another_torch_is_not_loaded(record):
     record.write_text(json.dumps({"torch": "2.11.0+other"}))
-    assert native._load() == (None, f"it was built for torch 2.11.0+other and this is torch {torch.__version__}")
+    assert loading._load() == (None, f"it was built for torch 2.11.0+other and this is torch {torch.__version__}")
 
 
 def test_extension_without_record_is_not_loaded(record):
-    extension, why = native._load()
+    extension, why = loading._load()
     assert extension is None
     assert why.startswith("it was not built")
 
@@ -83,7 +83,7 @@ def test_extension_without_record_is_not_loaded(record):
 @pytest.mark.parametrize("text", ["", "[]", "{}", "no json"])
 def test_unreadable_record_is_a_reason(record, text):
     record.write_text(text)
-    extension, why = native._load()
+    extension, why = loading._load()
     assert extension is None
     assert why.startswith("_C.json cannot be read")
 
@@ -91,7 +91,7 @@ def test_unreadable_record_is_a_reason(record, text):
 def test_broken_binary_is_a_reason(bare):
     (bare / "ssl_fast" / EXTENSION).write_bytes(b"not a library")
     (bare / "ssl_fast" / "_C.json").write_text(json.dumps({"torch": torch.__version__}))
-    answer = python(bare, "from ssl_fast import native; print(native.extension, native.why_missing)")
+    answer = python(bare, "from ssl_fast.operators import loading; print(loading.extension, loading.why_missing)")
     assert answer.stdout.startswith("None loading it failed: "), answer.stderr
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.cuda_aot import CSRC, readable
 from ssl_fast import build as package_build
-from ssl_fast import cuda_toolkit
+from ssl_fast.tools import cuda_toolkit
 
 from .compile import span, union
 from .simulator import Program, Result, build, load, run

@@ -18,8 +18,9 @@ from unittest import mock
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from ssl_fast import backends, kernels, native
+from ssl_fast import kernels
 from ssl_fast.kernels.tuning import ahead_of_time, table
+from ssl_fast.operators import backends, loading
 
 from .compile import compile_to_ptx, parameters, span, union
 from .memory import poisoned_allocations
@@ -133,7 +134,7 @@ def simulated(
 @contextmanager
 def _on_cpu_tensors() -> Iterator[None]:
     """The operators' CPU implementation is the Triton kernels' host code."""
-    if native.extension is None:  # there are no operators then, and the kernels' functions are called themselves
+    if loading.extension is None:  # there are no operators then, and the kernels' functions are called themselves
         yield
         return
     kernels.register("CPU")

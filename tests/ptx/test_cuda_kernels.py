@@ -16,7 +16,8 @@ pytest.importorskip("triton", reason="triton is not installed, which bench.cuda_
 from strategies import DTYPES
 from test_ema import assert_averaged
 
-from ssl_fast import cuda_toolkit, reference
+from ssl_fast import reference
+from ssl_fast.tools import cuda_toolkit
 
 from . import cuda
 from .requirements import needs_triton

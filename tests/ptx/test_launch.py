@@ -9,9 +9,10 @@ pytest.importorskip("triton", reason="triton is not installed")
 import triton
 import triton.language as tl
 
-from ssl_fast import backends, functional, kernels
+from ssl_fast import functional, kernels
 from ssl_fast.kernels.engine import loss_rows
 from ssl_fast.kernels.tuning import table
+from ssl_fast.operators import backends
 
 from .launch import Machine, Reported, Run, simulated
 from .simulator import Fault

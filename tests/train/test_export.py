@@ -13,7 +13,7 @@ from torch import nn
 from torchvision import models
 
 import ssl_fast
-from ssl_fast.queue import NegativeQueue
+from ssl_fast.memory.queue import NegativeQueue
 from ssl_fast.train import checkpoint, data, encoders, export
 from ssl_fast.train.moco_format import RESNETS
 from ssl_fast.train.recipes import RECIPES

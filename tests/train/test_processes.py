@@ -18,7 +18,7 @@ from small_runs import TEST_IMAGES, TRAIN_IMAGES, limit_digits, small_recipe
 from test_loop import assert_same_bits, at_call, interrupt, log
 from torch import nn
 
-from ssl_fast import distributed
+from ssl_fast.parallel.collectives import gather
 from ssl_fast.train import checkpoint, config, loop, methods, report, run
 from ssl_fast.train.settings import Settings
 
@@ -133,7 +133,7 @@ def step(fabric, name, parts):
     ]
     alone.start_step(0, both.total_steps)
     for views, index in batches:
-        *views, index = (distributed.gather(x, dist.group.WORLD) for x in [*views, index])
+        *views, index = (gather(x, dist.group.WORLD) for x in [*views, index])
         result = alone.loss(views, index)
         (result.loss / recipe.accumulate).backward()
         alone.after_backward(result.embeddings, index)

@@ -8,7 +8,7 @@ import statistics
 import pytest
 from small_runs import SMALL
 
-from ssl_fast import cli
+from ssl_fast.tools import cli
 from ssl_fast.train import loop
 from ssl_fast.train import study as studies
 from ssl_fast.train.recipes import RECIPES

@@ -12,7 +12,7 @@ import pytest
 import torch
 from small_runs import SMALL, small_recipe
 
-from ssl_fast import cli
+from ssl_fast.tools import cli
 from ssl_fast.train import checkpoint, config, loop, run
 from ssl_fast.train.recipes import RECIPES
 from ssl_fast.train.settings import Settings

@@ -1,0 +1,1 @@
+"""What the reference and the path with kernels share: rows, scalars, sums, statistics."""

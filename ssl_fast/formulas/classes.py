@@ -1,0 +1,25 @@
+"""Labels of rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def views_of(features: Tensor, labels: Any) -> tuple[Tensor, Tensor]:
+    """(N, D) with labels (N,); (B, V, D) becomes (B V, D), all views of a row with its label or, without, its index."""
+    if features.dim() == 2:
+        return features, labels
+    count, views, dim = features.shape
+    if labels is None:
+        labels = torch.arange(count, device=features.device)
+    return features.reshape(count * views, dim), labels.repeat_interleave(views)
+
+
+def dense(labels: Tensor) -> Tensor:
+    """Labels (N,) -> classes from 0 to N - 1, equal where they were; without waiting for a device."""
+    ordered, order = labels.sort(stable=True)
+    new = torch.cat([ordered.new_zeros(1, dtype=torch.int64), (ordered[1:] != ordered[:-1]).long()])
+    return torch.empty_like(order).scatter_(0, order, new.cumsum(0))

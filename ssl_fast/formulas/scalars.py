@@ -1,0 +1,65 @@
+"""Temperatures and other numbers that a loss takes as a Python number or as a 0-D tensor.
+
+The scale is s = 1 / temperature, of any sign but not zero.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..annotations import Scalar
+
+
+# Sizes of a temperature. Beyond these, logits in float32 are rounding noise or all equal.
+TEMPERATURES = (1e-8, 1e8)
+
+
+def in_range(temperature: Scalar) -> Any:
+    """A tensor's value outside TEMPERATURES becomes NaN; numbers are checked by the public functions."""
+    if not isinstance(temperature, Tensor):
+        return temperature
+    size = temperature.abs()
+    return torch.where((size >= TEMPERATURES[0]) & (size <= TEMPERATURES[1]), temperature, float("nan"))
+
+
+class _OnDevice(torch.autograd.Function):
+    """The value of a 0-D CPU tensor on a device."""
+
+    @staticmethod
+    def forward(x: Tensor, device: torch.device) -> Tensor:
+        # The value is passed to the device as an argument of the kernel that fills the tensor. A copy would wait.
+        return torch.full((), x.item(), dtype=x.dtype, device=device)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is saved: the gradient is passed through."""
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.cpu(), None
+
+
+def on_device(value: Scalar, device: torch.device) -> Any:
+    """A number as it is; a 0-D CPU tensor as one on the embeddings' device, with its gradient.
+
+    The forward pass copies nothing and waits for nothing. A gradient is copied back to the CPU, which waits for the
+    device, only where the CPU tensor requires it.
+    """
+    if not isinstance(value, Tensor) or value.device == device:
+        return value
+    if torch.compiler.is_compiling():  # a trace cannot read the value
+        return value.to(device, non_blocking=True)
+    return _OnDevice.apply(value, device)
+
+
+def sign_of(temperature: Scalar, dtype: torch.dtype) -> Any:
+    """1 or -1 for a number; for a tensor a tensor where it lies, which is not read."""
+    if isinstance(temperature, Tensor):
+        return torch.sign(temperature.detach().to(dtype))
+    return math.copysign(1.0, temperature)

@@ -1,0 +1,73 @@
+"""The statistics of a loss in O(N D) memory: from sums of rows and of classes, and from the kernels' ranks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..formulas.rows import unit_rows
+from ..formulas.scalars import sign_of
+from ..formulas.statistics import ContrastiveStats, stats_of
+from ..formulas.sums import total
+from ..operators import calls
+from ..operators.sampled import CHUNK_ELEMENTS
+
+if TYPE_CHECKING:
+    from ..annotations import Scalar
+
+
+@torch.no_grad()
+def statistics(
+    loss_rows: Tensor,
+    ranks: Tensor,
+    positive_mean: Tensor,
+    sums: tuple[Tensor, Tensor],
+    excluded: Any,
+    pairs: int | Tensor,
+) -> ContrastiveStats:
+    """sums: of all rows u and of all rows v. excluded: sum of the similarities of pairs that are no negatives.
+
+    pairs: how many are. ranks: of each row in the order of loss_rows.
+    """
+    negative_sum = sums[0].double() @ sums[1].double() - excluded
+    if not isinstance(pairs, Tensor):
+        pairs = torch.full((), pairs, device=negative_sum.device)
+    negative_mean = torch.where(pairs > 0, negative_sum / pairs, float("nan"))
+    means = (mean.detach().to(loss_rows.dtype) for mean in (positive_mean, negative_mean))
+    return stats_of(loss_rows, ranks.flatten(), *means)
+
+
+def equal_pairs(u: Tensor, v: Tensor, classes_u: Tensor, classes_v: Tensor) -> tuple[Tensor, Tensor]:
+    """(sum of <u_i, v_k>, number) of the pairs of one class, in O((N + M) D). Classes: of both, from 0 to N + M - 1."""
+
+    def by_class(x: Tensor, classes: Tensor) -> Tensor:
+        sums = x.new_zeros(u.shape[0] + v.shape[0], *x.shape[1:])
+        # On a GPU index_add is atomic; index_put sorts.
+        return sums.index_put((classes,), x, accumulate=True) if x.is_cuda else sums.index_add(0, classes, x)
+
+    counts = [by_class(torch.ones_like(classes), classes) for classes in (classes_u, classes_v)]
+    sums = total(by_class(u.double(), classes_u) * by_class(v.double(), classes_v))
+    return sums, (counts[0] * counts[1]).sum()
+
+
+@torch.no_grad()
+def best_same_class(z: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, temperature: Scalar) -> Tensor:
+    """The similarity of each row (N,) with the most similar of the others of its label, by the temperature's sign.
+
+    others (M, D): begin with the rows themselves, which do not count. In a pass of its own, some rows at a time, for
+    statistics where positives are many. Without one -+Inf.
+    """
+    u, v, place = unit_rows(z), unit_rows(others), torch.arange(others.shape[0], device=z.device)
+    sign = sign_of(temperature, u.dtype)
+    step, best, found = max(1, CHUNK_ELEMENTS // v.shape[0]), [], []
+    with torch.autocast(u.device.type, enabled=False):
+        for first in range(0, u.shape[0], step):
+            rows = slice(first, min(first + step, u.shape[0]))
+            same = (labels[rows, None] == other_labels) & (place[rows, None] != place)
+            best.append((sign * (u[rows] @ v.T)).masked_fill(~same, float("-inf")).argmax(1))
+            found.append(same.any(1))
+    # Rounded as the kernels round what they compare it with.
+    similarities = calls.pair_similarity(z, others[torch.cat(best)])
+    return torch.where(torch.cat(found), similarities, -sign * float("inf"))

@@ -1,0 +1,1 @@
+"""What outlives a step: the queue, the memory bank, the momentum encoder."""

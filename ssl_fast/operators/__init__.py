@@ -1,0 +1,1 @@
+"""The compiled operators: loading them, calling them, and which implementation runs."""

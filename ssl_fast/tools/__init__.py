@@ -1,0 +1,1 @@
+"""The command line, the build, the check of an installation."""
