@@ -33,7 +33,7 @@ SOURCES = [f"ssl_fast/csrc/{path.relative_to(ROOT / 'csrc')}" for path in (ROOT 
 # Prints whether the extension is there and what nt_xent ran on, after importing every part.
 LOOK = """
 import json, torch, ssl_fast, ssl_fast.kernels
-from ssl_fast import backends, native
+from ssl_fast.operators import backends, loading
 z1, z2 = torch.randn(2, 6, 9)
 assert torch.isclose(ssl_fast.functional.nt_xent(z1, z2), ssl_fast.reference.nt_xent(z1, z2))
 files = [ssl_fast.__file__, ssl_fast.kernels.__file__]

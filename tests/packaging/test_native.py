@@ -42,7 +42,7 @@ def test_missing_extension_warns_once_and_runs_the_reference(bare):
     answer = python(
         bare,
         "import ssl_fast, ssl_fast.functional, torch\n"
-        "from ssl_fast import backends\n"
+        "from ssl_fast.operators import backends\n"
         "z = torch.eye(4)\n"
         "assert ssl_fast.functional.nt_xent(z, z) == ssl_fast.reference.nt_xent(z, z)\n"
         "print(backends.choose('nt_xent', 'cpu'))",

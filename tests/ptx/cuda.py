@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.cuda_aot import CSRC, readable
-from ssl_fast import build as package_build
+from ssl_fast.tools import build as package_build
 from ssl_fast.tools import cuda_toolkit
 
 from .compile import span, union
