@@ -17,13 +17,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import functional as losses
+from ..formulas.loss_parts import von_mises_fisher_weights
 from ..formulas.rows import random_unit_rows, unit_rows, upcast
 from ..memory.momentum import ema_update_
 from ..memory.queue import NegativeQueue
 from ..parallel.batch import batch_of
 from ..parallel.collectives import gather
 from ..parallel.group import all_processes
-from ..reference.views import von_mises_fisher_weights
 from .inputs import one_dtype, scalar
 
 PACKAGE = "lightly"

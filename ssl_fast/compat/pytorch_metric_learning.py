@@ -24,7 +24,7 @@ from .. import checks, functional
 from ..formulas.rows import finite_rows, in_full_precision, unit_rows
 from ..formulas.scalars import TEMPERATURES
 from ..formulas.sums import softplus
-from ..functional.similarity import as_computed
+from ..functional._dispatch import as_computed
 from ..operators.sampled import CHUNK_ELEMENTS
 from .inputs import one_dtype, scalar
 from .own_path import say_own_path
