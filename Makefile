@@ -68,7 +68,7 @@ $(VENV)/bench.stamp: $(VENV)/extension.stamp
 	@touch $@
 
 docs: $(VENV)/docs.stamp ## the documentation as a site, under build/site; a broken link is an error
-	@$(QUIETLY) "Building the site from docs/ (20 seconds)" $(BIN)/python -m mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 $(QUIETLY) "Building the site from docs/ (20 seconds)" $(BIN)/python -m mkdocs build --strict
 	@echo "Open build/site/index.html."
 
 $(VENV)/docs.stamp: $(VENV)/install.stamp
