@@ -1,7 +1,7 @@
 """What MkDocs does besides: pages that lie at the top of the repository, and links from pages to its other files.
 
-On GitHub a page links to `../csrc/cpu/nt_xent.cpp` and shows `../bench/results/.../nt_xent.png`. On the site pictures are
-copied, links to code become its path, and a path that is not there is an error.
+On GitHub a page links to `../csrc/cpu/nt_xent.cpp` and shows `../bench/results/.../nt_xent.png`. On the site pictures
+are copied, a link to code becomes the code's path, and a path that is not there is an error.
 """
 
 from __future__ import annotations

@@ -59,9 +59,10 @@ def patch(library: str) -> Patched:
     not tested. Raises ValueError for another library, ImportError where it is not installed or is another code of
     that name; then nothing is changed.
 
-    >>> ssl_fast.patch("lightly")        # until ssl_fast.unpatch("lightly")
-    >>> with ssl_fast.patch("lightly"):  # or only here
+    >>> import lightly.loss
+    >>> with ssl_fast.patch("lightly"):  # without `with`: until ssl_fast.unpatch("lightly")
     ...     loss = lightly.loss.NTXentLoss()
+    ssl_fast: patched lightly ...
     """
     library = _known(library)
     ours = importlib.import_module(f".{library}", __package__)
