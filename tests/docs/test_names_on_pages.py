@@ -22,6 +22,11 @@ SUFFIXES = (".py", ".cpp", ".h", ".cu", ".cuh", ".json", ".md", ".sh", ".yml", "
 FOLDERS = ("bench", "csrc", "docs", "examples", "kernels", "scripts", "ssl_fast", "tests", ".ci", ".github")
 
 
+def all_code(page: str) -> str:
+    """Pieces of code within sentences and lines of commands, a line each."""
+    return "\n".join([*CODE.findall(text_of(page)), *commands(page)])
+
+
 def is_path(text: str) -> bool:
     """Whether a piece of code names a file or folder of the repository."""
     if MADE.search(text) or " " in text or text in ELSEWHERE or "::" in text or text.startswith(("-", "http", "@")):
@@ -63,7 +68,7 @@ def test_paths_are_found():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_targets_of_make_exist(page):
-    text = " ".join([*CODE.findall(text_of(page)), *(f" {line} " for line in commands(page))])
+    text = all_code(page)
     named = set(re.findall(r"(?<![\w-])make ([a-z][a-z-]*)", text))
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert named <= targets
@@ -73,7 +78,7 @@ def test_targets_of_make_exist(page):
 def test_commands_of_ssl_fast_exist(page):
     module = re.search(r'^ssl-fast = "([\w.]+):main"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     known = set(importlib.import_module(module).COMMANDS)
-    text = " ".join([*CODE.findall(text_of(page)), *(f" {line} " for line in commands(page))])
+    text = all_code(page)
     assert set(re.findall(r"(?<![\w-])ssl-fast ([a-z][a-z-]*)", text)) <= known
 
 
