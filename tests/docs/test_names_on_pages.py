@@ -8,7 +8,7 @@ import pytest
 from pages import PAGES, ROOT, commands, text_of
 
 import ssl_fast
-from ssl_fast import functional
+from ssl_fast import functional, parallel
 
 CODE = re.compile(r"`([^`\n]+)`")
 # Paths that a command makes, or that stand for many files.
@@ -74,12 +74,37 @@ def test_targets_of_make_exist(page):
     assert named <= targets
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_commands_of_ssl_fast_exist(page):
-    module = re.search(r'^ssl-fast = "([\w.]+):main"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
-    known = set(importlib.import_module(module).COMMANDS)
-    text = all_code(page)
-    assert set(re.findall(r"(?<![\w-])ssl-fast ([a-z][a-z-]*)", text)) <= known
+def of_ssl_fast(page: str) -> set[tuple[str, ...]]:
+    """Commands on a page as (words before the options, what is written as --option); a recipe counts as a word."""
+    found = set()
+    for line in all_code(page).splitlines():
+        name, *words = line.split("#")[0].split() or [""]
+        if name == "ssl-fast" and words and re.fullmatch(r"[a-z][a-z-]*", words[0]):
+            recipe = []
+            if words[0] == "train":  # with --config the recipe is in the file
+                recipe = words[1:2] if len(words) > 1 and words[1][0] != "-" else ["simclr-small"]
+            options = sorted(word.split("=")[0] for word in words if word.startswith("--"))
+            found.add((" ".join([words[0], *recipe]), *options))
+    return found
+
+
+COMMANDS = sorted({command for page in PAGES for command in of_ssl_fast(page)})
+
+
+def test_there_are_commands():
+    assert ("train simclr-small", "--data") in COMMANDS
+
+
+@pytest.mark.parametrize("called", sorted({called for called, *_ in COMMANDS}))
+def test_commands_of_ssl_fast_have_the_options_that_pages_give_them(called, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")  # so that no option is cut
+    entry = re.search(r'^ssl-fast = "([\w.]+):main"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(entry).main([*called.split(), "--help"])
+    printed = capsys.readouterr().out
+    assert ended.value.code == 0, printed
+    named = {option for command, *options in COMMANDS if command == called for option in options}
+    assert named - {"--help", "--config"} <= set(re.findall(r"--[\w.-]+", printed))
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -95,6 +120,7 @@ def test_api_pages_have_every_public_name():
     assert len(shown) == len(set(shown))
     names = [name for name in ssl_fast.__all__ if name not in ("functional", "reference")]
     names += [f"functional.{name}" for name in functional.__all__]
+    names += [f"parallel.{name}" for name in parallel.__all__]
     assert set(names) <= set(shown)
 
 
