@@ -44,9 +44,11 @@ demo: setup ## train SimCLR and MoCo v2 on digits, compare, save plots under run
 	@echo "Training SimCLR and MoCo v2 on scikit-learn's digits; the table comes at the end, the plots under runs/demo."
 	@$(BIN)/python -m ssl_fast.train.demo
 
-test: setup ## the fast tests, then the GPU kernels compiled for devices that need not be there (about 20 minutes)
+test: setup ## the fast tests, then the GPU kernels in Triton's interpreter and compiled ahead of time (about 20 minutes)
 	@echo "Running the fast tests in two processes."
 	@$(BIN)/python -m pytest -n 2
+	@echo "Running the Triton kernels in Triton's interpreter, on the CPU."
+	@TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/kernels -m "interpreted and not slow" -n 2 --durations=20
 	@echo "Compiling the Triton and CUDA kernels ahead of time, and checking what the compilers made of them."
 	@$(BIN)/python -m pytest -m "aot and not slow" -n 2
 
@@ -55,6 +57,7 @@ matrix: setup ## what works with what: each operator under torch.compile, autoca
 
 test-all: setup ## all tests that need no GPU
 	$(BIN)/python -m pytest -m "not gpu"
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/kernels -m interpreted -n 2 --durations=20
 
 sanitize: setup ## the C++ code under the sanitizers of addresses, undefined behaviour and threads
 	$(BIN)/python -m pytest -m slow tests/native

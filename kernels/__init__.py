@@ -1,4 +1,7 @@
-"""The Triton kernels, one module an operator. Importing this package does not need Triton; its modules do."""
+"""The Triton kernels, a module for each operator, made of the parts in `engine`.
+
+This package can be imported without Triton. Its modules cannot, and are imported when an operator is first called.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import importlib
 
 import torch
 
-# The module of each operator (csrc/ops.cpp); its function has the operator's name, less triton_.
+# The module of each operator. Its function has the operator's name, without triton_.
 MODULES = {
     "nt_xent": "nt_xent",
     "nt_xent_backward": "nt_xent",
@@ -20,7 +23,7 @@ MODULES = {
     "class_similarity_backward": "class_similarity",
     "similarity_softplus": "similarity_softplus",
     "similarity_softplus_backward": "similarity_softplus",
-    # Beside C++ kernels for CUDA, which have the name without triton_ (backends.py chooses).
+    # The names without triton_ are those of the C++ kernels for CUDA (ssl_fast.backends chooses between them).
     "triton_ema_update_": "ema",
     "triton_enqueue_": "enqueue",
 }
@@ -28,7 +31,7 @@ registered: dict[str, torch.library.Library] = {}
 
 
 def _first_call_imports(operator: str):
-    """The operator's function, imported when it is first called: Triton is slow to import."""
+    """A function that imports the operator's own when it is first called, since importing Triton takes long."""
     found = []
 
     def run(*arguments):
@@ -41,9 +44,9 @@ def _first_call_imports(operator: str):
 
 
 def register(dispatch_key: str) -> None:
-    """Makes the kernels the operators' implementation for a dispatch key: "CUDA" (ROCm's too).
+    """Makes the kernels the operators' implementation for a dispatch key: "CUDA", which is ROCm's key too.
 
-    "CPU", in place of the C++ ones, is for the tests, which run the kernels in Triton's interpreter.
+    Tests register them for "CPU" in place of the C++ kernels, to run them in Triton's interpreter.
     """
     library = torch.library.Library("ssl_fast", "IMPL")
     for operator in MODULES:

@@ -13,7 +13,7 @@ from ..formulas import rows as plain
 from ..formulas.classes import dense
 from .engine import input_gradients, loss_rows
 from .engine.constants import NONE
-from .engine.precision import wide
+from .engine.precision import accumulator_dtype
 from .engine.scale import scale_of
 from .engine.unit_rows import prepare
 
@@ -26,13 +26,13 @@ def _check(x: Tensor, labels: Tensor) -> None:
 
 
 def _same_class(x: Tensor, classes: Tensor) -> Tensor:
-    """For each row the sum of the rows of its class."""
-    # index_put sorts where index_add would be atomic.
+    """For each row of x, (N, D) or (N,), the sum of the rows of its class. classes: (N,)."""
+    # index_put sorts the rows, so that its sums have a fixed order; those of index_add have none on a GPU.
     return torch.zeros_like(x).index_put((classes,), x, accumulate=True)[classes]
 
 
 def class_similarity(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The operator ssl_fast::class_similarity (csrc/ops.cpp)."""
+    """The operator ssl_fast::class_similarity of x (N, D), labels (N,): the sums, and how many others share a label."""
     _check(x, labels)
     u, classes = plain.unit_rows(x), dense(labels)
     positives = _same_class(torch.ones_like(classes), classes) - 1
@@ -40,11 +40,11 @@ def class_similarity(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def class_similarity_backward(gradient: Tensor, x: Tensor, labels: Tensor) -> Tensor:
-    """The operator ssl_fast::class_similarity_backward (csrc/ops.cpp)."""
+    """The operator ssl_fast::class_similarity_backward: the gradient of x (N, D). gradient: (N,)."""
     _check(x, labels)
     gradient = loss_rows.upstream(gradient, NONE, x.shape[0])[0]
     u, classes = plain.unit_rows(x), dense(labels)
-    own = gradient[:, None].to(wide(x.dtype)) * u
+    own = gradient[:, None].to(accumulator_dtype(x.dtype)) * u
     du = gradient[:, None] * (_same_class(u, classes) - u) + _same_class(own, classes) - own
     with torch.cuda.device_of(x):
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)

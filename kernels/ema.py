@@ -1,8 +1,8 @@
 """The momentum update of a list of tensors (ssl_fast.reference.ema_update_): one launch for all of them.
 
-A table on the device holds the addresses; it is made once for a list and kept, so that later steps copy nothing and
-wait for nothing. The first update of a list does both, and so must come before a CUDA graph's capture. Target and
-source are read once and the target is written once.
+A table on the device holds the tensors' addresses. It is made once for a list and kept, so that later steps copy
+nothing and wait for nothing. The first update of a list does both, and therefore must come before the capture of a CUDA
+graph. Target and source are read once, and the target is written once.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from .. import reference
 from .engine.precision import rounded
 from .tuning import table as tuning
 
-# Elements (of copies, bytes) of a program: four 128-bit accesses a thread in float32.
+# Elements that a program updates, or bytes that it copies: in float32, four 128-bit accesses of each thread.
 BLOCK = 2048
-# The table's codes of float types; everything else is copied, byte by byte.
+# Codes of the dtypes in the table; literals in the kernel, which is told by the bits 1 << code which of them occur.
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-COPY = 4
+COPY = 4  # for tensors that hold no floats, which are copied byte by byte
 KEPT_PLANS = 64
 
 
 @triton.jit
 def _place(address, offset, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Pointers (BLOCK,) to the elements of TYPE, `offset` of them after the address."""
     pointer = address.to(tl.pointer_type(TYPE))
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
@@ -48,11 +49,11 @@ def _load(
     CODES: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """x, or the elements at the address where they are of this TYPE."""
+    """The elements (BLOCK,) at the address if they are of this TYPE, whose code is CODE; else x."""
     if CODES & (1 << CODE):
         if code == CODE:
             place = _place(address, offset, TYPE, ALIGNED)
-            # A mask by a count that only the device knows would forbid wide accesses.
+            # With a mask by a count that only the device knows, the compiler could not use wide accesses.
             if end <= count:
                 x = tl.load(place).to(x.dtype)
             else:
@@ -73,6 +74,7 @@ def _store(
     CODES: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
+    """Stores x (BLOCK,) at the address if the elements there are of this TYPE, whose code is CODE."""
     if CODES & (1 << CODE):
         if code == CODE:
             place = _place(address, offset, TYPE, ALIGNED)
@@ -84,6 +86,7 @@ def _store(
 
 @triton.jit
 def _load_any(address, offset, end, count, code, x, CODES: tl.constexpr, ALIGNED: tl.constexpr):
+    """The elements at the address, of the type that has this code; x is of the dtype that they are given."""
     x = _load(address, offset, end, count, code, x, tl.float32, 0, CODES, ALIGNED)
     x = _load(address, offset, end, count, code, x, tl.bfloat16, 1, CODES, ALIGNED)
     x = _load(address, offset, end, count, code, x, tl.float16, 2, CODES, ALIGNED)
@@ -91,8 +94,17 @@ def _load_any(address, offset, end, count, code, x, CODES: tl.constexpr, ALIGNED
 
 
 @triton.jit
+def _store_any(address, offset, end, count, code, x, CODES: tl.constexpr, ALIGNED: tl.constexpr):
+    """Stores x at the address, in the type that has this code."""
+    _store(address, offset, end, count, code, x, tl.float32, 0, CODES, ALIGNED)
+    _store(address, offset, end, count, code, x, tl.bfloat16, 1, CODES, ALIGNED)
+    _store(address, offset, end, count, code, x, tl.float16, 2, CODES, ALIGNED)
+    _store(address, offset, end, count, code, x, tl.float64, 3, CODES, ALIGNED)
+
+
+@triton.jit
 def _mixed(x):
-    """32 bits that look random (ssl_fast.formulas.rounding)."""
+    """32 bits that look random, made of the 32 bits x (ssl_fast.formulas.rounding)."""
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     return x ^ (x >> 16)
@@ -100,7 +112,7 @@ def _mixed(x):
 
 @triton.jit
 def _rounded_at_random(x, seed, place, element):
-    """x, float32, as one of the two bfloat16 around it (ssl_fast.formulas.rounding); still float32."""
+    """float32 x rounded at random to one of the two bfloat16 numbers around it (ssl_fast.formulas.rounding); still float32."""
     key = _mixed(seed.to(tl.uint32) + _mixed((seed >> 32).to(tl.uint32)))
     key = _mixed(place.to(tl.uint32) + key)
     random = _mixed(element.to(tl.uint32) + _mixed((element >> 32).to(tl.uint32) + key))
@@ -113,25 +125,26 @@ def _rounded_at_random(x, seed, place, element):
 def _ema_kernel(
     table,  # (tensors, 6) int64: target, source, count, code of the target, code of the source, place in the list
     places,  # (programs, 2) int32: tensor, block
-    momentum,  # numbers; or a pointer to one, and None
-    rest,
+    momentum,  # a number, or with rest None a pointer to one
+    rest,  # 1 - momentum, or None
     seed,  # a pointer to one int64, or None
-    CODES: tl.constexpr,  # the codes that occur: the others are not compiled
-    WIDE: tl.constexpr,
-    ALIGNED: tl.constexpr,
+    CODES: tl.constexpr,  # the bits 1 << code of the codes that occur: code for the others is not compiled
+    WIDE: tl.constexpr,  # the dtype of the arithmetic
+    ALIGNED: tl.constexpr,  # whether all tensors begin at a multiple of 16 bytes
     BLOCK: tl.constexpr,
 ):
+    """A program updates one block of one tensor."""
     entry = table + tl.load(places + 2 * tl.program_id(0)) * 6
     target, source, count = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
     target_code, source_code = tl.load(entry + 3), tl.load(entry + 4)
     first = tl.load(places + 2 * tl.program_id(0) + 1).to(tl.int64) * BLOCK
     offset, end = first + tl.arange(0, BLOCK), first + BLOCK
-    if CODES & 16:
+    if CODES & 0b10000:
         if target_code == 4:
             inside = offset < count
             x = tl.load(source.to(tl.pointer_type(tl.uint8)) + offset, mask=inside, other=0)
             tl.store(target.to(tl.pointer_type(tl.uint8)) + offset, x, mask=inside)
-    if CODES & 15:
+    if CODES & 0b01111:
         if target_code != 4:
             if rest is None:
                 m = tl.load(momentum).to(tl.float64)
@@ -142,34 +155,34 @@ def _ema_kernel(
             nothing = tl.zeros((BLOCK,), WIDE)
             t = _load_any(target, offset, end, count, target_code, nothing, CODES, ALIGNED)
             s = _load_any(source, offset, end, count, source_code, nothing, CODES, ALIGNED)
-            x = tl.where(added == 0, t, t * kept + s * added)  # 0 * Inf would be NaN
-            if CODES & 2:
+            x = tl.where(added == 0, t, t * kept + s * added)  # where nothing is added, 0 * Inf would be NaN
+            if CODES & 0b00010:
                 if seed is not None:
                     if target_code == 1:
                         x = _rounded_at_random(x.to(tl.float32), tl.load(seed), tl.load(entry + 5), offset).to(WIDE)
-            _store(target, offset, end, count, target_code, x, tl.float32, 0, CODES, ALIGNED)
-            _store(target, offset, end, count, target_code, x, tl.bfloat16, 1, CODES, ALIGNED)
-            _store(target, offset, end, count, target_code, x, tl.float16, 2, CODES, ALIGNED)
-            _store(target, offset, end, count, target_code, x, tl.float64, 3, CODES, ALIGNED)
+            _store_any(target, offset, end, count, target_code, x, CODES, ALIGNED)
 
 
 class Launch(NamedTuple):
-    table: Tensor
-    places: Tensor
+    """The arguments of one launch of the kernel, on the device."""
+
+    table: Tensor  # (tensors, 6) int64
+    places: Tensor  # (programs, 2) int32
     options: dict
 
 
 class Plan(NamedTuple):
-    """What a list of pairs comes to: launches (one, or more where alignment or float64 differ), and the other pairs."""
+    """How a list of pairs (target, source) is updated."""
 
-    launches: list[Launch]
-    others: list[int]  # indices of pairs whose elements lie in different orders
+    launches: list[Launch]  # one, or more where alignment or float64 differ
+    others: list[int]  # indices of the pairs whose elements lie in different orders, which PyTorch updates
 
 
 class _Plans:
-    """The plans that were used last, for several threads: the lock is held while they are looked up, not while made.
+    """The plans that were used last, shared by several threads.
 
-    Two threads that meet a list at the same time each make its plan, and either is right.
+    The lock is held while a plan is looked up, and not while it is made: two threads that need the plan of one list at
+    the same time both make it, and either plan is right.
     """
 
     def __init__(self):
@@ -178,11 +191,12 @@ class _Plans:
         self._captured: list[Plan | None] = []
 
     def get(self, key: tuple, capturing: bool) -> tuple[bool, Plan | None]:
-        """(whether the list is known, its plan). capturing: a graph will know its addresses, so it stays forever."""
+        """(whether the list is known, its plan). capturing: a CUDA graph keeps the addresses, so the plan is kept."""
         with self._lock:
             if key not in self._by_key:
                 return False, None
-            plan = self._by_key[key] = self._by_key.pop(key)  # the last used is the last
+            # Moved to the end: the first plan is the one whose last use is longest ago.
+            plan = self._by_key[key] = self._by_key.pop(key)
             if capturing:
                 self._captured.append(plan)
             return True, plan
@@ -199,12 +213,12 @@ _plans = _Plans()
 
 
 def _same_layout(t: Tensor, s: Tensor) -> bool:
-    """Elements in memory order are pairs only where both have the same dense layout."""
+    """Whether t and s have the same dense layout: only then are elements in the order of memory pairs."""
     return t.stride() == s.stride() and torch.ops.aten.is_non_overlapping_and_dense(t)
 
 
 def _memory_is_shared(target: list[Tensor], source: list[Tensor]) -> bool:
-    """Whether an entry of the target lies, or may lie, where another tensor of either list does."""
+    """Whether an entry of the target lies, or may lie, where an entry of another tensor of either list does."""
 
     def span(x: Tensor, written: bool) -> tuple[int, int, bool]:
         last = sum((length - 1) * step for length, step in zip(x.shape, x.stride(), strict=True))
@@ -222,6 +236,7 @@ def _memory_is_shared(target: list[Tensor], source: list[Tensor]) -> bool:
 
 
 def _launch(pairs: list[tuple[Tensor, Tensor, int]], device: torch.device, double: bool, aligned: bool) -> Launch:
+    """pairs: (target, source, place in the list). double: whether the arithmetic is in float64."""
     entries, places, codes = [], [], 0
     for t, s, place in pairs:
         of_both = [CODES[t.dtype], CODES[s.dtype]] if t.is_floating_point() else [COPY, COPY]
@@ -232,12 +247,12 @@ def _launch(pairs: list[tuple[Tensor, Tensor, int]], device: torch.device, doubl
     table, programs = torch.tensor(entries, dtype=torch.int64), torch.tensor(places, dtype=torch.int32)
     wide = tl.float64 if double else tl.float32
     options = {"CODES": codes, "WIDE": wide, "ALIGNED": aligned, "BLOCK": BLOCK, **tuning.LAUNCH}
-    # These copies end before `to` returns: any stream may use the table.
+    # `to` returns only when these copies have ended, so that any stream may use the table.
     return Launch(table.to(device), programs.to(device), options)
 
 
 def _plan(target: list[Tensor], source: list[Tensor]) -> Plan | None:
-    """None where pairs share memory."""
+    """The plan of two lists; None where pairs share memory, so that the order of the updates matters."""
     if _memory_is_shared(target, source):
         return None
     groups: dict[tuple[bool, bool], list[tuple[Tensor, Tensor, int]]] = {}
@@ -255,9 +270,9 @@ def _plan(target: list[Tensor], source: list[Tensor]) -> Plan | None:
 
 
 def _plan_of(target: list[Tensor], source: list[Tensor]) -> Plan | None:
-    """The plan of these lists, made once. The current device is theirs."""
+    """The plan of two lists, which is made once. The current device is theirs."""
     device = target[0].device
-    # All that a plan depends on: another tensor may come to lie at an old address.
+    # The key holds all that a plan depends on, since another tensor may come to lie at an old address.
     key = (
         device,
         tuple(
@@ -283,9 +298,10 @@ def ema_update_(
     momentum_tensor: Tensor | None = None,
     seed: Tensor | None = None,
 ) -> None:
-    """The operator ssl_fast::triton_ema_update_ (csrc/ops.cpp): t = momentum * t + (1 - momentum) * s.
+    """The operator ssl_fast::triton_ema_update_: t = momentum * t + (1 - momentum) * s for every pair of the lists.
 
-    All on one device, pairs of the same shape: momentum.ema_update_ checks the rest.
+    All tensors are on one device, and pairs have the same shape; ema_update_ of the package checks the rest.
+    momentum_tensor (0-D): takes the place of the number. seed (0-D, int64): bfloat16 targets are rounded at random.
     """
     if len(target) != len(source):
         raise ValueError(f"source: expected {len(target)} tensors as target, got {len(source)}")
@@ -297,19 +313,20 @@ def ema_update_(
     with torch.cuda.device_of(target[0]):
         plan = _plan_of(target, source)
         if plan is None:
-            # As if every pair were updated in turn, from what its source held then.
+            # The reference updates the pairs in turn, each from what its source holds by then.
             reference.ema_update_(target, source, momentum if momentum_tensor is None else momentum_tensor, seed)
             return
         for table, places, options in plan.launches:
             numbers = (momentum, 1 - momentum)
             if momentum_tensor is not None:
                 numbers = (momentum_tensor, None)
-            elif options["WIDE"] == tl.float64:  # a number would reach the kernel in float32
+            elif options["WIDE"] == tl.float64:  # Triton passes numbers as float32
                 numbers = (torch.full((), momentum, dtype=torch.float64, device=target[0].device), None)
             _ema_kernel[(places.shape[0],)](table, places, *numbers, seed, **options)
             if table.is_cuda and not torch.cuda.is_current_stream_capturing():
+                # The memory is not given to others before this stream has got here.
                 for x in (table, places):
-                    x.record_stream(torch.cuda.current_stream())  # until then it is not given to others
+                    x.record_stream(torch.cuda.current_stream())
     for i in plan.others:
         reference.update_pair_(target[i], source[i], i, momentum if momentum_tensor is None else momentum_tensor, seed)
     # Autograd cannot see the write, and must refuse a backward that saved the old values.

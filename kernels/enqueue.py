@@ -9,13 +9,20 @@ from .engine.precision import rounded
 from .engine.unit_rows import inverse_norm, largest_power
 from .tuning import table
 
-# Elements a program moves: eight a thread with four warps, two 128-bit accesses in float32.
+# Elements that a program moves: with four warps eight of each thread, which in float32 are two 128-bit accesses.
 TILE = 1024
 
 
 @triton.jit
-def _inverse_norms(row, inside, dim, dim_stride, BLOCK_ROWS: tl.constexpr, BLOCK_DIMS: tl.constexpr):
-    """A power of two and what is left of 1 / max(|x|, EPS), in float32 or wider: no square overflows."""
+def _inverse_norms(
+    row,  # (BLOCK_ROWS, 1): pointers to the rows' first elements
+    inside,  # (BLOCK_ROWS,)
+    dim, dim_stride, BLOCK_ROWS: tl.constexpr, BLOCK_DIMS: tl.constexpr,
+):  # fmt: skip
+    """1 / max(|x|, EPS) of rows, as a power of two times what is left, (BLOCK_ROWS,) each.
+
+    The rows are multiplied by the powers first, so that no square overflows.
+    """
     accumulator: tl.constexpr = tl.float64 if row.dtype.element_ty == tl.float64 else tl.float32
     largest = tl.zeros((BLOCK_ROWS,), accumulator)
     for depth in range(0, dim, BLOCK_DIMS):
@@ -35,9 +42,9 @@ def _inverse_norms(row, inside, dim, dim_stride, BLOCK_ROWS: tl.constexpr, BLOCK
 
 @triton.jit(do_not_specialize=["size", "count"])  # a batch of another size is no reason to compile
 def _enqueue_kernel(
-    queue,  # (K, D)
+    queue,  # (K, D), any strides
     queue_ptr,  # (1,) int64
-    keys,  # (B, D)
+    keys,  # (B, D), any strides
     size,  # K
     count,  # B
     dim,  # D
@@ -48,18 +55,21 @@ def _enqueue_kernel(
     NORMALIZE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_DIMS: tl.constexpr,
-    POINTER_BITS: tl.constexpr = 36,  # 2^35 rows, and 2^27 programs in the other bits: no device holds as many
+    # The low bits of queue_ptr hold the pointer, of up to 2^35 rows, and the high bits count up to 2^27 programs: more
+    # than any device holds.
+    POINTER_BITS: tl.constexpr = 36,
 ):
-    # Programs start in any order, some after others have ended, so none may store the new pointer
-    # before all have read the old one. Reading it and being counted as a reader are therefore one
-    # integer atomic: the high bits of queue_ptr count the readers, and the program that finds all
-    # others counted stores the pointer, which clears the count. No other memory is ordered by it.
+    """A program writes a block of BLOCK_ROWS keys, BLOCK_DIMS of their columns."""
+    # Programs start in any order, some of them after others have ended, so that none may store the new pointer before
+    # all have read the old one. One integer atomic therefore reads the pointer and counts its reader, in the high bits
+    # of queue_ptr. The program that finds all others counted stores the new pointer, which clears the count. The atomic
+    # orders no other memory.
     counted = tl.atomic_add(queue_ptr, 1 << POINTER_BITS, sem="relaxed")
     pointer = (counted << (64 - POINTER_BITS)) >> (64 - POINTER_BITS)  # the low bits with their sign
     readers = (counted - pointer) >> POINTER_BITS
 
-    # The last `size` keys stay, where writing all in turn would leave them. After this, `place`
-    # wraps at most once and no two rows share one: each element is written by one program.
+    # The last `size` keys are written, each where writing all keys in turn would leave it. Hence `place` wraps at most
+    # once, no two keys have the same place, and each element is written by one program.
     skipped = tl.maximum(count - size, 0)
     rows = count - skipped
     start = ((pointer + skipped) % size + size) % size  # Triton's % has the sign of the dividend
@@ -87,26 +97,25 @@ def _enqueue_kernel(
 
 
 def enqueue_(queue: Tensor, queue_ptr: Tensor, keys: Tensor, normalize: bool = False) -> None:
-    """The operator ssl_fast::triton_enqueue_ (csrc/ops.cpp): row j of keys goes to row (ptr + j) mod K of queue.
+    """The operator ssl_fast::triton_enqueue_: row j of keys goes to row (ptr + j) mod K of queue.
 
-    queue: (K, D) and keys: (B, D), B and D at least 1, any float dtypes and strides; keys are cast
-    to the queue's dtype, normalised first where asked. queue_ptr: (1,) int64. All on one device. With
-    B > K the last K keys stay.
-    queue and queue_ptr change in place, in one launch on the current stream that can be captured
-    in a CUDA graph. Raises ValueError for shapes that it would misread.
+    queue (K, D) and keys (B, D), with B and D at least 1, have any float dtypes and strides. Keys are normalised if
+    asked for and cast to the queue's dtype. queue_ptr: (1,) int64. All are on one device. With B > K the last K keys
+    stay. queue and queue_ptr change in place, in one launch on the current stream that a CUDA graph can capture. Shapes
+    that the kernel would misread raise ValueError.
     """
     if queue.dim() != 2 or keys.dim() != 2 or queue.shape[1] != keys.shape[1] or not queue.numel():
         raise ValueError(f"keys: expected (B, D) as the queue's (K, D), got {tuple(keys.shape)}, {tuple(queue.shape)}")
     if queue_ptr.numel() != 1 or queue_ptr.dtype != torch.int64:
         raise ValueError(f"queue_ptr: expected one int64, got {tuple(queue_ptr.shape)} {queue_ptr.dtype}")
     if keys.untyped_storage().data_ptr() == queue.untyped_storage().data_ptr():
-        keys = keys.clone()  # rows of the queue itself
+        keys = keys.clone()  # the keys are rows of the queue itself
     size, dim = queue.shape
     count = keys.shape[0]
     block_dims = min(triton.next_power_of_2(dim), TILE)
     block_rows = TILE // block_dims
     grid = (triton.cdiv(min(count, size), block_rows), triton.cdiv(dim, block_dims))
-    with torch.cuda.device_of(queue):  # Triton launches on the current device; nothing on CPU tensors
+    with torch.cuda.device_of(queue):  # Triton launches on the current device; CPU tensors change nothing
         _enqueue_kernel[grid](
             queue,
             queue_ptr,

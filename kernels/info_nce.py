@@ -1,26 +1,28 @@
 """InfoNCE (ssl_fast.reference.info_nce) on the GPU: one walk of the queries over the keys.
 
-With P_ij the softmax of query i over its positive k_i and its negatives n_j, and V_i = sum_j P_ij n_j
-kept from the walk:
+With P_ij the softmax of query i over its positive k_i and its negatives n_j, and V_i = sum_j P_ij n_j, kept from the
+walk as `key_means`:
     dq_i = s g_i (V_i - r_i k_i),  dk_i = -s g_i r_i q_i,  dn_j = s sum_i g_i P_ij q_i,
-where r_i = 1 - P_i+ is summed from the negatives, not subtracted. In batch the negatives are the other
-positives, and dk gets dn besides. Paired negatives, each query's own, are in `info_nce_paired.py`.
+where r_i = 1 - P_i+ is summed from the negatives, not subtracted. In batch the negatives are the other positives, and
+dk gets dn besides. Paired negatives, of which each query has its own, are in `info_nce_paired.py`.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import info_nce_paired
 from .engine import input_gradients, loss_rows
-from .engine.constants import ALL, NOT_SELF, ONLINE
+from .engine.constants import ALL, NOT_SELF, ONLINE, SHARE
 from .engine.mask import Mask
-from .engine.online_softmax import new_partial_sums, online_softmax, split
-from .engine.precision import wide
+from .engine.online_softmax import PartialSums, new_partial_sums, online_softmax, split
+from .engine.precision import accumulator_dtype
 from .engine.scale import Scale, scale_of
 from .engine.tile import pair_dots
-from .engine.unit_rows import UnitRows, keys_of, prepare, product_dtype
+from .engine.unit_rows import UnitRows, prepare, prepare_keys, product_dtype
 from .engine.weighted_rows import SavedSums, weighted_rows
 from .tuning import table
 
@@ -38,20 +40,50 @@ def _check_rows(query: Tensor, positive: Tensor, negatives: Tensor | None) -> No
         raise ValueError(f"negatives: expected (M, D) or (N, M, D) for query {tuple(query.shape)}")
 
 
+def _are_paired(negatives: Tensor | None) -> bool:
+    """Whether each query has negatives of its own, (N, M, D)."""
+    return negatives is not None and negatives.dim() == 3
+
+
 def _product_dtype(query: Tensor, negatives: Tensor | None) -> torch.dtype:
-    return query.dtype if negatives is None or negatives.dim() == 3 else product_dtype(query, negatives)
+    return query.dtype if negatives is None or _are_paired(negatives) else product_dtype(query, negatives)
 
 
-def _keys(
-    positive: UnitRows, negatives: Tensor | None, normalize: bool, dtype: torch.dtype, query: Tensor
-) -> tuple[UnitRows, bool]:
-    """The negatives' rows, and whether they are read as they lie and may hold Inf."""
-    return (positive, False) if negatives is None else keys_of(negatives, normalize, dtype, query)
+def _mask(negatives: Tensor | None) -> Mask:
+    """All negatives count; in batch they are the positives, and a query's own does not count."""
+    return Mask((NOT_SELF if negatives is None else ALL).value)
 
 
-def _key_means(query: UnitRows, keys: UnitRows, scale: Scale, log_sums: Tensor, mask: Mask) -> Tensor:
-    """V_i of rows too wide to be summed during the walk: a second walk, with the sums known."""
-    return weighted_rows(query, keys, scale, SavedSums(log_sums), None, mask)[0, :, : query.dim].contiguous()
+class _Walk(NamedTuple):
+    """What the walk over shared negatives, or over the positives of the batch, found."""
+
+    similarities: Tensor  # (N,): of the positives
+    partial: PartialSums
+    keys: UnitRows
+
+
+def _walk(
+    q: UnitRows,
+    k: UnitRows,
+    query: Tensor,
+    negatives: Tensor | None,
+    normalize_negatives: bool,
+    scale: Scale,
+    with_ranks: bool,
+    with_weighted: bool,
+) -> _Walk:
+    """q, k: the rows of the queries, whose tensor is `query`, and of the positives."""
+    tile = q.tile("online_softmax")
+    if with_weighted:
+        tile = tile._replace(depth=q.width)
+    similarities = pair_dots(q, k, tile)
+    keys, poison = k, False
+    if negatives is not None:
+        keys, poison = prepare_keys(negatives, normalize_negatives, q.values.dtype, query)
+    share = split(q, keys, tile)
+    partial = new_partial_sums(share.pieces, share.blocks * share.pieces, q, with_ranks, with_weighted)
+    online_softmax(q, keys, scale, similarities, partial, tile, _mask(negatives), poison)
+    return _Walk(similarities, partial, keys)
 
 
 def info_nce(
@@ -65,42 +97,77 @@ def info_nce(
     return_stats: bool,
     query_gradient: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operator ssl_fast::info_nce (csrc/ops.cpp). sums: see constants.SUMS_ROWS."""
+    """The operator ssl_fast::info_nce of query and positive (N, D): (loss, stats, sums, key_means).
+
+    negatives: (M, D), (N, M, D), or None for those in the batch. loss: (N,) or 0-D. stats: (4,), or (0,) unless asked
+    for. sums: (3, N), see constants.SUMS_ROWS. key_means: (N, D) where the query's gradient is asked for, else (0, D).
+    """
     _check_rows(query, positive, negatives)
     loss_rows.check_reduction(reduction)
     count, dim = query.shape
     with torch.cuda.device_of(query):
         scale = scale_of(temperature, temperature_tensor, query)
+        paired, wide_dtype = _are_paired(negatives), accumulator_dtype(query.dtype)
         dtype = _product_dtype(query, negatives)
-        paired, in_batch = negatives is not None and negatives.dim() == 3, negatives is None
         q, k = (prepare([x], dtype, query, on_tensor_cores=not paired) for x in (query, positive))
-        key_means = torch.empty((count if query_gradient else 0, dim), dtype=wide(query.dtype), device=query.device)
-        mask = Mask(NOT_SELF.value if in_batch else ALL.value)
-        fused = paired or q.width <= table.FUSED_WIDTH
-        weighted = query_gradient and fused
+        key_means = torch.empty((count if query_gradient else 0, dim), dtype=wide_dtype, device=query.device)
+        # Wider rows do not fit a program's registers: their means are summed afterwards.
+        weighted = query_gradient and (paired or q.width <= table.FUSED_WIDTH)
         if paired:
-            similarities = torch.empty(count, dtype=wide(query.dtype), device=query.device)
+            similarities = torch.empty(count, dtype=wide_dtype, device=query.device)
             partial = info_nce_paired.walk(
                 q, positive, negatives, normalize_negatives, scale, similarities, return_stats, weighted
-            )  # fmt: skip
+            )
         else:
-            tile = q.tile("online_softmax")
-            if weighted:
-                tile = tile._replace(depth=q.width)
-            similarities = pair_dots(q, k, tile)
-            keys, poison = _keys(k, negatives, normalize_negatives, dtype, query)
-            share = split(q, keys, tile)
-            partial = new_partial_sums(share.pieces, share.blocks * share.pieces, q, return_stats, weighted)
-            online_softmax(q, keys, scale, similarities, partial, tile, mask, poison)
+            similarities, partial, keys = _walk(
+                q, k, query, negatives, normalize_negatives, scale, return_stats, weighted
+            )
         slots = 0, partial.sums.shape[0]
-        candidates = count - 1 if in_batch else negatives.shape[-2]
+        candidates = count - 1 if negatives is None else negatives.shape[-2]
+        means = key_means if weighted else None
         loss, stats, sums = loss_rows.losses(
-            partial, similarities, scale, slots, ONLINE.value, reduction, candidates,
-            key_means if weighted else None,
-        )  # fmt: skip
-        if query_gradient and not fused:
-            key_means = _key_means(q, keys, scale, sums, mask)
+            partial, similarities, scale, slots, ONLINE.value, reduction, candidates, means
+        )
+        if query_gradient and not weighted:
+            means = weighted_rows(q, keys, scale, SavedSums(sums), None, _mask(negatives))
+            key_means = means[0, :, :dim].contiguous()
         return loss, stats, sums, key_means
+
+
+class _Backward(NamedTuple):
+    """What the gradients of query, positive and negatives have in common."""
+
+    scale: Scale
+    q: UnitRows
+    k: UnitRows
+    saved: SavedSums
+    gradient: Tensor  # (N,) or 0-D
+    divisor: int
+
+    def rows(self, x: Tensor, of: UnitRows, sums: Tensor | None, **options) -> Tensor:
+        """The gradient of x (n, D), whose rows are `of`, from weighted sums: see input_gradients.row_gradients."""
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        input_gradients.row_gradients(out, of, self.scale, sums, self.gradient, self.divisor, **options)
+        return out
+
+    def positive(self, positive: Tensor, in_batch: bool, negatives_gradient: bool) -> Tensor:
+        """dk, and in batch dn as well, whose rows are the same."""
+        if in_batch and not negatives_gradient:
+            return positive.new_zeros(positive.shape)
+        sums, unit = None, None
+        if in_batch:
+            sums, unit = weighted_rows(self.k, self.q, self.scale, None, self.saved, _mask(None)), self.saved.unit
+        return self.rows(positive, self.k, sums, unit=unit, partners=self.q, shares=self.saved.sums[SHARE.value])
+
+    def negatives(self, query: Tensor, negatives: Tensor, normalize: bool) -> Tensor:
+        """dn of negatives (M, D) or (N, M, D)."""
+        if _are_paired(negatives):
+            return info_nce_paired.gradient_of_negatives(
+                self.q, negatives, normalize, self.scale, self.saved, self.gradient, self.divisor
+            )
+        n = prepare([negatives], self.q.values.dtype, query, normalize)
+        sums = weighted_rows(n, self.q, self.scale, None, self.saved, _mask(negatives))
+        return self.rows(negatives, n, sums, unit=self.saved.unit)
 
 
 def info_nce_backward(
@@ -117,9 +184,14 @@ def info_nce_backward(
     key_means: Tensor,
     negatives_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operator ssl_fast::info_nce_backward (csrc/ops.cpp)."""
+    """The operator ssl_fast::info_nce_backward: the gradients of query, positive, negatives and temperature.
+
+    gradient: of the loss, (N,) or 0-D. sums (3, N) and key_means (N, D) or (0, D): as the forward pass returned them;
+    without key_means the query gets zeros. negatives_gradient: whether that of the negatives is asked for, and in batch
+    that of the positives; the negatives' is (0,) if not.
+    """
     _check_rows(query, positive, negatives)
-    if negatives is not None if in_batch else negatives is None and negatives_gradient:
+    if (in_batch and negatives is not None) or (not in_batch and negatives is None and negatives_gradient):
         raise ValueError("negatives: expected none in batch, and a tensor where their gradient is asked for")
     count, dim = query.shape
     with_query = key_means.shape[0] > 0
@@ -128,39 +200,23 @@ def info_nce_backward(
     gradient, divisor, unit = loss_rows.upstream(gradient, reduction, count)
     with torch.cuda.device_of(query):
         scale = scale_of(temperature, temperature_tensor, query)
-        dtype = _product_dtype(query, negatives)
-        paired = negatives is not None and negatives.dim() == 3
-        q, k = (prepare([x], dtype, query, on_tensor_cores=not paired) for x in (query, positive))
-        softmax = SavedSums(sums, None if unit is None else gradient, unit)
-
-        def rows_of(x: Tensor, of: UnitRows, total: Tensor | None, **options) -> Tensor:
-            out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-            input_gradients.row_gradients(out, of, scale, total, gradient, divisor, **options)
-            return out
-
-        wants_temperature = temperature_tensor is not None
-        along = torch.zeros(count, dtype=torch.float64, device=query.device) if wants_temperature else None
-        dq = rows_of(query, q, key_means, partners=k, shares=sums[1], along=along) if with_query else query.new_zeros(
-            query.shape
-        )  # fmt: skip
+        dtype, on_tensor_cores = _product_dtype(query, negatives), not _are_paired(negatives)
+        q, k = (prepare([x], dtype, query, on_tensor_cores=on_tensor_cores) for x in (query, positive))
+        common = _Backward(scale, q, k, SavedSums(sums, None if unit is None else gradient, unit), gradient, divisor)
+        projections = None
+        if temperature_tensor is not None:
+            projections = torch.zeros(count, dtype=torch.float64, device=query.device)
+        if with_query:
+            shares = sums[SHARE.value]
+            dq = common.rows(query, q, key_means, partners=k, shares=shares, projections=projections)
+        else:
+            dq = query.new_zeros(query.shape)
+        dk = common.positive(positive, in_batch, negatives_gradient)
         dn = query.new_empty(0)
-        if in_batch and not negatives_gradient:
-            dk = positive.new_zeros(positive.shape)
-        elif in_batch:
-            weighted = weighted_rows(k, q, scale, None, softmax, Mask(NOT_SELF.value))
-            dk = rows_of(positive, k, weighted, unit=unit, partners=q, shares=sums[1])
+        if negatives is not None and negatives_gradient:
+            dn = common.negatives(query, negatives, normalize_negatives)
+        if temperature_tensor is not None:
+            dt = input_gradients.temperature_gradient(projections, scale, 1.0, temperature_tensor)
         else:
-            dk = rows_of(positive, k, None, partners=q, shares=sums[1])
-        if not in_batch and negatives_gradient:
-            if paired:
-                dn = info_nce_paired.gradient_of_negatives(
-                    q, negatives, normalize_negatives, scale, softmax, gradient, divisor
-                )  # fmt: skip
-            else:
-                n = prepare([negatives], dtype, query, normalize_negatives)
-                dn = rows_of(negatives, n, weighted_rows(n, q, scale, None, softmax, Mask(ALL.value)), unit=unit)
-        if wants_temperature:
-            dt = input_gradients.temperature_gradient(along, scale, 1.0, temperature_tensor)
-        else:
-            dt = torch.empty((), dtype=wide(query.dtype), device=query.device)
+            dt = torch.empty((), dtype=accumulator_dtype(query.dtype), device=query.device)
         return dq, dk, dn, dt

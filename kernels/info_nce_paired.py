@@ -1,6 +1,6 @@
-"""InfoNCE with negatives of each query's own, (N, M, D): each is read once by one program, so memory is the limit.
+"""InfoNCE where each query has negatives of its own, (N, M, D). One program reads each once, so memory is the limit.
 
-Formulas are those of `info_nce.py`. Products are sums along rows in float32 (float64), no matrix products.
+The formulas are those of `info_nce.py`. Products are sums along rows in float32, or float64, and no matrix products.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .engine.constants import LEAST_CLAMPED, LN2
+from .engine.constants import LEAST_CLAMPED_INVERSE, LN2, LOG_SUM, REST
 from .engine.online_softmax import PartialSums, new_partial_sums
-from .engine.precision import gradient_unit, narrowed
+from .engine.precision import gradient_unit, rounded_gradient
 from .engine.scale import Scale, log2_scale
 from .engine.tile import exp2_of
 from .engine.unit_rows import UnitRows, inverse_norm, largest_power
@@ -22,6 +22,7 @@ from .tuning import table
 
 @triton.jit
 def _load_query(values, i, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Row i of values (queries, WIDTH) in float32 or float64, (BLOCK_D,)."""
     column = tl.arange(0, BLOCK_D)
     x = tl.load(values + i.to(tl.int64) * WIDTH + column, mask=column < WIDTH, other=0.0)
     return x.to(tl.float64 if x.dtype == tl.float64 else tl.float32)
@@ -29,10 +30,14 @@ def _load_query(values, i, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def _load_keys(
-    x, row, count, dim, row_stride, dim_stride, accumulator: tl.constexpr, NORMALIZE: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    x,  # (count, dim), any strides
+    row,  # (BLOCK,)
+    count, dim, row_stride, dim_stride, accumulator: tl.constexpr, NORMALIZE: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Keys times a power of two, the factors that make them unit rows (or what they were), the powers."""
+    """(the keys `row` times powers of two, factors, powers): (BLOCK, BLOCK_D), (BLOCK,), (BLOCK,).
+
+    Times its factor a key is a unit row, or with NORMALIZE false the key as given.
+    """
     column = tl.arange(0, BLOCK_D)
     place = x + row.to(tl.int64)[:, None] * row_stride + column.to(tl.int64)[None, :] * dim_stride
     v = tl.load(place, mask=(row < count)[:, None] & (column < dim)[None, :], other=0.0)
@@ -50,10 +55,16 @@ def _load_keys(
 
 @triton.jit
 def _paired_walk_kernel(
-    query, query_factors, positive, positive_row_stride, positive_dim_stride, key, group_stride, row_stride, dim_stride,
-    similarities, sums, maxima, ranks, totals, weighted, scale, temperature, queries, keys, dim, length,
+    query, query_factors,  # (queries, WIDTH), (queries,) or None
+    positive, positive_row_stride, positive_dim_stride,  # (queries, dim)
+    key, group_stride, row_stride, dim_stride,  # (queries, keys, dim)
+    similarities,  # (queries,): gets those of the positives
+    sums, maxima, ranks, totals, weighted,  # see PartialSums
+    scale, temperature,  # see Scale
+    queries, keys, dim, length,  # a piece has `length` keys
     NORMALIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """A program walks with one query over one piece of its keys."""
     s = log2_scale(scale, temperature)
     accumulator: tl.constexpr = maxima.dtype.element_ty
     i, piece = tl.program_id(0), tl.program_id(1)
@@ -65,7 +76,7 @@ def _paired_walk_kernel(
         own = tl.load(query_factors + i)
     magnitude *= own
     member = tl.arange(0, BLOCK)
-    # In a tile of its own, summed in the order of the negatives': equal rows tie exactly.
+    # The positive has a tile of its own and is summed in the negatives' order, so that equal rows tie exactly.
     v, factor, _ = _load_keys(
         positive + i.to(tl.int64) * positive_row_stride, member, 1, dim, positive_row_stride, positive_dim_stride,
         accumulator, True, BLOCK_D,
@@ -109,7 +120,7 @@ def _paired_walk_kernel(
 
 
 def _block(dim: int, device: torch.device) -> tuple[int, int]:
-    """(rows, columns) that a program holds: whole rows."""
+    """(rows, columns) that a program holds of rows of this dimension. It holds whole rows."""
     columns = triton.next_power_of_2(max(dim, 16))
     return max(1, min(64, table.elements(device) // 2 // columns)), columns
 
@@ -124,7 +135,7 @@ def walk(
     with_ranks: bool,
     with_weighted: bool,
 ) -> PartialSums:
-    """The sums of every query over its own negatives (N, M, D). similarities (N): gets those of the positives."""
+    """The sums of every query over its own negatives (N, M, D). similarities (N,): gets the positives' (N, D)."""
     count, keys, dim = negatives.shape
     block, block_d = _block(max(dim, query.width), query.values.device)
     pieces, length = table.pieces(query.values.device, count, keys, block)
@@ -147,19 +158,25 @@ def walk(
         WIDTH=query.width,
         BLOCK=block,
         BLOCK_D=block_d,
-        **table.UNFUSED,  # else equal rows would not tie
+        **table.UNFUSED,  # with fused products equal rows would not tie
     )
     return partial
 
 
 @triton.jit
 def _paired_gradient_kernel(
-    query, query_factors, key, group_stride, row_stride, dim_stride, log_sums, gradient, unit, out, scale, temperature,
+    query, query_factors,  # (queries, WIDTH), (queries,) or None
+    key, group_stride, row_stride, dim_stride,  # (queries, keys, dim)
+    sums,  # (3, queries), see SUMS_ROWS
+    gradient, unit,  # (queries,) or a number; a number or None
+    out,  # (queries, keys, dim)
+    scale, temperature,  # see Scale
     queries, keys, dim, divisor, gradient_stride,
     NORMALIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """A program computes the gradients of BLOCK keys of one query."""
     s = log2_scale(scale, temperature)
-    # One axis of programs: the others may have 65535.
+    # All programs lie along one axis: the others may have 65535 only.
     blocks = tl.cdiv(keys, BLOCK)
     i = tl.program_id(0) // blocks
     x = _load_query(query, i, WIDTH, BLOCK_D)
@@ -168,25 +185,26 @@ def _paired_gradient_kernel(
     if query_factors is not None:
         own = tl.load(query_factors + i)
     g = tl.load(gradient + i * gradient_stride).to(tl.float64) / divisor
-    # Times P first: their product is in range, g * s need not be.
-    pull = (g / gradient_unit(unit)).to(accumulator) * tl.exp2(-tl.load(log_sums + 2 * queries + i))
+    # The gradient is multiplied by P first: that product is in range, while g * s need not be.
+    pull = (g / gradient_unit(unit)).to(accumulator) * tl.exp2(-tl.load(sums + queries * REST + i))
     slope = s * LN2 * gradient_unit(unit)
     row = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     v, factor, power = _load_keys(
         key + i.to(tl.int64) * group_stride, row, keys, dim, row_stride, dim_stride, accumulator, NORMALIZE, BLOCK_D
     )  # fmt: skip
     dots = tl.sum(v * x[None, :], 1) * factor
-    p = exp2_of(dots, s.to(accumulator) * own, tl.load(log_sums + i)) * pull
+    p = exp2_of(dots, s.to(accumulator) * own, tl.load(sums + queries * LOG_SUM + i)) * pull
     d = (p * slope.to(accumulator))[:, None] * (x * own)[None, :]
     inverse = factor.to(tl.float64) * power
     if NORMALIZE:
         n = v * factor[:, None]
-        # Where the norm was clamped, the row is x / EPS and its direction counts too.
-        projection = tl.where(inverse < LEAST_CLAMPED, tl.sum(n * d, 1), 0.0)
+        # A key of norm below EPS was divided by EPS and not by its norm: its gradient is d / EPS in every direction.
+        projection = tl.where(inverse < LEAST_CLAMPED_INVERSE, tl.sum(n * d, 1), 0.0)
         d = (d - n * projection[:, None]) * inverse.to(accumulator)[:, None]
     column = tl.arange(0, BLOCK_D)
     place = out + (i.to(tl.int64) * keys + row)[:, None] * dim + column[None, :]
-    tl.store(place, narrowed(d, inverse, out.dtype.element_ty), mask=(row < keys)[:, None] & (column < dim)[None, :])
+    mask = (row < keys)[:, None] & (column < dim)[None, :]
+    tl.store(place, rounded_gradient(d, inverse, out.dtype.element_ty), mask=mask)
 
 
 def gradient_of_negatives(
@@ -194,11 +212,11 @@ def gradient_of_negatives(
     negatives: Tensor,
     normalize: bool,
     scale: Scale,
-    softmax: SavedSums,
+    saved: SavedSums,
     gradient: Tensor,
     divisor: int,
 ) -> Tensor:
-    """dn (N, M, D) of loss rows with these gradients."""
+    """dn (N, M, D) for loss rows whose gradients are gradient / divisor."""
     count, keys, dim = negatives.shape
     block, block_d = _block(max(dim, query.width), query.values.device)
     out = torch.empty(negatives.shape, dtype=negatives.dtype, device=negatives.device)
@@ -207,9 +225,9 @@ def gradient_of_negatives(
         query.factors,
         negatives,
         *negatives.stride(),
-        softmax.sums,
+        saved.sums,
         gradient,
-        softmax.unit,
+        saved.unit,
         out,
         *scale.arguments,
         count,
@@ -221,6 +239,6 @@ def gradient_of_negatives(
         WIDTH=query.width,
         BLOCK=block,
         BLOCK_D=block_d,
-        **table.UNFUSED,  # else equal rows would not tie
+        **table.UNFUSED,  # with fused products equal rows would not tie
     )
     return out

@@ -1,10 +1,10 @@
 """NT-Xent (ssl_fast.reference.nt_xent) on the GPU.
 
-With the fixed shift |s| the exponentials E_ik = exp(s <u_i, u_k> - |s|) are symmetric: tiles above the
-diagonal serve rows and columns, and E_ik (a_i + a_k) both terms of the gradient
+With the fixed shift |s| the exponentials E_ik = exp(s <u_i, u_k> - |s|) are symmetric: tiles on and above the diagonal
+serve rows and columns, and E_ik (a_i + a_k) serves both terms of the gradient
     dU_i = s [ sum_{negatives k} E_ik (a_i + a_k) u_k - (g_i r_i + g_p(i) r_p(i)) u_p(i) ],
-a_i = g_i / Z_i. Where exp(-2|s|) would be no normal number, `online_softmax.py` takes over. A
-temperature on the device is not read here: both are launched, and the one without work ends at once.
+a_i = g_i / Z_i. Where exp(-2 |s|) would be no normal number, `online_softmax` takes the place of `symmetric_tiles`. A
+temperature on the device is not read by the host: both are launched, and the one without work ends at once.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from .engine import input_gradients, loss_rows
-from .engine.constants import FIXED, NOT_SELF_NOR_PARTNER, ONLINE
+from .engine.constants import FIXED, NOT_SELF_NOR_PARTNER, ONLINE, SHARE
 from .engine.mask import Mask
 from .engine.online_softmax import new_partial_sums, online_softmax, split
-from .engine.precision import wide
+from .engine.precision import accumulator_dtype
 from .engine.scale import scale_of
 from .engine.symmetric_tiles import TileSums, squares, symmetric_tiles
 from .engine.tile import pair_dots
@@ -36,17 +36,21 @@ def _check_views(z1: Tensor, z2: Tensor) -> None:
 def nt_xent(
     z1: Tensor, z2: Tensor, temperature: float, temperature_tensor: Tensor | None, reduction: int, return_stats: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator ssl_fast::nt_xent (csrc/ops.cpp). sums: see constants.SUMS_ROWS."""
+    """The operator ssl_fast::nt_xent: (loss, stats, sums) of two views (N, D).
+
+    loss: (2 N,) or 0-D. stats: (4,), or (0,) unless asked for. sums: (3, 2 N), see constants.SUMS_ROWS.
+    """
     _check_views(z1, z2)
     loss_rows.check_reduction(reduction)
     with torch.cuda.device_of(z1):
         scale = scale_of(temperature, temperature_tensor, z1)
-        rows = prepare([z1, z2], z1.dtype, z1)
+        rows = prepare([z1, z2], z1.dtype, z1)  # (2 N, width)
         half = z1.shape[0]
+        mask = _negatives(half)
         tile = rows.tile("symmetric_tiles")
-        # Of one depth: both kernels' dots are compared with the same positives'.
+        # Both kernels compare their dots with the same positives', so their tiles have the same depth.
         walk_tile = rows.tile("online_softmax")._replace(depth=tile.depth)
-        positive = pair_dots(rows, rows, tile, half)
+        positive = pair_dots(rows, rows, tile, half)  # (2 N,)
         down = squares(rows, rows, tile).down
         share = split(rows, rows, walk_tile)
         partial = new_partial_sums(
@@ -56,11 +60,9 @@ def nt_xent(
             with_ranks=return_stats,
         )
         if scale.form != ONLINE.value:
-            symmetric_tiles(
-                rows, None, scale, _negatives(half), positive if return_stats else None, TileSums(partial), tile
-            )
+            symmetric_tiles(rows, None, scale, mask, positive if return_stats else None, TileSums(partial), tile)
         if scale.form != FIXED.value:
-            online_softmax(rows, rows, scale, positive, partial, walk_tile, _negatives(half), launched=scale.form)
+            online_softmax(rows, rows, scale, positive, partial, walk_tile, mask, launched=scale.form)
         slots = down, share.pieces
         return loss_rows.losses(partial, positive, scale, slots, scale.form, reduction, 2 * half - 2)
 
@@ -74,26 +76,28 @@ def nt_xent_backward(
     reduction: int,
     sums: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator ssl_fast::nt_xent_backward (csrc/ops.cpp)."""
+    """The operator ssl_fast::nt_xent_backward: the gradients of z1 and z2 (N, D) and of the temperature (0-D).
+
+    gradient: of the loss, (2 N,) or 0-D. sums (3, 2 N): as the forward pass returned them.
+    """
     _check_views(z1, z2)
     half, count = z1.shape[0], 2 * z1.shape[0]
     loss_rows.check_sums(sums, count, z1)
     gradient, divisor, unit = loss_rows.upstream(gradient, reduction, count)
     with torch.cuda.device_of(z1):
         scale = scale_of(temperature, temperature_tensor, z1)
-        rows = prepare([z1, z2], z1.dtype, z1)
-        softmax = SavedSums(sums, None if unit is None else gradient, unit)
-        weighted = weighted_rows(rows, rows, scale, softmax, softmax, _negatives(half), scale.form)
-        wants_temperature = temperature_tensor is not None
-        along = torch.empty(count, dtype=torch.float64, device=z1.device) if wants_temperature else None
-        dz = (
-            torch.empty(z1.shape, dtype=z1.dtype, device=z1.device),
-            torch.empty(z2.shape, dtype=z2.dtype, device=z2.device),
-        )
+        rows = prepare([z1, z2], z1.dtype, z1)  # (2 N, width)
+        saved = SavedSums(sums, None if unit is None else gradient, unit)
+        weighted = weighted_rows(rows, rows, scale, saved, saved, _negatives(half), scale.form)
+        projections = None
+        if temperature_tensor is not None:
+            projections = torch.empty(count, dtype=torch.float64, device=z1.device)
+        dz = tuple(torch.empty(z.shape, dtype=z.dtype, device=z.device) for z in (z1, z2))
+        shares = sums[SHARE.value]
         for first, out in zip((0, half), dz, strict=True):
             input_gradients.row_gradients(
-                out, rows, scale, weighted, gradient, divisor, unit, rows, sums[1], half, True, first, along
+                out, rows, scale, weighted, gradient, divisor, unit, rows, shares, half, True, first, projections
             )  # fmt: skip
-        if wants_temperature:
-            return *dz, input_gradients.temperature_gradient(along, scale, 0.5, temperature_tensor)
-        return *dz, torch.empty((), dtype=wide(z1.dtype), device=z1.device)
+        if temperature_tensor is not None:
+            return *dz, input_gradients.temperature_gradient(projections, scale, 0.5, temperature_tensor)
+        return *dz, torch.empty((), dtype=accumulator_dtype(z1.dtype), device=z1.device)

@@ -13,7 +13,7 @@ from .engine import input_gradients, loss_rows
 from .engine.constants import NONE, NOT_SELF, SIGMOID
 from .engine.mask import Mask
 from .engine.online_softmax import PartialSums
-from .engine.precision import wide
+from .engine.precision import accumulator_dtype
 from .engine.scale import scale_of
 from .engine.symmetric_tiles import TileSums, squares, symmetric_tiles
 from .engine.unit_rows import check_pairs, prepare, product_dtype
@@ -29,6 +29,7 @@ def _check(a: Tensor, b: Tensor, bias: Tensor) -> None:
 
 
 def _on_device(bias: Tensor, a: Tensor) -> Tensor:
+    """The bias (0-D) on the device of a."""
     if bias.device == a.device:
         return bias.detach()
     return torch.full((), bias.item(), dtype=torch.float64, device=a.device)
@@ -43,7 +44,11 @@ def similarity_softplus(
     bias: Tensor,
     positive: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The operator ssl_fast::similarity_softplus (csrc/ops.cpp)."""
+    """The operator ssl_fast::similarity_softplus of a and b (N, D), with a 0-D bias: (sums, counts).
+
+    sums (2, N): of softplus, and of the sigmoids, for the backward pass. counts: with the positives' similarities
+    `positive` (N,), how many pairs rank above them, (2, N) of rows and columns; else (0, N).
+    """
     _check(a, b, bias)
     count, device = a.shape[0], a.device
     positive = loss_rows.checked_positive(positive, a)
@@ -58,13 +63,12 @@ def similarity_softplus(
             for slots in (along, down)
         ]
         of_rows, of_columns = (PartialSums(sums[0] if i == 0 else None, None, ranks[i], None, None) for i in (0, 1))
-        symmetric_tiles(
-            u, v, scale, NEGATIVES, positive, TileSums(of_rows, of_columns, sums[1]), tile, _on_device(bias, a)
-        )  # fmt: skip
+        tile_sums = TileSums(of_rows, of_columns, sums[1])
+        symmetric_tiles(u, v, scale, NEGATIVES, positive, tile_sums, tile, _on_device(bias, a))
         counts = torch.empty((0, count), dtype=torch.int64, device=device)
         if positive is not None:
             counts = torch.stack([part.sum(0) for part in ranks])
-        return sums.sum(1).to(wide(a.dtype)), counts
+        return sums.sum(1).to(accumulator_dtype(a.dtype)), counts
 
 
 def similarity_softplus_backward(
@@ -79,23 +83,27 @@ def similarity_softplus_backward(
     a_gradient: bool,
     b_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operator ssl_fast::similarity_softplus_backward (csrc/ops.cpp)."""
+    """The operator ssl_fast::similarity_softplus_backward: the gradients of a, b, the temperature and the bias.
+
+    gradient (N,): of the sums of softplus. sums (2, N): as the forward pass returned them. a_gradient, b_gradient:
+    whether the gradients of a and b are asked for; they are (0,) if not.
+    """
     _check(a, b, bias)
     loss_rows.check_saved("sums", sums, (2, a.shape[0]), a)
     gradient, _, unit = loss_rows.upstream(gradient, NONE, a.shape[0])
     with torch.cuda.device_of(a):
         scale = scale_of(temperature, temperature_tensor, a)
         u, v = (prepare([x], product_dtype(a, b), a, normalize) for x in (a, b))
-        weights, on_device = SavedSums(sums, gradient, unit), _on_device(bias, a)
+        saved, on_device = SavedSums(sums, gradient, unit), _on_device(bias, a)
         form = SIGMOID.value
         sides = [
             input_gradients.Side(
-                a, u, a_gradient, lambda: weighted_rows(u, v, scale, weights, None, NEGATIVES, form, on_device)
+                a, u, a_gradient, lambda: weighted_rows(u, v, scale, saved, None, NEGATIVES, form, on_device)
             ),
             input_gradients.Side(
-                b, v, b_gradient, lambda: weighted_rows(v, u, scale, None, weights, NEGATIVES, form, on_device)
+                b, v, b_gradient, lambda: weighted_rows(v, u, scale, None, saved, NEGATIVES, form, on_device)
             ),
         ]
-        (da, db), dt = input_gradients.of_sides(sides, scale, unit, temperature_tensor, 1.0)
+        (da, db), dt = input_gradients.gradients_of_sides(sides, scale, unit, temperature_tensor, 1.0)
         dbias = (gradient.double() * sums[1]).sum().to(bias.device, bias.dtype)
         return da, db, dt, dbias

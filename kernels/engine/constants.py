@@ -1,31 +1,45 @@
-"""Numbers and codes that several parts share; those that the C++ engine has too are in csrc/common/constants.h."""
+"""Numbers and codes that several parts share, written once. csrc/common/constants.h has those of the CPU engine."""
 
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
-EPS = tl.constexpr(1e-12)  # least norm that a row is divided by (ssl_fast/rows.py)
-# Inverse norms from here on are 1 / EPS: of rows whose norm was clamped.
-LEAST_CLAMPED = tl.constexpr(0.9999999e12)
+# A row is divided by its norm, or by EPS where its norm is smaller.
+EPS = tl.constexpr(1e-12)
+# An inverse norm of at least this says that the row's norm was smaller than EPS. It lies a little below 1 / EPS because
+# inverse norms are rounded to float32.
+LEAST_CLAMPED_INVERSE = tl.constexpr(0.9999999e12)
 
-# Magnitudes of a temperature that are accepted (reference.TEMPERATURES).
+# A temperature is accepted if its magnitude lies between these.
 LEAST_TEMPERATURE, MOST_TEMPERATURE = tl.constexpr(1e-8), tl.constexpr(1e8)
-# Most that 2 |s| may be for |s| to be every row's shift: exp(-2 |s|) is then a normal number in float32.
+# All rows are shifted by the same |s| as long as 2 |s| is at most this: exp(-2 |s|), the smallest exponential of unit
+# rows, is then a normal number in float32.
 FIXED_SHIFT_LIMIT = tl.constexpr(80.0)
 
-# Which pairs (i, k) of a row and a column count, numbered as in csrc/common/constants.h: all; k != i; those whose ids
-# differ; whose ids are equal; whose ids are equal, with k != i; all but the row itself and its partner.
-# The operator similarity_lse takes the first four.
-ALL, NOT_SELF, IDS_DIFFER, IDS_EQUAL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
-IDS_EQUAL_NOT_SELF, NOT_SELF_NOR_PARTNER = tl.constexpr(4), tl.constexpr(5)
+# Codes of masks: which pairs of a row i and a column k count. The numbers are those of csrc/common/constants.h.
+ALL = tl.constexpr(0)
+NOT_SELF = tl.constexpr(1)  # k != i
+IDS_DIFFER = tl.constexpr(2)  # the id of k is not that of i
+IDS_EQUAL = tl.constexpr(3)  # the id of k is that of i
+IDS_EQUAL_NOT_SELF = tl.constexpr(4)  # the id of k is that of i, and k != i
+NOT_SELF_NOR_PARTNER = tl.constexpr(5)  # k != i, and k is not the partner of i, which lies half a batch away
 
-# Which form of the softmax a launch is for. BY_SCALE: both were launched, and the temperature on the device says.
-# SIGMOID: no softmax.
-FIXED, ONLINE, BY_SCALE, SIGMOID = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+# Codes of the form of the softmax that a launch is for.
+FIXED = tl.constexpr(0)  # the shift |s| for all rows
+ONLINE = tl.constexpr(1)  # a running maximum
+BY_SCALE = tl.constexpr(2)  # both forms are launched, and the one that the temperature on the device rules out returns
+SIGMOID = tl.constexpr(3)  # sigmoids in place of a softmax
 
-NONE, MEAN, SUM = 0, 1, 2  # reductions, as in checks.REDUCTIONS
-SUMS_ROWS = 3  # rows of what the operators return as sums: log2 Z_i, r_i, and what rounding took from log2 Z_i
+# Codes of the reduction of a loss.
+NONE, MEAN, SUM = 0, 1, 2
 
-# float16 weights below 6e-8 would be 0: they are stored times this.
+# Rows of the `sums` (3, n) that the losses return and their backward passes take, of n loss rows.
+SUMS_ROWS = 3
+LOG_SUM = tl.constexpr(0)  # log2 Z_i, rounded to the dtype of sums
+SHARE = tl.constexpr(1)  # r_i, the negatives' share of Z_i
+# log2 Z_i less the rounded number. At |s| = 1000 rounding to float32 would change every weight by 1e-4.
+REST = tl.constexpr(2)
+
+# float16 weights below 6e-8 would be rounded to 0, so weights in float16 are multiplied by this.
 HALF_UNIT = tl.constexpr(1024.0)

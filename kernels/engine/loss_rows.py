@@ -1,7 +1,7 @@
-"""Sums of the tile kernels -> losses and statistics, or log-sum-exps.
+"""Sums of the tile kernels -> losses and statistics, or log-sum-exps; and the checks of what a backward pass is given.
 
-With R_i the sum over the negatives and Z_i = R_i + exp2(score of the positive): the loss of a row is
-log(1 + R_i / E_ip), exact near 0 too, and r_i = R_i / Z_i is what the gradients need of the positive.
+With R_i the sum over the negatives and Z_i = R_i + E_ip, E_ip = exp2(score of the positive): the loss of a row is
+log(1 + R_i / E_ip), which is exact near 0 too, and r_i = R_i / Z_i is what the gradients need of the positive.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ import triton.language as tl
 from torch import Tensor
 
 from ..tuning import table
-from .constants import BY_SCALE, FIXED, LN2, MEAN, NONE, SUM, SUMS_ROWS
+from .constants import BY_SCALE, FIXED, LN2, LOG_SUM, MEAN, NONE, REST, SHARE, SUM, SUMS_ROWS
 from .online_softmax import PartialSums
-from .precision import wide
+from .precision import accumulator_dtype
 from .scale import Scale, has_fixed_shift, log2_scale
 from .tile import log2_of_1_plus
 
-BLOCK = 64
+BLOCK = 64  # rows of a program
 
 
 @triton.jit
 def _merged(
-    sums, maxima, ranks, shift, fixed, slots, row, inside, count, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr
+    sums, maxima, ranks,  # (slots, count), see PartialSums
+    shift, fixed, slots,
+    row, inside,  # (BLOCK,)
+    count, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """(log2 of the sum of all slots, rank) of every row; fixed: all have the shift for their maximum."""
+    """(log2 of the sum of all slots, rank) of every row, (BLOCK,) each. fixed: every maximum is the shift."""
     highest = tl.zeros((BLOCK,), tl.float64) + tl.where(fixed, shift.to(tl.float64), float("-inf"))
     slot = tl.arange(0, BLOCK_S)[:, None]
     if not fixed:
@@ -60,67 +63,98 @@ def _form(s, fixed_slots, online_slots, LAUNCHED: tl.constexpr):
 
 
 @triton.jit
-def _store_saved(saved, rows, row, whole, accumulator: tl.constexpr, inside):
-    """A sum of |s| = 1000 is rounded by 1e-4 in float32, and so were all weights: the rest is kept too."""
-    tl.store(saved + row, whole, mask=inside)
-    tl.store(saved + 2 * rows + row, whole - whole.to(accumulator).to(tl.float64), mask=inside)
+def _store_log_sum(saved, rows, row, log_sum, accumulator: tl.constexpr, inside):
+    """Stores float64 log sums (BLOCK,) in saved (3, rows): as rounded numbers, and what rounding took from them."""
+    tl.store(saved + rows * LOG_SUM + row, log_sum, mask=inside)
+    tl.store(saved + rows * REST + row, log_sum - log_sum.to(accumulator).to(tl.float64), mask=inside)
+
+
+@triton.jit
+def _store_statistics(out, ranks, rank, loss, similarity, inside):
+    """Stores a block's sums: of the losses and, where ranks are counted, of top-1 hits, top-5 hits and similarities."""
+    tl.store(out, tl.sum(tl.where(inside, loss, 0.0), 0))
+    if ranks is not None:
+        # A NaN row has no rank. `loss - loss` would not do: fused with the product before it, it is not always 0.
+        nan_or_zero = tl.where(tl.abs(loss) < float("inf"), 0.0, float("nan"))
+        top1 = (rank < 1).to(tl.float64) + nan_or_zero
+        top5 = (rank < 5).to(tl.float64) + nan_or_zero
+        tl.store(out + 1, tl.sum(tl.where(inside, top1, 0.0), 0))
+        tl.store(out + 2, tl.sum(tl.where(inside, top5, 0.0), 0))
+        tl.store(out + 3, tl.sum(tl.where(inside, similarity, 0.0), 0))
+
+
+@triton.jit
+def _store_key_means(
+    key_means,  # (count, dim)
+    weighted, maxima,  # (slots, count, WIDTH), (slots, count)
+    log_sum, row, inside,  # (BLOCK,)
+    slots, count, dim, accumulator: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Merges the weighted sums of the slots: V_i, the sum over the negatives of exp2(score - log_sum) * key."""
+    for depth in range(0, WIDTH, BLOCK_D):
+        column = depth + tl.arange(0, BLOCK_D)
+        mean = tl.zeros((BLOCK, BLOCK_D), accumulator)
+        for piece in range(slots):
+            index = piece * tl.cast(count, tl.int64) + row
+            maximum = tl.load(maxima + index, mask=inside, other=0.0).to(tl.float64)
+            factor = tl.exp2(maximum - log_sum).to(accumulator)
+            part = tl.load(weighted + index[:, None] * WIDTH + column[None, :], mask=inside[:, None], other=0.0)
+            mean += factor[:, None] * part
+        place = key_means + row.to(tl.int64)[:, None] * dim + column[None, :]
+        tl.store(place, mean, mask=inside[:, None] & (column < dim)[None, :])
 
 
 @triton.jit(do_not_specialize=["fixed_slots", "online_slots"])  # counts of another batch are no reason to compile
 def _loss_kernel(
-    sums, maxima, ranks, weighted, positive, losses, saved, key_means, partials, scale, temperature,
+    sums, maxima, ranks, weighted,  # see PartialSums
+    positive,  # (count,): similarities
+    losses,  # (count,), or None
+    saved,  # (3, count), see SUMS_ROWS
+    key_means,  # (count, dim), or None
+    partials,  # (programs, 4), or None
+    scale, temperature,  # see Scale
     fixed_slots, online_slots, count, dim,
     LAUNCHED: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """A program computes the losses of BLOCK rows, what the backward pass needs of them, and their statistics."""
     s = log2_scale(scale, temperature)
     fixed, slots = _form(s, fixed_slots, online_slots, LAUNCHED)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < count
     accumulator: tl.constexpr = positive.dtype.element_ty
     shift = tl.abs(s).to(accumulator)
-    log_sum, rank = _merged(sums, maxima, ranks, shift, fixed, slots, row, inside, count, BLOCK, BLOCK_S)
-    # The scale as the tiles used it, rounded: then what should cancel does.
+    log_negatives, rank = _merged(sums, maxima, ranks, shift, fixed, slots, row, inside, count, BLOCK, BLOCK_S)
+    # The scale is rounded as the tiles rounded it: the score of a key that equals the positive is then the same here.
     similarity = tl.load(positive + row, mask=inside, other=0.0).to(tl.float64)
     score = s.to(accumulator).to(tl.float64) * similarity
-    x = log_sum - score
+    x = log_negatives - score
     # log2(1 + 2^x), the loss in powers of two.
     loss = tl.where(x > 0, x, 0.0) + log2_of_1_plus(tl.exp2(tl.where(x > 0, -x, x)))
-    whole = score + loss
+    log_sum = score + loss
     loss *= LN2
     if losses is not None:
         tl.store(losses + row, loss, mask=inside)
-    _store_saved(saved, count, row, whole, accumulator, inside)
-    tl.store(saved + count + row, 1.0 / (1.0 + tl.exp2(-x)), mask=inside)
+    _store_log_sum(saved, count, row, log_sum, accumulator, inside)
+    tl.store(saved + count * SHARE + row, 1.0 / (1.0 + tl.exp2(-x)), mask=inside)
     if partials is not None:
-        out = partials + tl.program_id(0) * 4
-        tl.store(out, tl.sum(tl.where(inside, loss, 0.0), 0))
-        if ranks is not None:
-            # A NaN row has no rank. Not `loss - loss`: fused with the product before it, that is no longer 0.
-            nan_or_zero = tl.where(tl.abs(loss) < float("inf"), 0.0, float("nan"))
-            top1 = (rank < 1).to(tl.float64) + nan_or_zero
-            top5 = (rank < 5).to(tl.float64) + nan_or_zero
-            tl.store(out + 1, tl.sum(tl.where(inside, top1, 0.0), 0))
-            tl.store(out + 2, tl.sum(tl.where(inside, top5, 0.0), 0))
-            tl.store(out + 3, tl.sum(tl.where(inside, similarity, 0.0), 0))
+        _store_statistics(partials + tl.program_id(0) * 4, ranks, rank, loss, similarity, inside)
     if key_means is not None:
-        for depth in range(0, WIDTH, BLOCK_D):
-            column = depth + tl.arange(0, BLOCK_D)
-            mean = tl.zeros((BLOCK, BLOCK_D), accumulator)
-            for piece in range(slots):
-                index = piece * tl.cast(count, tl.int64) + row
-                maximum = tl.load(maxima + index, mask=inside, other=0.0).to(tl.float64)
-                factor = tl.exp2(maximum - whole).to(accumulator)
-                part = tl.load(weighted + index[:, None] * WIDTH + column[None, :], mask=inside[:, None], other=0.0)
-                mean += factor[:, None] * part
-            place = key_means + row.to(tl.int64)[:, None] * dim + column[None, :]
-            tl.store(place, mean, mask=inside[:, None] & (column < dim)[None, :])
+        _store_key_means(
+            key_means, weighted, maxima, log_sum, row, inside, slots, count, dim, accumulator, WIDTH, BLOCK, BLOCK_D
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["fixed_slots", "online_slots"])
 def _lse_kernel(
-    sums, maxima, ranks, lse, saved, counts, scale, temperature, fixed_slots, online_slots, count,
+    sums, maxima, ranks,  # see PartialSums
+    lse,  # (count,) float64
+    saved,  # (3, count), see SUMS_ROWS
+    counts,  # (count,) int64, or None
+    scale, temperature,  # see Scale
+    fixed_slots, online_slots, count,
     LAUNCHED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
+    """A program computes the log-sum-exps of BLOCK rows."""
     s = log2_scale(scale, temperature)
     fixed, slots = _form(s, fixed_slots, online_slots, LAUNCHED)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -129,16 +163,22 @@ def _lse_kernel(
     shift = tl.abs(s).to(accumulator)
     log_sum, rank = _merged(sums, maxima, ranks, shift, fixed, slots, row, inside, count, BLOCK, BLOCK_S)
     tl.store(lse + row, log_sum * LN2, mask=inside)
-    # A row without pairs has no weights: any finite number does.
-    _store_saved(saved, count, row, tl.where(log_sum == float("-inf"), 0.0, log_sum), accumulator, inside)
-    tl.store(saved + count + row, 0.0, mask=inside)
+    # No pair counts for a row with a log sum of -Inf. Its weights are masked, whatever finite number is saved.
+    _store_log_sum(saved, count, row, tl.where(log_sum == float("-inf"), 0.0, log_sum), accumulator, inside)
+    tl.store(saved + count * SHARE + row, 0.0, mask=inside)
     if counts is not None:
         tl.store(counts + row, rank, mask=inside)
 
 
 @triton.jit(do_not_specialize=["blocks", "parts", "count", "negatives"])
-def _sum_kernel(partials, totals, loss, stats, blocks, parts, count, negatives, MEAN: tl.constexpr, B: tl.constexpr):
-    """One program: losses and statistics of the blocks, added in their order."""
+def _sum_kernel(
+    partials,  # (blocks, 4) float64: sums of losses, top-1 hits, top-5 hits, similarities of the positives
+    totals,  # (parts,) float64: sums of the similarities of the negatives
+    loss,  # a number, or None
+    stats,  # (4,): top-1, top-5, mean similarity of the positives, of the negatives; or None
+    blocks, parts, count, negatives, MEAN: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """One program adds the blocks' losses and statistics, in their order."""
     sums = tl.zeros((B, 4), tl.float64)
     column = tl.arange(0, 4)[None, :]
     for first in range(0, blocks, B):
@@ -157,7 +197,7 @@ def _sum_kernel(partials, totals, loss, stats, blocks, parts, count, negatives, 
             similarity += tl.load(totals + part, mask=part < parts, other=0.0)
         mean = tl.sum(similarity, 0) / (tl.cast(count, tl.float64) * negatives)
         mean = tl.where(negatives > 0, mean, float("nan"))
-        # partials hold the loss first; stats end with the mean of the negatives.
+        # The loss is the first entry of partials and no entry of stats, so the others move up by one.
         tl.store(stats + which - 1, result / count, mask=which > 0)
         tl.store(stats + 3, mean)
 
@@ -172,15 +212,15 @@ def losses(
     negatives: int,
     key_means: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, stats, sums) as the operators return them; fills key_means (n, D) where given.
+    """(loss, stats, sums) as the operators return them. Fills key_means (n, D) where it is given.
 
-    slots: how many of the partial sums there are with a fixed shift, and online. negatives: of one row.
+    positive (n,): similarities. slots: how many slots of `partial` the fixed form fills, and how many the online form.
+    negatives: how many each row has.
     """
     count, dtype, device = positive.shape[0], positive.dtype, positive.device
-    rows = torch.empty(count, dtype=dtype, device=device) if reduction == NONE else None
+    loss = torch.empty(count if reduction == NONE else (), dtype=dtype, device=device)
     saved = torch.empty((SUMS_ROWS, count), dtype=dtype, device=device)
     stats = torch.empty(0 if partial.ranks is None else 4, dtype=dtype, device=device)
-    loss = rows if reduction == NONE else torch.empty((), dtype=dtype, device=device)
     blocks = triton.cdiv(count, BLOCK)
     reduced = reduction != NONE or partial.ranks is not None
     partials = torch.empty((blocks, 4), dtype=torch.float64, device=device) if reduced else None
@@ -191,7 +231,7 @@ def losses(
         partial.ranks,
         partial.weighted,
         positive,
-        rows,
+        loss if reduction == NONE else None,
         saved,
         key_means,
         partials,
@@ -232,9 +272,9 @@ def log_sum_exp(
     saved: Tensor,
     counts: Tensor | None,
 ) -> None:
-    """Fills lse (n) float64, saved (3, n), whose middle row is 0, and counts (n) with the ranks.
+    """Fills lse (n,) float64, saved (3, n), whose shares are 0, and counts (n,) with the ranks where it is given.
 
-    slots: how many of the partial sums there are with a fixed shift, and online.
+    slots: how many slots of `partial` the fixed form fills, and how many the online form.
     """
     _lse_kernel[(triton.cdiv(lse.shape[0], BLOCK),)](
         *partial[:3],
@@ -252,7 +292,10 @@ def log_sum_exp(
 
 
 def upstream(gradient: Tensor, reduction: int, count: int) -> tuple[Tensor, int, Tensor | None]:
-    """(gradient, divisor, unit) of the rows' losses; unit: the largest, where each row has its own."""
+    """(gradient, divisor, unit): the gradients of `count` loss rows are gradient / divisor.
+
+    Where each row has a gradient of its own, (n,), unit (0-D) is the largest magnitude among them; else it is None.
+    """
     expected = (count,) if reduction == NONE else ()
     if reduction not in (NONE, MEAN, SUM) or tuple(gradient.shape) != expected:
         raise ValueError(f"gradient: expected the shape of the loss of {count} rows, got {tuple(gradient.shape)}")
@@ -263,24 +306,26 @@ def upstream(gradient: Tensor, reduction: int, count: int) -> tuple[Tensor, int,
 
 
 def checked_positive(positive: Tensor | None, of: Tensor) -> Tensor | None:
-    """The positives' similarities as the tile kernels read them."""
+    """The similarities (n,) of the positives of the rows `of`, as the tile kernels read them."""
     if positive is None:
         return None
     if positive.shape != of.shape[:1]:
         raise ValueError(f"positive: expected a similarity for each of {of.shape[0]} rows, got {tuple(positive.shape)}")
-    return positive.detach().to(wide(of.dtype)).contiguous()
+    return positive.detach().to(accumulator_dtype(of.dtype)).contiguous()
 
 
 def check_sums(sums: Tensor, count: int, of: Tensor) -> None:
+    """ValueError unless sums is (3, count), as the forward pass of the inputs `of` returned it."""
     check_saved("sums", sums, (SUMS_ROWS, count), of)
 
 
 def check_saved(name: str, x: Tensor, shape: tuple, of: Tensor) -> None:
-    """What a backward is given must be what the forward pass of these inputs returned."""
-    if tuple(x.shape) != shape or x.dtype != wide(of.dtype) or not x.is_contiguous():
+    """ValueError unless the argument x is what the forward pass of the inputs `of` returned."""
+    if tuple(x.shape) != shape or x.dtype != accumulator_dtype(of.dtype) or not x.is_contiguous():
         raise ValueError(f"{name}: expected what the forward pass returned, of shape {shape}, got {tuple(x.shape)}")
 
 
 def check_reduction(reduction: int) -> None:
+    """ValueError for a code that is no reduction."""
     if reduction not in (NONE, MEAN, SUM):
         raise ValueError(f"reduction: expected 0, 1 or 2, got {reduction}")

@@ -1,4 +1,4 @@
-"""Which pairs of rows count."""
+"""Which pairs of a row i and a column k count. The codes are in constants.py."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ from .tile import load_vector
 
 
 class Mask(NamedTuple):
-    """The arguments of every tile kernel that say which pairs (row, column) count.
+    """What the tile kernels are told of the pairs that count.
 
-    code: of constants.py. half: the distance of a row from its partner. ids: int64 of rows and columns, where the code
-    has ids.
+    half: how far a row is from its partner, for NOT_SELF_NOR_PARTNER. The ids are int64, for the codes that compare
+    them.
     """
 
     code: int
     half: int = 0
-    row_ids: Tensor | None = None
-    column_ids: Tensor | None = None
+    row_ids: Tensor | None = None  # (rows,)
+    column_ids: Tensor | None = None  # (columns,)
 
     @property
     def arguments(self) -> tuple[int, Tensor | None, Tensor | None]:
+        """The arguments `half, row_ids, column_ids` of the kernels, which get the code as the constant MASK."""
         return self.half, self.row_ids, self.column_ids
 
     def transposed(self) -> Mask:
+        """The same pairs where rows and columns are exchanged."""
         return self._replace(row_ids=self.column_ids, column_ids=self.row_ids)
 
 
 @triton.jit
 def crosses(row, column, offset, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Whether a tile holds a pair with column - row == offset."""
+    """Whether the tile from (row, column) on holds a pair (i, k) with k - i == offset."""
     away = column - row - offset
     return (away < BLOCK_M) & (away > -BLOCK_N)
 
@@ -43,7 +45,10 @@ def crosses(row, column, offset, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 def needs_mask(
     row, rows, column, columns, half, MASK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):  # fmt: skip
-    """Whether a tile has pairs to leave out: few do, and masks cost as much as products."""
+    """Whether the tile from (row, column) on holds a pair that does not count.
+
+    Few tiles do, and applying a mask costs as much as the products.
+    """
     needed = (column + BLOCK_N > columns) | (row + BLOCK_M > rows)
     if MASK >= IDS_DIFFER and MASK <= IDS_EQUAL_NOT_SELF:
         needed |= True
@@ -56,10 +61,11 @@ def needs_mask(
 
 @triton.jit
 def kept(
-    row, rows, column, columns, half, row_ids, column_ids,
+    row, rows, column, columns, half,
+    row_ids, column_ids,  # (rows,), (columns,), or None
     MASK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The pairs of a tile that count, inside the matrix."""
+    """Which pairs of the tile from (row, column) on count and lie inside the matrix: (BLOCK_M, BLOCK_N) booleans."""
     i = (row + tl.arange(0, BLOCK_M))[:, None]
     k = (column + tl.arange(0, BLOCK_N))[None, :]
     keep = (i < rows) & (k < columns)

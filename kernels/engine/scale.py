@@ -1,4 +1,8 @@
-"""What a temperature is to the kernels: a number, or a place on the device that is not read here."""
+"""A temperature -> the scale s = 1 / temperature in powers of two, and whether the fixed shift may be used.
+
+The temperature is a number, or a tensor on the device. A tensor on the device is read by the kernels and not by the
+host, which would have to wait for it.
+"""
 
 from __future__ import annotations
 
@@ -23,36 +27,39 @@ from .constants import (
 
 
 class Scale(NamedTuple):
-    """The arguments `scale, temperature` of every kernel: s log2(e), or a pointer to the temperature and None."""
+    """What every kernel is told of the scale: s log2(e) as a number, or a temperature on the device; the other is None.
+
+    form: of the softmax, FIXED or ONLINE; BY_SCALE where only the device knows the temperature.
+    """
 
     number: float | None
-    temperature: Tensor | None
-    form: int  # of the softmax: FIXED, ONLINE, or BY_SCALE where only the device knows
+    temperature: Tensor | None  # 0-D
+    form: int
 
     @property
     def arguments(self) -> tuple[float | None, Tensor | None]:
+        """The arguments `scale, temperature` of the kernels."""
         return self.number, self.temperature
 
 
 def scale_of(temperature: float, tensor: Tensor | None, z: Tensor) -> Scale:
-    """The scale of embeddings z. temperature: used where there is no 0-D tensor."""
+    """The scale for embeddings z. tensor (0-D): the temperature where it is learnt; else the number `temperature`."""
     if tensor is not None and tensor.device == z.device:
         return Scale(None, tensor.detach(), BY_SCALE.value)
     if tensor is not None:
-        temperature = tensor.item()  # on the CPU, the embeddings elsewhere: nothing to wait for
+        temperature = tensor.item()  # the tensor is on the CPU, so reading it waits for no device
     if not LEAST_TEMPERATURE.value <= abs(temperature) <= MOST_TEMPERATURE.value:
         temperature = math.nan
-    # exp(-2 |s|) must stay a normal number for the sums to take one fixed shift.
     form = FIXED.value if 2 * abs(1 / temperature) <= FIXED_SHIFT_LIMIT.value else ONLINE.value
     if z.dtype == torch.float64:
-        # A number would reach the kernel in float32.
+        # Triton passes a Python number to a kernel as float32, so the number goes in a float64 tensor.
         return Scale(None, torch.full((), temperature, dtype=torch.float64, device=z.device), form)
     return Scale(math.log2(math.e) / temperature, None, form)
 
 
 @triton.jit
 def log2_scale(scale, temperature):
-    """s log2(e) in float64: `scale`, or by a pointer to the temperature, NaN where its value is refused."""
+    """s log2(e) in float64, from the number `scale` or the temperature at a pointer; NaN for one out of range."""
     if temperature is None:
         return tl.cast(scale, tl.float64)
     else:
@@ -62,12 +69,12 @@ def log2_scale(scale, temperature):
 
 @triton.jit
 def has_fixed_shift(log2_scale):
-    """Whether exp(-2 |s|) is a normal number, so that |s| can be every row's shift."""
+    """Whether |s| can be the shift of all rows. `scale_of` decides alike where the host knows the temperature."""
     return tl.abs(log2_scale) * (2 * LN2) <= FIXED_SHIFT_LIMIT
 
 
 @triton.jit
 def log2_bias(bias):
-    """The bias in powers of two, NaN where it is Inf: a sum of zeros would be a finite loss."""
+    """The bias at a pointer, times log2(e); NaN where it is Inf, since the loss would be a finite sum of zeros."""
     x = tl.load(bias).to(tl.float64) * LOG2E
     return tl.where(tl.abs(x) < float("inf"), x, float("nan"))

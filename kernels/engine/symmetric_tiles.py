@@ -1,7 +1,7 @@
-"""Sums over tiles of rows and columns at once: of exp2(score - |s|), and of softplus and sigmoid.
+"""Sums over all pairs of two sets of rows, for rows and columns at once: of exponentials, of softplus, of sigmoids.
 
-With the fixed shift |s| the exponentials E_ik = exp(s <u_i, v_k> - |s|) serve row i and column k. Where the columns are
-the rows, E is symmetric, and tiles on and above the diagonal do.
+With the fixed shift |s| the exponential E_ik = exp(s <u_i, v_k> - |s|) serves row i and column k. Where the columns are
+the rows, E is symmetric, and the tiles on and above the diagonal are enough: each pair is computed once.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from .unit_rows import UnitRows
 
 @triton.jit
 def _triangle(program):
-    """(row, column) of the program-th block on or above the diagonal, column by column."""
+    """(row, column) of block number `program` among those on and above the diagonal, column by column."""
     column = ((tl.sqrt(8.0 * program.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int32)
-    # The root is rounded.
+    # The root is rounded, and the column may be one too high or too low.
     column = tl.where(column * (column + 1) // 2 > program, column - 1, column)
     column = tl.where((column + 1) * (column + 2) // 2 <= program, column + 1, column)
     return program - column * (column + 1) // 2, column
@@ -33,7 +33,7 @@ def _triangle(program):
 
 @triton.jit
 def _square(squares, SYMMETRIC: tl.constexpr):
-    """(row, column) of this program's square; squares: down the rows."""
+    """(row, column) of this program's square, where the rows have `squares` squares."""
     if SYMMETRIC:
         return _triangle(tl.program_id(0))
     else:
@@ -41,11 +41,15 @@ def _square(squares, SYMMETRIC: tl.constexpr):
 
 
 @triton.jit
-def _add(out, values, slot, first, count, with_before, wanted, BLOCK: tl.constexpr):
-    """Adds a tile's sums to those in global memory, `slot` of the rows first .. first + BLOCK, of this program alone.
+def _add(
+    out,  # (slots, count), or None
+    values,  # (BLOCK,)
+    slot, first, count, with_before, wanted, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Adds a tile's sums to slot `slot` of rows first .. first + BLOCK, to which this program alone adds.
 
-    with_before: false for the first of a square's tiles that add to these rows: the memory holds nothing yet. wanted:
-    whether to add at all. No float atomics: a program adds its tiles in one order.
+    with_before: false for the first of a square's tiles that add to these rows, when the memory holds nothing yet.
+    wanted: whether to add at all. A program adds its tiles in one order, so that no float atomics are needed.
     """
     if out is not None:
         index = first + tl.arange(0, BLOCK)
@@ -57,13 +61,14 @@ def _add(out, values, slot, first, count, with_before, wanted, BLOCK: tl.constex
 
 @triton.jit
 def _terms(
-    dots, scale, shift, row, rows, column, columns, half, row_ids, column_ids,
+    dots,  # (BLOCK, BLOCK)
+    scale, shift, row, rows, column, columns, half, row_ids, column_ids,
     SOFTPLUS: tl.constexpr, WITH_RANKS: tl.constexpr, MASK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """(exponentials, -) or (softplus, sigmoids) of a tile, 0 for pairs that do not count.
+    """The exponentials of a tile, twice; or its softplus and its sigmoids. They are 0 for pairs that do not count.
 
-    WITH_RANKS: the mask is applied to every tile, needed or not. `_ranks` has computed it before, and behind a branch
-    the compiler would keep it in registers beside the exponentials.
+    WITH_RANKS: the mask is applied to every tile, whether it needs it or not. `_add_ranks` has computed the mask
+    already, and behind a branch the compiler would keep it in registers beside the exponentials.
     """
     if SOFTPLUS:
         score = score_of(dots, scale, shift)
@@ -78,33 +83,47 @@ def _terms(
 
 
 @triton.jit
-def _ranks(
-    dots, row_factors, column_factors, positive, sign, row, rows, column, columns, half, row_ids, column_ids,
+def _add_ranks(
+    row_ranks, column_ranks,  # (slots, rows), (slots, columns)
+    dots,  # (BLOCK, BLOCK)
+    row_factors, column_factors,  # (BLOCK,), or None
+    positive,  # (rows,): similarities
+    sign, row, rows, column, columns, half, row_ids, column_ids, row_square, column_square, i, j, sums_columns,
     MASK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """How many pairs of a tile are above each row's positive, and each column's; the rows' sums of similarities."""
+    """Adds how many pairs of a tile rank above each row's positive, and above each column's.
+
+    Returns the rows' sums of similarities, (BLOCK,).
+    """
     keep = kept(row, rows, column, columns, half, row_ids, column_ids, MASK, BLOCK, BLOCK)
     similarities = similarities_of(dots, row_factors, column_factors) * sign
     of_rows = load_vector(positive, row, rows, BLOCK) * sign
     of_columns = load_vector(positive, column, columns, BLOCK) * sign
     above_rows = tl.sum((keep & (similarities > of_rows[:, None])).to(tl.int32), 1)
     above_columns = tl.sum((keep & (similarities > of_columns[None, :])).to(tl.int32), 0)
-    return above_rows, above_columns, tl.sum(tl.where(keep, similarities, 0.0), 1) * sign
+    _add(row_ranks, above_rows, column_square, row, rows, j > 0, True, BLOCK)
+    _add(column_ranks, above_columns, row_square, column, columns, i > 0, sums_columns, BLOCK)
+    return tl.sum(tl.where(keep, similarities, 0.0), 1) * sign
 
 
-# `group` depends on the batch size: specialised by it, the kernel would be compiled anew for other batches.
-@triton.jit(do_not_specialize=["group"])
+# `side` depends on the batch size: specialised by it, the kernel would be compiled anew for other batches.
+@triton.jit(do_not_specialize=["side"])
 def _symmetric_tiles_kernel(
-    x, x_factors, x_sums, x_ranks, y, y_factors, y_sums, y_ranks, positive, totals, sigmoids, bias, scale, temperature,
-    rows, columns, half, row_ids, column_ids,
-    group, SYMMETRIC: tl.constexpr, LAUNCHED: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    x, x_factors, x_sums, x_ranks,  # (rows, WIDTH), (rows,) or None, (slots, rows) twice
+    y, y_factors, y_sums, y_ranks,  # the same of the columns; all of x where SYMMETRIC
+    positive,  # (rows,): similarities of the positives, or None
+    totals, sigmoids, bias,  # (programs,), (slots, rows), a number; or None
+    scale, temperature,  # see Scale
+    rows, columns,
+    half, row_ids, column_ids,  # see Mask
+    side, SYMMETRIC: tl.constexpr, LAUNCHED: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
-    """A square of group x group tiles: sums of its rows to slot column_square, of its columns to slot row_square.
+    """A square of side x side tiles: sums of its rows go to slot column_square, of its columns to slot row_square.
 
-    Every row and column gets one sum in every slot. Where SYMMETRIC, y is x: squares on the diagonal hold each pair
-    twice and sum rows only. With a bias: sums of rows only. All sums grow in global memory, so that a program needs as
-    many registers for a large square as for a small one.
+    Every row and every column gets one sum in each slot. Where SYMMETRIC, squares on the diagonal hold each pair twice
+    and sum rows only. With a bias, rows only are summed. Sums are kept in global memory, so that a large square needs
+    no more registers than a small one.
     """
     s = log2_scale(scale, temperature)
     if LAUNCHED == BY_SCALE:
@@ -113,15 +132,15 @@ def _symmetric_tiles_kernel(
     accumulator: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     shift = (tl.abs(s) if bias is None else -log2_bias(bias)).to(accumulator)
     sign = tl.where(s < 0, -1.0, 1.0).to(accumulator)
-    row_square, column_square = _square(tl.cdiv(tl.cdiv(rows, BLOCK), group), SYMMETRIC)
+    row_square, column_square = _square(tl.cdiv(tl.cdiv(rows, BLOCK), side), SYMMETRIC)
     sums_columns = (row_square != column_square) | (not SYMMETRIC)
-    down = tl.minimum(group, tl.cdiv(rows, BLOCK) - row_square * group)
-    along = tl.minimum(group, tl.cdiv(columns, BLOCK) - column_square * group)
+    down = tl.minimum(side, tl.cdiv(rows, BLOCK) - row_square * side)
+    along = tl.minimum(side, tl.cdiv(columns, BLOCK) - column_square * side)
     total = tl.zeros((BLOCK,), accumulator)
     for tile in range(down * along):
         i, j = tile // along, tile % along
-        row, column = (row_square * group + i) * BLOCK, (column_square * group + j) * BLOCK
-        # The sums that one thread stored for the tile before, another may load for this one.
+        row, column = (row_square * side + i) * BLOCK, (column_square * side + j) * BLOCK
+        # One thread may load the sums that another thread stored for the tile before.
         tl.debug_barrier()
         dots = tile_dots(x, row, rows, y, column, columns, WIDTH, BLOCK, BLOCK, BLOCK_D, PRECISION)
         row_scale = tl.zeros((BLOCK,), accumulator) + s.to(accumulator)
@@ -129,19 +148,16 @@ def _symmetric_tiles_kernel(
         if x_factors is not None:
             row_factors = load_vector(x_factors, row, rows, BLOCK)
             row_scale *= row_factors
-        # Before the exponentials: beside them the registers would not do.
+        # Ranks are counted before the exponentials: there are not enough registers for both at once.
         if x_ranks is not None:
             if y_factors is not None:
                 column_factors = load_vector(y_factors, column, columns, BLOCK)
-            above_rows, above_columns, similarity = _ranks(
-                dots, row_factors, column_factors, positive, sign, row, rows, column, columns, half, row_ids,
-                column_ids, MASK, BLOCK,
+            total += _add_ranks(
+                x_ranks, y_ranks, dots, row_factors, column_factors, positive, sign, row, rows, column, columns, half,
+                row_ids, column_ids, row_square, column_square, i, j, sums_columns, MASK, BLOCK,
             )  # fmt: skip
-            _add(x_ranks, above_rows, column_square, row, rows, j > 0, True, BLOCK)
-            _add(y_ranks, above_columns, row_square, column, columns, i > 0, sums_columns, BLOCK)
-            total += similarity
         if y_factors is not None:
-            # Again, for there are too few registers to keep the factors meanwhile.
+            # The factors are loaded again: there are too few registers to keep them meanwhile.
             column_factors = load_vector(y_factors, column, columns, BLOCK)
         scaled = dots if column_factors is None else dots * column_factors[None, :]
         e, p = _terms(
@@ -157,26 +173,29 @@ def _symmetric_tiles_kernel(
 
 
 class Squares(NamedTuple):
-    """Squares of group x group tiles: how many down the rows and along the columns, which are slots for their sums."""
+    """How the tiles are shared among programs: squares of side x side tiles, `down` x `along` of them.
 
-    group: int
+    A row gets a sum in each of `along` slots, a column in each of `down` slots.
+    """
+
+    side: int
     down: int
     along: int
 
 
 def squares(x: UnitRows, y: UnitRows, tile: table.Tile) -> Squares:
-    """Of more squares than that, the sums would outgrow the rows themselves."""
+    """Squares of which there are at most table.slots: the sums of more would take more memory than the rows."""
     down, along = triton.cdiv(x.count, tile.rows), triton.cdiv(y.count, tile.rows)
-    group = triton.next_power_of_2(triton.cdiv(max(down, along), table.slots(x.values.device)))
-    return Squares(group, triton.cdiv(down, group), triton.cdiv(along, group))
+    side = triton.next_power_of_2(triton.cdiv(max(down, along), table.slots(x.values.device)))
+    return Squares(side, triton.cdiv(down, side), triton.cdiv(along, side))
 
 
 class TileSums(NamedTuple):
-    """What the kernel fills, by slot and row: the columns' where asked for, of softplus the sigmoids' beside."""
+    """What the kernel fills: sums of the rows, of the columns where asked for, and of the sigmoids beside softplus."""
 
     rows: PartialSums
     columns: PartialSums | None = None
-    sigmoids: Tensor | None = None
+    sigmoids: Tensor | None = None  # (slots, rows)
 
 
 def symmetric_tiles(
@@ -189,14 +208,14 @@ def symmetric_tiles(
     tile: table.Tile,
     bias: Tensor | None = None,
 ) -> None:
-    """Fills the sums of the rows x over the rows y, None for x itself, and the other way round.
+    """Fills the sums of the rows x over the columns y and the other way round; y is None where it is x.
 
-    positive: similarities of the rows and of the columns, where ranks are wanted. bias: on the device, for the sums
-    of softplus.
+    positive (n,): the similarities of the positives of rows and columns, where ranks are asked for. bias (0-D): on the
+    device, for sums of softplus in place of exponentials.
     """
     columns = x if y is None else y
     of_columns = sums.rows if y is None else sums.columns
-    group, down, along = squares(x, columns, tile)
+    side, down, along = squares(x, columns, tile)
     _symmetric_tiles_kernel[(down * (down + 1) // 2 if y is None else down * along,)](
         x.values,
         x.factors,
@@ -214,7 +233,7 @@ def symmetric_tiles(
         x.count,
         columns.count,
         *mask.arguments,
-        group,
+        side,
         SYMMETRIC=y is None,
         LAUNCHED=FIXED.value if bias is not None else scale.form,
         WIDTH=x.width,

@@ -1,7 +1,8 @@
-"""Products of two blocks of rows, and what is computed of them: scores, exponentials, sigmoids.
+"""Products of two blocks of rows, and what is computed of the products: scores, exponentials, sigmoids.
 
-Notation of `ssl_fast.reference`: u_i are unit rows and s = 1 / temperature. Scores are in powers of
-two, s log2(e) <u_i, u_k>, so that exp2 needs no further product.
+As in ssl_fast.reference, u_i is a unit row and s = 1 / temperature. A score is s log2(e) <u_i, u_k>: with scores in
+powers of two exp2 needs no further product. `dots` are the products of rows as they are stored, which times the rows'
+factors are the similarities <u_i, u_k> (see UnitRows).
 """
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..tuning import table
 from .constants import HALF_UNIT, LN2
-from .precision import INTERPRETED, to_tf32, wide
+from .precision import INTERPRETED, accumulator_dtype, to_tf32
 from .unit_rows import UnitRows
 
 
@@ -19,9 +20,9 @@ from .unit_rows import UnitRows
 def load_rows(
     x, first, count, depth, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr
 ):  # fmt: skip
-    """Rows first .. of x (count, WIDTH), columns depth .. : (BLOCK, BLOCK_D), zero beyond count."""
+    """The columns depth .. depth + BLOCK_D of rows first .. first + BLOCK of x (count, WIDTH); zero beyond count."""
     row = tl.arange(0, BLOCK)
-    # The block's place in 64 bits: x may have more than 2^31 elements. Within it 32 bits do.
+    # The block's place takes 64 bits, since x may have more than 2^31 elements. Within the block 32 bits are enough.
     place = x + tl.cast(first, tl.int64) * WIDTH + depth
     inside = tl.arange(0, BLOCK_D)[None, :]
     return tl.load(place + row[:, None] * WIDTH + inside, mask=(first + row < count)[:, None], other=0.0)
@@ -29,18 +30,18 @@ def load_rows(
 
 @triton.jit
 def load_vector(x, first, count, BLOCK: tl.constexpr):
-    """x[first .. first + BLOCK], zero beyond count; first + BLOCK may pass it."""
+    """x[first : first + BLOCK] of x (count,), zero beyond count."""
     index = first + tl.arange(0, BLOCK)
     return tl.load(x + index, mask=index < count, other=0.0)
 
 
 @triton.jit
 def dot(a, b, PRECISION: tl.constexpr):
-    """a @ b in float32, of float64 in float64."""
+    """a (M, K) @ b (K, N), summed in float32, or in float64 where a is float64."""
     if a.dtype == tl.float64:
         return tl.dot(a, b, input_precision=PRECISION, out_dtype=tl.float64)
     elif INTERPRETED:
-        # NumPy's float32 products are rounded by their place in the matrix: equal rows would not tie.
+        # NumPy rounds float32 products differently at different places of a matrix, so that equal rows would not tie.
         return tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64).to(tl.float32)
     else:
         return tl.dot(a, b, input_precision=PRECISION, out_dtype=tl.float32)
@@ -48,13 +49,17 @@ def dot(a, b, PRECISION: tl.constexpr):
 
 @triton.jit
 def zero_dots(dtype: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """What parts of dots are added to: as wide as `part_of_dots` is."""
+    """Zeros (BLOCK_M, BLOCK_N) to which the parts of `part_of_dots` are added, of rows in dtype."""
     return tl.zeros((BLOCK_M, BLOCK_N), tl.float64 if dtype == tl.float64 or INTERPRETED else tl.float32)
 
 
 @triton.jit
 def part_of_dots(a, b, PRECISION: tl.constexpr):
-    """`dot` of some columns. Devices add on in one order, however the width is cut; the interpreter must not round."""
+    """`dot` of some columns of the rows.
+
+    On a device the parts are summed in the same order however the width is cut. In the interpreter they are not rounded
+    before they are summed, to the same end.
+    """
     if INTERPRETED:
         return tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64)
     else:
@@ -63,10 +68,11 @@ def part_of_dots(a, b, PRECISION: tl.constexpr):
 
 @triton.jit
 def tile_dots(
-    a, a_first, a_count, b, b_first, b_count,
+    a, a_first, a_count,  # a: (a_count, WIDTH)
+    b, b_first, b_count,  # b: (b_count, WIDTH)
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """<a_i, b_k> of two blocks of rows, walking along the width."""
+    """The dots (BLOCK_M, BLOCK_N) of a block of rows of a and one of b, summed along the width in steps of BLOCK_D."""
     dots = zero_dots(a.dtype.element_ty, BLOCK_M, BLOCK_N)
     for depth in range(0, WIDTH, BLOCK_D):
         x = load_rows(a, a_first, a_count, depth, WIDTH, BLOCK_M, BLOCK_D)
@@ -77,7 +83,11 @@ def tile_dots(
 
 @triton.jit
 def similarities_of(dots, row_factors, column_factors):
-    """<u_i, u_k> of the rows' dots. Factors are multiplied first: both sides round alike, and equal rows tie."""
+    """<u_i, u_k> (M, N) of dots (M, N) and the factors of their rows (M,) and columns (N,), or None.
+
+    Two factors are multiplied with each other first: then <u_i, u_k> and <u_k, u_i> are rounded alike, and equal rows
+    tie.
+    """
     if row_factors is None and column_factors is None:
         return dots
     elif column_factors is None:
@@ -90,9 +100,9 @@ def similarities_of(dots, row_factors, column_factors):
 
 @triton.jit
 def score_of(dots, scale, shift):
-    """dots * scale - shift, the score rounded only together with what is subtracted."""
+    """dots * scale - shift, rounded once, after the subtraction."""
     scale, shift = tl.broadcast(scale, dots)[0], tl.broadcast(shift, dots)[0]
-    if INTERPRETED and dots.dtype != tl.float64:  # where tl.fma is two operations
+    if INTERPRETED and dots.dtype != tl.float64:  # the interpreter's tl.fma rounds twice
         return (dots.to(tl.float64) * scale - shift).to(tl.float32)
     else:
         return tl.fma(dots, scale, -shift)
@@ -106,20 +116,20 @@ def exp2_of(dots, scale, shift):
 
 @triton.jit
 def sigmoid_of(score):
-    """The sigmoid of a score in powers of two, to its last digits near 0 too."""
+    """The sigmoid of x, from the score x log2(e), exact to the last digits near 0 too."""
     small = tl.exp2(-tl.abs(score))
     return tl.where(score < 0, small, 1.0) / (1.0 + small)
 
 
 @triton.jit
 def log2_of_1_plus(x):
-    """log2(1 + x) of x in [0, 1], to the last digits of x near 0 too."""
+    """log2(1 + x) of x in [0, 1], exact to the last digits near 0 too."""
     if x.dtype == tl.float64:
         w = 1.0 + x
-        # What rounding took from 1 + x, given back as the ratio of x to what is left of it.
+        # Rounding w took away a part of x. The ratio of x to what is left of it, w - 1, corrects the logarithm.
         return tl.where(w == 1.0, x, tl.log(w) * (x / tl.where(w == 1.0, 1.0, w - 1.0))) * (1 / LN2)
     else:
-        # 2 artanh(z) as a series: the devices' logarithm has few digits near 1.
+        # The series of 2 artanh(z): the devices' own logarithm has few correct digits near 1.
         z = x / (2.0 + x)
         square = z * z
         series = 1.0 / 11 + square * (1.0 / 13)
@@ -130,36 +140,46 @@ def log2_of_1_plus(x):
 
 @triton.jit
 def softplus_of(score):
-    """ln(1 + e^x) of a score x in powers of two."""
+    """ln(1 + e^x), from the score x log2(e)."""
     return (tl.where(score > 0, score, 0.0) + log2_of_1_plus(tl.exp2(-tl.abs(score)))) * LN2
 
 
 @triton.jit
-def add_weighted(accumulator, weights, key_factors, values, PRECISION: tl.constexpr):
-    """accumulator + weights @ unit keys, in units of `weight_unit`."""
-    if key_factors is not None:
-        weights *= key_factors[None, :]
-    if values.dtype == tl.float16:
+def add_weighted_rows(accumulator, weights, factors, rows, PRECISION: tl.constexpr):
+    """accumulator (M, WIDTH) + weights (M, N) @ the unit rows of `rows` (N, WIDTH) with `factors` (N,).
+
+    For rows in float16 the result is HALF_UNIT times the sum: see `without_unit`.
+    """
+    if factors is not None:
+        weights *= factors[None, :]
+    if rows.dtype == tl.float16:
         weights *= HALF_UNIT
     if PRECISION == "tf32":
         weights = to_tf32(weights)
-    elif not (INTERPRETED and values.dtype == tl.bfloat16):
-        weights = weights.to(values.dtype)
-    return accumulator + dot(weights, values, PRECISION)
+    elif not (INTERPRETED and rows.dtype == tl.bfloat16):
+        weights = weights.to(rows.dtype)
+    return accumulator + dot(weights, rows, PRECISION)
 
 
 @triton.jit
-def in_units(accumulator, dtype: tl.constexpr):
+def without_unit(accumulator, dtype: tl.constexpr):
+    """The sum that `add_weighted_rows` added up for rows in dtype."""
     return accumulator * (1.0 / HALF_UNIT) if dtype == tl.float16 else accumulator
 
 
 @triton.jit
 def _pair_dots_kernel(
-    a, a_factors, b, b_factors, out, count, offset,
+    a, a_factors,  # (count, WIDTH), (count,) or None
+    b, b_factors,  # the same
+    out,  # (count,)
+    count, offset,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    # As one tile of products, of which the diagonal is wanted: with the rounding of the other tiles,
-    # so that equal rows tie exactly and what should cancel does.
+    """A whole tile of products of which only the diagonal is used.
+
+    The products are thus rounded as those of other tiles are: equal rows tie exactly, and the difference of two equal
+    scores is 0.
+    """
     first = tl.program_id(0) * BLOCK
     row = first + tl.arange(0, BLOCK)
     partner = row + offset
@@ -183,11 +203,11 @@ def _pair_dots_kernel(
 
 
 def pair_dots(a: UnitRows, b: UnitRows, tile: table.Tile, offset: int = 0) -> Tensor:
-    """<u_i, v_p> for all i, v_p the unit row p = (i + offset) mod n of b, rounded as in `similarities_of`.
+    """The similarities (n,) of row i of a and row (i + offset) mod n of b, rounded as `similarities_of` rounds.
 
-    tile: of the kernel whose dots these are compared with.
+    tile: of the kernel whose products these are compared with.
     """
-    out = torch.empty(a.count, dtype=wide(a.values.dtype), device=a.values.device)
+    out = torch.empty(a.count, dtype=accumulator_dtype(a.values.dtype), device=a.values.device)
     _pair_dots_kernel[(triton.cdiv(a.count, tile.rows),)](
         a.values,
         a.factors,
@@ -198,7 +218,7 @@ def pair_dots(a: UnitRows, b: UnitRows, tile: table.Tile, offset: int = 0) -> Te
         offset,
         WIDTH=a.width,
         BLOCK=tile.rows,
-        # Two blocks of whole wide rows would not fit; the order of sums is the same.
+        # The shared memory holds no two blocks of whole wide rows. Smaller steps do not change the order of the sums.
         BLOCK_D=min(tile.depth, 64),
         PRECISION=table.precision(a.kind),
         **tile.options,

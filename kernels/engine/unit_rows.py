@@ -1,4 +1,4 @@
-"""Rows of any float dtype and strides -> rows that the tile kernels read."""
+"""Rows of any float dtype and any strides -> rows of norm 1 as the tile kernels read them, and their inverse norms."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch import Tensor
 
 from ..tuning import table
 from .constants import EPS
-from .precision import rounded, to_tf32, wide
+from .precision import accumulator_dtype, rounded, to_tf32
 
 
 class UnitRows(NamedTuple):
-    """(n, width) contiguous rows, columns beyond the embeddings' dimension zero.
+    """Rows as the tile kernels read them: contiguous, with zeros in the columns beyond the embeddings' dimension.
 
-    float32 and float64: unit rows, of the kind "tf32" rounded to TF32. bfloat16 and float16, also for products in
-    float32 on tensor cores: the rows themselves times a power of two, for unit rows would be rounded again; `factors`
-    (n) makes their dots those of unit rows.
-    inverse_norms (n): 1 / max(|x|, EPS) of the rows as given; empty for rows taken as they are.
+    Rows in float32 and float64 have norm 1; those for TF32 products ("tf32") are rounded to TF32. Rows that came in
+    bfloat16 or float16 are multiplied by a power of two only, since unit rows would be rounded again; products of such
+    rows times their `factors` are the products of unit rows. Rows for which no normalisation was asked keep their
+    norms, in the same way.
     """
 
-    values: Tensor
-    factors: Tensor | None
-    inverse_norms: Tensor
-    dim: int
-    kind: str  # of the products (table.kind)
+    values: Tensor  # (n, width)
+    factors: Tensor | None  # (n,) float32
+    inverse_norms: Tensor  # (n,): 1 / max(|x|, EPS) of the rows as given; (0,) if they were not normalised
+    dim: int  # of the embeddings, at most the width
+    kind: str  # of the products: see table.kind
 
     @property
     def count(self) -> int:
@@ -38,11 +38,13 @@ class UnitRows(NamedTuple):
         return self.values.shape[1]
 
     def tile(self, kernel: str) -> table.Tile:
+        """The tile of a kernel for these rows."""
         return table.tile(kernel, self.values.device, self.kind, self.width)
 
 
 @triton.jit
 def _load(x, row, count, depth, dim, row_stride, dim_stride, BLOCK_D: tl.constexpr):
+    """The columns depth .. depth + BLOCK_D of the rows `row` of x (count, dim) with any strides, zero outside of x."""
     column = depth + tl.arange(0, BLOCK_D)
     place = x + row.to(tl.int64)[:, None] * row_stride + column.to(tl.int64)[None, :] * dim_stride
     return tl.load(place, mask=(row < count)[:, None] & (column < dim)[None, :], other=0.0)
@@ -50,7 +52,7 @@ def _load(x, row, count, depth, dim, row_stride, dim_stride, BLOCK_D: tl.constex
 
 @triton.jit
 def largest_power(largest):
-    """2^-e with 2^e <= largest < 2^(e + 1): exact to multiply by. For all numbers, NaN and Inf too, it is finite."""
+    """2^-e where 2^e <= largest < 2^(e + 1). Multiplying by it is exact, and it is finite for every `largest`."""
     if largest.dtype == tl.float64:
         exponent = (largest.to(tl.int64, bitcast=True) >> 52) & 0x7FF
         exponent = tl.minimum(tl.maximum(exponent, 1), 0x7FD)
@@ -63,20 +65,25 @@ def largest_power(largest):
 
 @triton.jit
 def inverse_norm(squares, power):
-    """1 / max(|x|, EPS) less the factor `power`, by which x was multiplied before its squares were summed; float64."""
+    """1 / max(|x|, EPS) divided by `power`, in float64. squares: the sum of the squares of x * power."""
     norm = tl.sqrt(squares.to(tl.float64))
     least = power.to(tl.float64) * EPS
-    inverse = 1.0 / tl.where(norm <= least, least, norm)  # a NaN norm stays
+    inverse = 1.0 / tl.where(norm <= least, least, norm)  # written so that a NaN norm stays NaN
     return tl.where(norm < float("inf"), inverse, float("nan"))
 
 
 @triton.jit
 def _prepare_kernel(
-    x, values, factors, inverse_norms, count, dim, row_stride, dim_stride,
+    x,  # (count, dim), any strides
+    values,  # (count, WIDTH)
+    factors,  # (count,), or None
+    inverse_norms,  # (count,); not written unless NORMALIZE
+    count, dim, row_stride, dim_stride,
     NORMALIZE: tl.constexpr, TF32: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """One program prepares BLOCK rows, in three passes along them: the largest entry, the squares, the result."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    # The arithmetic's dtype: at least that of x, whose largest numbers float32 may not hold.
+    # float32 may not hold the largest numbers of a float64 x, so that the arithmetic is as wide as x at least.
     double: tl.constexpr = x.dtype.element_ty == tl.float64 or values.dtype.element_ty == tl.float64
     accumulator: tl.constexpr = tl.float64 if double else tl.float32
     largest = tl.zeros((BLOCK,), accumulator)
@@ -84,7 +91,7 @@ def _prepare_kernel(
         v = _load(x, row, count, depth, dim, row_stride, dim_stride, BLOCK_D).to(accumulator)
         largest = tl.maximum(largest, tl.max(tl.abs(v), 1))
     power = largest_power(largest)
-    # Squares in float64: the norm is then exact to the last digit, for n D products in all.
+    # The squares are summed in float64, which makes the norm exact to the last digit. There are only n D of them.
     squares = tl.zeros((BLOCK,), tl.float64)
     for depth in range(0, dim, BLOCK_D):
         v = _load(x, row, count, depth, dim, row_stride, dim_stride, BLOCK_D).to(accumulator)
@@ -99,14 +106,7 @@ def _prepare_kernel(
             tl.store(factors + row, inverse, mask=row < count)
             scaled = tl.full((BLOCK,), 1.0, tl.float64)
     else:
-        # As they are. Ordinary rows keep their values; others are scaled so that any dtype holds them.
-        # All that float16 holds: a factor could carry its weights out of range.
-        least_power: tl.constexpr = 1e-5 if values.dtype.element_ty == tl.float16 else 1e-3
-        ordinary = (power > least_power) & (power < 1e3)
-        scaled = tl.where(ordinary, 1.0 / power, 1.0).to(tl.float64)
-        factor = tl.where(ordinary, 1.0, 1.0 / power).to(tl.float64)
-        # Left as it is, Inf could make a score of -Inf, and a finite loss.
-        factor = tl.where(squares < float("inf"), factor, float("nan"))
+        scaled, factor = _scale_of_given_rows(power, squares, values.dtype.element_ty)
         if factors is None:
             scaled = scaled * factor
         else:
@@ -121,13 +121,29 @@ def _prepare_kernel(
         tl.store(place, v, mask=(row < count)[:, None])
 
 
+@triton.jit
+def _scale_of_given_rows(power, squares, dtype: tl.constexpr):
+    """(scaled, factor) of rows that are not normalised: x * power * scaled is stored, and times factor it is x again.
+
+    Rows of ordinary size keep their values. Others are stored near 1, which any dtype holds.
+    """
+    # float16 rows are ordinary as long as float16 holds them: their weights times a factor could leave its range.
+    least_power: tl.constexpr = 1e-5 if dtype == tl.float16 else 1e-3
+    ordinary = (power > least_power) & (power < 1e3)
+    scaled = tl.where(ordinary, 1.0 / power, 1.0).to(tl.float64)
+    factor = tl.where(ordinary, 1.0, 1.0 / power).to(tl.float64)
+    # A row that holds Inf must give NaN: its score could be -Inf, which would make a finite loss.
+    factor = tl.where(squares < float("inf"), factor, float("nan"))
+    return scaled, factor
+
+
 def prepare(
     sources: list[Tensor], dtype: torch.dtype, anchors: Tensor, normalize: bool = True, on_tensor_cores: bool = True
 ) -> UnitRows:
-    """The rows of all sources (n, D), one below the other, for products in `dtype`: a launch each.
+    """The rows of all sources (n, D), one source below the other, for products in `dtype`: a launch for each source.
 
-    anchors: the queries or views, whose dtype says what kind of products it is. on_tensor_cores: False for rows that
-    enter no matrix product, which keep all of float32's digits.
+    anchors: the queries or views, whose dtype decides the kind of products (table.kind). on_tensor_cores: False for
+    rows that enter no matrix product, which keep all digits of float32.
     """
     kind = table.kind(dtype, anchors.dtype, sources[0].device)
     if kind == "tf32" and not on_tensor_cores:
@@ -136,10 +152,10 @@ def prepare(
     width = table.padded_width(dim)
     device = sources[0].device
     values = torch.empty((count, width), dtype=dtype, device=device)
-    # bfloat16 and float16 are TF32 numbers too, so that such rows enter TF32 products as they are.
-    kept = kind == "half" or (kind == "tf32" and sources[0].dtype in (torch.float16, torch.bfloat16))
-    factors = torch.empty(count, dtype=torch.float32, device=device) if kept else None
-    inverse_norms = torch.empty(count if normalize else 0, dtype=wide(dtype), device=device)
+    # Half numbers are TF32 numbers too, so half rows enter TF32 products as they are.
+    as_given = kind == "half" or (kind == "tf32" and sources[0].dtype in (torch.float16, torch.bfloat16))
+    factors = torch.empty(count, dtype=torch.float32, device=device) if as_given else None
+    inverse_norms = torch.empty(count if normalize else 0, dtype=accumulator_dtype(dtype), device=device)
     block_d = min(width & -width, 256)
     block = table.elements(device) // block_d
     first = 0
@@ -165,9 +181,9 @@ def prepare(
 
 
 def as_they_are(x: Tensor, dtype: torch.dtype, anchors: Tensor) -> UnitRows:
-    """The rows of a queue: in place where the tile kernels can read them so, else a copy in `dtype`.
+    """The rows x (n, D) of a queue, not normalised: x itself where the kernels can read it, else a copy in `dtype`.
 
-    For TF32 a rounded copy is made: reading and writing the queue once costs less than a walk over it.
+    TF32 products take a rounded copy: reading and writing the queue once costs less than a walk over it.
     """
     width, kind = x.shape[1], table.kind(dtype, anchors.dtype, x.device)
     readable = x.dtype == dtype and x.is_contiguous() and width == table.padded_width(width)
@@ -177,12 +193,12 @@ def as_they_are(x: Tensor, dtype: torch.dtype, anchors: Tensor) -> UnitRows:
 
 
 def product_dtype(a: Tensor, b: Tensor) -> torch.dtype:
-    """What rows are multiplied in: their own dtype, or float32 where they differ."""
+    """The dtype in which rows of a and b are multiplied: their own, or float32 where they differ."""
     return a.dtype if a.dtype in (b.dtype, torch.float64) else torch.float32
 
 
-def keys_of(x: Tensor, normalize: bool, dtype: torch.dtype, anchors: Tensor) -> tuple[UnitRows, bool]:
-    """The rows of keys, and whether they are read as they lie and may hold Inf."""
+def prepare_keys(x: Tensor, normalize: bool, dtype: torch.dtype, anchors: Tensor) -> tuple[UnitRows, bool]:
+    """The rows of keys x (n, D), and whether they are read where they lie, so that they may hold Inf."""
     if normalize:
         return prepare([x], dtype, anchors), False
     keys = as_they_are(x, dtype, anchors)
@@ -190,5 +206,6 @@ def keys_of(x: Tensor, normalize: bool, dtype: torch.dtype, anchors: Tensor) -> 
 
 
 def check_pairs(a: Tensor, b: Tensor) -> None:
+    """ValueError unless a and b are (N, D) both, and not empty."""
     if a.dim() != 2 or a.shape != b.shape or not a.numel():
         raise ValueError(f"b: expected the shape (N, D) of a, not empty, got {tuple(a.shape)} and {tuple(b.shape)}")

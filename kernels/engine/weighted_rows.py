@@ -1,10 +1,10 @@
-"""The sums of rows that every gradient consists of, weighted by the softmax, which is computed again.
+"""The sums of rows of which every gradient consists, weighted by a softmax that is computed again from its log sums.
 
 With P_ik = exp2(score_ik - log_sum_i), row i receives
     sum_k (g_i P_ik + g_k P_ki) u_k
-over the k that the mask leaves: the first term where the rows have a softmax of their own, the second
-where the others have. Losses of sigmoids have those in place of P. A program owns a block of rows and walks over the
-others: no atomics.
+over the columns k that count for it. The first term is there where the rows have a softmax of their own, the second
+where the columns have. Losses of sigmoids have sigmoids in place of P. A program owns a block of rows and walks over
+the columns, so that no atomics are needed.
 """
 
 from __future__ import annotations
@@ -19,43 +19,42 @@ import triton.language as tl
 from torch import Tensor
 
 from ..tuning import table
-from .constants import BY_SCALE, FIXED, HALF_UNIT, ONLINE, SIGMOID
+from .constants import BY_SCALE, FIXED, HALF_UNIT, ONLINE, REST, SIGMOID
 from .mask import Mask, kept, needs_mask
-from .precision import exponent_of, power_of_two, to_tf32, wide
+from .precision import accumulator_dtype, exponent_of, power_of_two, to_tf32
 from .scale import Scale, has_fixed_shift, log2_bias, log2_scale
-from .tile import add_weighted, dot, exp2_of, in_units, load_rows, load_vector, score_of, sigmoid_of
+from .tile import add_weighted_rows, dot, exp2_of, load_rows, load_vector, score_of, sigmoid_of, without_unit
 from .unit_rows import UnitRows
 
 
 class SavedSums(NamedTuple):
-    """sums (3, n): the sums that a forward pass returned, of sigmoids not read. gradients (n): of the rows' losses;
-    None where all are 1.
+    """What one side's softmax is computed from again, and the gradients of that side's losses.
 
-    unit: 0-D, what the gradients are counted in, so that their products stay in range; None for 1.
+    unit: what the gradients are counted in, so that their products with weights stay in range; None for 1.
     """
 
-    sums: Tensor
-    gradients: Tensor | None = None
-    unit: Tensor | None = None
+    sums: Tensor  # (3, n), as the forward pass returned them (constants.SUMS_ROWS); not read for sigmoids
+    gradients: Tensor | None = None  # (n,); None where all are 1
+    unit: Tensor | None = None  # 0-D
 
 
 @triton.jit
-def _load_softmax(
-    log_sums, gradients, unit, shift, first, count, BLOCK: tl.constexpr, FORM: tl.constexpr, TWO: tl.constexpr
+def _load_saved(
+    sums, gradients, unit,  # see SavedSums
+    shift, first, count, BLOCK: tl.constexpr, FORM: tl.constexpr, TWO: tl.constexpr,
 ):  # fmt: skip
-    """(log_sums, gradients) of a block; for two softmaxes over one shift, (-, gradients / Z)."""
-    log_sum = load_vector(log_sums, first, count, BLOCK)
+    """(log sums, gradients) of a block of rows, (BLOCK,). Where TWO softmaxes share one shift, the second is g / Z."""
+    log_sum = load_vector(sums, first, count, BLOCK)
     index = first + tl.arange(0, BLOCK)
     if gradients is None:
         gradient = tl.where(index < count, 1.0, 0.0).to(log_sum.dtype)
     else:
         gradient = load_vector(gradients, first, count, BLOCK)
-        # Not a division: in float64 that is a call, around which registers spill.
+        # This is not a division, which in float64 is a call, around which registers would spill.
         if unit is not None:
             gradient = (gradient.to(tl.float64) * power_of_two(-exponent_of(unit))).to(log_sum.dtype)
     if FORM != SIGMOID:
-        # What rounding took from the log of the sum.
-        rest = load_vector(log_sums + 2 * count, first, count, BLOCK)
+        rest = load_vector(sums + count * REST, first, count, BLOCK)
         if TWO and FORM == FIXED:
             rest += (log_sum.to(tl.float64) - shift.to(tl.float64)).to(rest.dtype)
         gradient *= tl.exp2(-rest)
@@ -64,15 +63,19 @@ def _load_softmax(
 
 @triton.jit
 def _weights(
-    dots, scale, shift, row_sums, row_gradients, column_sums, column_gradients,
+    dots,  # (M, N), already times the factors of the columns
+    scale,  # (M, 1): the scale times the factors of the rows
+    shift,
+    row_sums, row_gradients,  # (M,), or None
+    column_sums, column_gradients,  # (N,), or None
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
-    """The weights of a tile; scale (rows, 1) and column factors are already in the dots' units."""
+    """The weights (M, N) of a tile, where the ROWS, the COLUMNS or both have a softmax."""
     if FORM == SIGMOID:
         p = sigmoid_of(score_of(dots, scale, shift))
         return p * (row_gradients[:, None] if ROWS else column_gradients[None, :])
     elif ROWS and COLUMNS and FORM == FIXED:
-        # One exponential serves both: E_ik (a_i + a_k).
+        # One exponential serves both: E_ik (a_i + a_k) with a_i = g_i / Z_i.
         return exp2_of(dots, scale, shift) * (row_gradients[:, None] + column_gradients[None, :])
     elif ROWS and COLUMNS:
         return (
@@ -87,23 +90,29 @@ def _weights(
 
 @triton.jit
 def _shift(s, bias, accumulator: tl.constexpr, FORM: tl.constexpr):
-    """What is subtracted from the scores of a form that has one shift for all."""
+    """What is subtracted from all scores: |s|, or for sigmoids the negative bias."""
     return (-log2_bias(bias) if FORM == SIGMOID else tl.abs(s)).to(accumulator)
 
 
 @triton.jit
 def _weighted_rows_kernel(
-    x, x_factors, x_log_sums, x_gradients, y, y_factors, y_log_sums, y_gradients, unit, bias, out, scale, temperature,
-    rows, columns, length, half, row_ids, column_ids,
+    x, x_factors, x_sums, x_gradients,  # (rows, WIDTH), (rows,) or None, SavedSums or None
+    y, y_factors, y_sums, y_gradients,  # (columns, WIDTH), (columns,) or None, SavedSums or None
+    unit, bias,  # numbers, or None
+    out,  # (pieces, rows, WIDTH)
+    scale, temperature,  # see Scale
+    rows, columns, length,  # a piece has `length` columns
+    half, row_ids, column_ids,  # see Mask
     MASK: tl.constexpr, FORM: tl.constexpr, LAUNCHED: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    """A program sums the rows of one piece of y for BLOCK_M rows of x."""
     s = log2_scale(scale, temperature)
     if LAUNCHED == BY_SCALE:
         if has_fixed_shift(s) != (FORM == FIXED):
             return
-    ROWS: tl.constexpr = x_log_sums is not None
-    COLUMNS: tl.constexpr = y_log_sums is not None
+    ROWS: tl.constexpr = x_sums is not None
+    COLUMNS: tl.constexpr = y_sums is not None
     accumulator: tl.constexpr = out.dtype.element_ty
     shift = _shift(s, bias, accumulator, FORM)
     row, piece = tl.program_id(0) * BLOCK_M, tl.program_id(1)
@@ -113,9 +122,7 @@ def _weighted_rows_kernel(
         own_scale *= load_vector(x_factors, row, rows, BLOCK_M)
     row_sums, row_gradients = None, None
     if ROWS:
-        row_sums, row_gradients = _load_softmax(
-            x_log_sums, x_gradients, unit, shift, row, rows, BLOCK_M, FORM, COLUMNS
-        )  # fmt: skip
+        row_sums, row_gradients = _load_saved(x_sums, x_gradients, unit, shift, row, rows, BLOCK_M, FORM, COLUMNS)
     result = tl.zeros((BLOCK_M, WIDTH), accumulator)
     end = tl.minimum((piece + 1) * length, columns)
     for column in range(piece * length, end, BLOCK_N):
@@ -127,8 +134,8 @@ def _weighted_rows_kernel(
             dots *= factors[None, :]
         column_sums, column_gradients = None, None
         if COLUMNS:
-            column_sums, column_gradients = _load_softmax(
-                y_log_sums, y_gradients, unit, shift, column, columns, BLOCK_N, FORM, ROWS
+            column_sums, column_gradients = _load_saved(
+                y_sums, y_gradients, unit, shift, column, columns, BLOCK_N, FORM, ROWS
             )  # fmt: skip
         weights = _weights(
             dots, own_scale[:, None], shift, row_sums, row_gradients, column_sums, column_gradients,
@@ -137,34 +144,40 @@ def _weighted_rows_kernel(
         if needs_mask(row, rows, column, columns, half, MASK, BLOCK_M, BLOCK_N):
             keep = kept(row, rows, column, columns, half, row_ids, column_ids, MASK, BLOCK_M, BLOCK_N)
             weights = tl.where(keep, weights, 0.0)
-        result = add_weighted(result, weights, factors, other, PRECISION)
+        result = add_weighted_rows(result, weights, factors, other, PRECISION)
     i = row + tl.arange(0, BLOCK_M)
     place = (piece.to(tl.int64) * rows + i)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-    tl.store(out + place, in_units(result, x.dtype.element_ty), mask=(i < rows)[:, None])
+    tl.store(out + place, without_unit(result, x.dtype.element_ty), mask=(i < rows)[:, None])
 
 
 @triton.jit
 def _weights_kernel(
-    dots, weights, x_factors, x_log_sums, x_gradients, y_factors, y_log_sums, y_gradients, unit, bias, scale,
-    temperature, first, rows, columns, half, row_ids, column_ids, unit_of_weights,
+    dots, weights,  # (chunk, columns) each
+    x_factors, x_sums, x_gradients,  # (rows,) or None, SavedSums or None
+    y_factors, y_sums, y_gradients,  # (columns,) or None, SavedSums or None
+    unit, bias,  # numbers, or None
+    scale, temperature,  # see Scale
+    first, rows, columns,
+    half, row_ids, column_ids,  # see Mask
+    unit_of_weights,
     MASK: tl.constexpr, FORM: tl.constexpr, LAUNCHED: tl.constexpr, TF32: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Products (chunk, columns) of rows first .. -> their weights: the element-wise part of the kernel above."""
+    """The dots of a chunk of rows, first .. first + chunk, -> their weights, as the kernel above computes them."""
     s = log2_scale(scale, temperature)
     if LAUNCHED == BY_SCALE:
         if has_fixed_shift(s) != (FORM == FIXED):
             return
-    ROWS: tl.constexpr = x_log_sums is not None
-    COLUMNS: tl.constexpr = y_log_sums is not None
+    ROWS: tl.constexpr = x_sums is not None
+    COLUMNS: tl.constexpr = y_sums is not None
     accumulator: tl.constexpr = dots.dtype.element_ty
     shift = _shift(s, bias, accumulator, FORM)
-    # One axis of programs: the others may have 65535, and a chunk over few columns has more blocks of rows.
+    # All programs lie along one axis: the others may have 65535 only, and a chunk over few columns has more blocks.
     blocks = tl.cdiv(columns, BLOCK_N)
     chunk_row, column = tl.program_id(0) // blocks * BLOCK_M, tl.program_id(0) % blocks * BLOCK_N
     row = first + chunk_row
     i, k = chunk_row + tl.arange(0, BLOCK_M), column + tl.arange(0, BLOCK_N)
-    # Chunks are whole blocks, but for the last.
+    # Every chunk but the last consists of whole blocks.
     inside = (first + i < rows)[:, None] & (k < columns)[None, :]
     place = i.to(tl.int64)[:, None] * columns + k[None, :]
     tile = tl.load(dots + place, mask=inside, other=0.0)
@@ -173,12 +186,10 @@ def _weights_kernel(
         own_scale *= load_vector(x_factors, row, rows, BLOCK_M)
     row_sums, row_gradients, column_sums, column_gradients = None, None, None, None
     if ROWS:
-        row_sums, row_gradients = _load_softmax(
-            x_log_sums, x_gradients, unit, shift, row, rows, BLOCK_M, FORM, COLUMNS
-        )  # fmt: skip
+        row_sums, row_gradients = _load_saved(x_sums, x_gradients, unit, shift, row, rows, BLOCK_M, FORM, COLUMNS)
     if COLUMNS:
-        column_sums, column_gradients = _load_softmax(
-            y_log_sums, y_gradients, unit, shift, column, columns, BLOCK_N, FORM, ROWS
+        column_sums, column_gradients = _load_saved(
+            y_sums, y_gradients, unit, shift, column, columns, BLOCK_N, FORM, ROWS
         )  # fmt: skip
     if y_factors is not None:
         factors = load_vector(y_factors, column, columns, BLOCK_N)
@@ -198,35 +209,36 @@ def weighted_rows(
     x: UnitRows,
     y: UnitRows,
     scale: Scale,
-    x_softmax: SavedSums | None,
-    y_softmax: SavedSums | None,
+    x_saved: SavedSums | None,
+    y_saved: SavedSums | None,
     mask: Mask,
     launched: int = ONLINE.value,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """(pieces, n, width), whose sum over pieces is every row's sum over the rows of y.
+    """The sums for every row of x over the rows of y, (pieces, n, width): their sum over the pieces is what is meant.
 
-    launched: which forms, FIXED or ONLINE, or BY_SCALE for both; FIXED only where both have a softmax. SIGMOID: of
-    one side, with a bias on the device.
+    launched: the form FIXED or ONLINE, or BY_SCALE for both; FIXED only where both sides have a softmax. SIGMOID: one
+    side has sigmoids, and the bias (0-D) is on the device.
     """
     forms = (FIXED.value, ONLINE.value) if launched == BY_SCALE.value else (launched,)
     run = _fused if x.width <= table.FUSED_WIDTH else _by_chunks
     options = {"MASK": mask.code, "LAUNCHED": launched}
-    unit = next((softmax.unit for softmax in (x_softmax, y_softmax) if softmax and softmax.unit is not None), None)
-    one_sided = (None, None)
-    sides = [x.factors, *(x_softmax[:2] if x_softmax else one_sided)]
-    others = [y.factors, *(y_softmax[:2] if y_softmax else one_sided)]
+    unit = next((saved.unit for saved in (x_saved, y_saved) if saved and saved.unit is not None), None)
+    none = (None, None)
+    of_x = [x.factors, *(x_saved[:2] if x_saved else none)]
+    of_y = [y.factors, *(y_saved[:2] if y_saved else none)]
     with _library_settings(x.values.device):
-        return run(x, y, scale, sides, others, (unit, bias), options, mask, forms)
+        return run(x, y, scale, of_x, of_y, (unit, bias), options, mask, forms)
 
 
 def _fused(x, y, scale, of_x, of_y, unit_and_bias, options, mask, forms) -> Tensor:
+    """Rows that fit a program's registers: products, weights and sums in one kernel."""
     tile = x.tile("weighted_rows")
     if mask.row_ids is not None:
         tile = tile.narrower()
     blocks = triton.cdiv(x.count, tile.rows)
     pieces, length = table.pieces(x.values.device, blocks, y.count, tile.columns)
-    out = torch.empty((pieces, x.count, x.width), dtype=wide(x.values.dtype), device=x.values.device)
+    out = torch.empty((pieces, x.count, x.width), dtype=accumulator_dtype(x.values.dtype), device=x.values.device)
     for form in forms:
         _weighted_rows_kernel[(blocks, pieces)](
             x.values,
@@ -253,7 +265,7 @@ def _fused(x, y, scale, of_x, of_y, unit_and_bias, options, mask, forms) -> Tens
 
 @contextmanager
 def _library_settings(device: torch.device) -> Iterator[None]:
-    """Library products take the dtypes that they are given, and float16 is summed in float32.
+    """Inside, PyTorch multiplies in the dtypes that it is given and sums float16 products in float32.
 
     Autocast would cast float32 operands. Where the caller allows float16 sums, torch.mm refuses a float32 result.
     """
@@ -270,10 +282,10 @@ def _library_settings(device: torch.device) -> Iterator[None]:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b by the library, half types summed in float32.
+    """a (M, K) @ b (K, N) by PyTorch, with half types summed in float32.
 
-    float32 follows the caller's setting. Rows and weights of the kind "tf32" are TF32 numbers already, whose products
-    are the same by either setting: the weights agree with the log-sum-exps, which our own kernels computed.
+    float32 products follow the caller's setting of TF32. Rows and weights of the kind "tf32" are TF32 numbers already,
+    whose products are the same at either setting, so that the weights agree with the log sums of our own kernels.
     """
     if a.dtype in (torch.float32, torch.float64):
         return a @ b.to(a.dtype)
@@ -281,18 +293,18 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _by_chunks(x, y, scale, of_x, of_y, unit_and_bias, options, mask, forms) -> Tensor:
-    """Rows too wide for a program's registers: two library products and one element-wise pass, a chunk of rows each."""
-    out = torch.empty((1, x.count, x.width), dtype=wide(x.values.dtype), device=x.values.device)
+    """Rows too wide for a program's registers: for each chunk of rows two products by PyTorch, and our weights."""
+    out = torch.empty((1, x.count, x.width), dtype=accumulator_dtype(x.values.dtype), device=x.values.device)
     tile = table.WEIGHTS_TILE
     chunk = max(tile.rows, table.CHUNK_ELEMENTS // y.count // tile.rows * tile.rows)
-    # The interpreter cuts bfloat16 off where devices round.
+    # The interpreter truncates where devices round to bfloat16, so it keeps weights in the wider dtype.
     interpreted = table.architecture(x.values.device) == "interpreter"
     weights_dtype = out.dtype if interpreted else x.values.dtype
     in_half = weights_dtype == torch.float16
     unit_of_weights = HALF_UNIT.value if in_half else 1.0
     for first in range(0, x.count, chunk):
-        rows = x.values[first : first + chunk]
-        dots = _product(rows, y.values.T)
+        rows = x.values[first : first + chunk]  # (chunk, width)
+        dots = _product(rows, y.values.T)  # (chunk, columns)
         weights = torch.empty(dots.shape, dtype=weights_dtype, device=dots.device)
         for form in forms:
             _weights_kernel[(triton.cdiv(y.count, tile.columns) * triton.cdiv(len(rows), tile.rows),)](

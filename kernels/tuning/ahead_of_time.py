@@ -1,4 +1,4 @@
-"""Compiles Triton kernels for devices that need not be there, as a launch there would, and reads what came out.
+"""Compiles Triton kernels as a launch would, for devices that need not be there, and reads what the code needs.
 
 `python -m ssl_fast.kernels.tuning.ahead_of_time` prints what tests/kernels/test_ahead_of_time.py last found of the
 tile kernels.
@@ -27,8 +27,8 @@ MODULES = (
     ema, enqueue, info_nce_paired, input_gradients, loss_rows, online_softmax, symmetric_tiles, tile, unit_rows,
     weighted_rows,
 )  # fmt: skip
-# Most bytes of shared memory that a block may have (CUDA C++ programming guide, compute capabilities; MI200's and
-# MI300's ISA). Those in table.py have rows of their own in the table, the others take a relative's.
+# How many bytes of shared memory a block may have at most (CUDA C++ programming guide, compute capabilities; the ISA of
+# MI200 and MI300). The devices in table.py have rows of their own, the others take the row of a relative.
 SHARED_LIMIT = {
     **table.SHARED_LIMIT,
     "sm_86": 99 << 10,
@@ -42,7 +42,7 @@ TARGETS = {
     for name in SHARED_LIMIT
 }
 REPORTS = Path("build", "aot")  # of the checkout, where the tests run
-# Bytes of shared memory of a multiprocessor, of the NVIDIA GPUs with a row of their own.
+# Bytes of shared memory of a multiprocessor, for the NVIDIA GPUs that have a row of their own.
 SHARED_TOTAL = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10, "sm_120": 100 << 10}
 
 
@@ -57,22 +57,22 @@ class Launch(NamedTuple):
 
 @dataclass(frozen=True)
 class Compiled:
-    """What one kernel needs of one device."""
+    """What one kernel needs of one device, and its machine code."""
 
     kernel: str
-    registers: int  # a thread
-    local_bytes: int  # a thread: spilled registers and stack
-    shared_bytes: int  # a block
-    load_bits: tuple[int, ...]  # width of each instruction that loads from global memory
-    store_bits: tuple[int, ...]  # ... and of each that stores to it
-    products: tuple[str, ...]  # the matrix units' instructions
-    exponentials: int  # instructions
+    registers: int  # of a thread
+    local_bytes: int  # of a thread: spilled registers and stack
+    shared_bytes: int  # of a block
+    load_bits: tuple[int, ...]  # the width of each instruction that loads from global memory
+    store_bits: tuple[int, ...]  # the width of each instruction that stores to global memory
+    products: tuple[str, ...]  # the names of the matrix units' instructions
+    exponentials: int  # the number of instructions
     assembly: str
 
     def programs(self, warps: int, name: str) -> int:
-        """How many fit on a multiprocessor at once, by registers, shared memory and threads."""
+        """How many programs of this kernel fit on a multiprocessor at once; 0 for AMD, which is not modelled."""
         if name.startswith("gfx"):
-            return 0  # not modelled
+            return 0
         # Registers are given out in steps of 8 a thread.
         by_registers = 65536 // (32 * warps * ((self.registers + 7) // 8 * 8))
         by_shared = SHARED_TOTAL[name] // (self.shared_bytes + 1024)
@@ -80,6 +80,8 @@ class Compiled:
 
 
 class _Recorder:
+    """Takes the place of a kernel in its module and records its launches."""
+
     def __init__(self, kernel: JITFunction, launches: list[Launch]):
         self.kernel, self.launches = kernel, launches
 
@@ -88,9 +90,9 @@ class _Recorder:
 
 
 def launches(call, name: str = "sm_80") -> list[Launch]:
-    """The launches that call() makes with CPU tensors, recorded in place of being run.
+    """The launches that call() makes with CPU tensors, which are recorded and not run.
 
-    What is compiled is then what the launcher asks for on TARGETS[name]: tile, warps, alignment and strides.
+    They are those that the host code would make on TARGETS[name]: with the same tile, warps, alignment and strides.
     """
     recorded: list[Launch] = []
     with ExitStack() as stack:
@@ -114,7 +116,7 @@ class _Driver:
         return self.target
 
     def get_current_device(self) -> str:
-        return f"ahead of time for {self.target}"  # the key under which Triton keeps what it compiled
+        return f"ahead of time for {self.target}"  # Triton keeps compiled kernels under this key
 
     def get_current_stream(self, device) -> int:
         return 0
@@ -122,7 +124,7 @@ class _Driver:
 
 @contextmanager
 def _active(target: GPUTarget):
-    before = driver._active  # reset_active() fails where there is no device
+    before = driver._active  # driver.reset_active() fails without a device
     driver.set_active(_Driver(target))
     try:
         yield
@@ -144,10 +146,10 @@ def _nvidia(name: str, kernel) -> Compiled:
     return Compiled(
         kernel=name,
         registers=used["REG"],
-        # Calls of float64 routines have a stack that nothing is stored to.
+        # Calls of float64 routines have a stack to which nothing is stored, so local loads or stores are looked for.
         local_bytes=used["STACK"] + used["LOCAL"] if re.search(r"\b(LDL|STL)\b", sass) else 0,
         shared_bytes=kernel.metadata.shared,
-        # LDGSTS: straight to shared memory, as pipelined loads go.
+        # LDGSTS loads straight to shared memory, as pipelined loads do.
         load_bits=access_widths(r"\b(?:LDG|LDGSTS)\.E(\S*)", sass),
         store_bits=access_widths(r"\bSTG\.E(\S*)", sass),
         products=tuple(re.findall(r"\b(DMMA|HMMA|HGMMA|UTC[A-Z]*MMA)\b", sass)),
@@ -162,7 +164,7 @@ def disassembled(cubin: bytes) -> str:
 
 
 def access_widths(pattern: str, sass: str) -> tuple[int, ...]:
-    """The access widths in bits; SASS names every width but 32."""
+    """The widths in bits of the accesses that match the pattern. SASS names every width but 32."""
     return tuple(
         int((re.search(r"\.[US]?(8|16|64|128|256)\b", modifiers) or [0, 32])[1])
         for modifiers in re.findall(pattern, sass)
@@ -170,7 +172,7 @@ def access_widths(pattern: str, sass: str) -> tuple[int, ...]:
 
 
 def _run(tool: str, binary: bytes, option: str) -> str:
-    # Neither tool reads a pipe; a file descriptor needs no name in a folder that must be cleaned.
+    # Neither tool reads a pipe. A file in memory has no name in a folder that would have to be cleaned.
     handle = os.memfd_create("cubin")
     try:
         os.write(handle, binary)
@@ -208,6 +210,7 @@ def _amd(name: str, kernel) -> Compiled:
 
 
 def print_reports() -> None:
+    """Prints the figures of build/aot, a line for each kernel."""
     columns = (
         "triton",
         "device",

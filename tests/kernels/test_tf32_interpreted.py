@@ -13,7 +13,7 @@ from strategies import embeddings
 from ssl_fast.kernels import info_nce
 from ssl_fast.kernels.engine import unit_rows, weighted_rows
 from ssl_fast.kernels.engine.precision import to_tf32
-from ssl_fast.kernels.engine.tile import add_weighted
+from ssl_fast.kernels.engine.tile import add_weighted_rows
 
 SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), 3.4028235e38, 1e-42, 1.0 + 2**-11, 1.0 + 2**-11 - 2**-23]
 
@@ -47,10 +47,10 @@ def _round_kernel(x, out, N: tl.constexpr):
 
 @triton.jit
 def _weights_kernel(weights, out, N: tl.constexpr, PRECISION: tl.constexpr):
-    """weights @ the unit matrix, which add_weighted gives back as they entered the product."""
+    """weights @ the unit matrix, which add_weighted_rows gives back as they entered the product."""
     i, k = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :]
     unit = tl.where(i == k, 1.0, 0.0)
-    result = add_weighted(tl.zeros((N, N), tl.float32), tl.load(weights + i * N + k), None, unit, PRECISION)
+    result = add_weighted_rows(tl.zeros((N, N), tl.float32), tl.load(weights + i * N + k), None, unit, PRECISION)
     tl.store(out + i * N + k, result)
 
 
@@ -87,7 +87,7 @@ def test_half_rows_beside_a_float32_queue_are_rounded_at_any_setting(precision, 
     x = embeddings(20, 64, dtype, "ordinary", 0)
     queue = torch.nn.functional.normalize(torch.randn(70, 64), dim=1)
     query = unit_rows.prepare([x], torch.float32, x)
-    keys, in_place = unit_rows.keys_of(queue, False, torch.float32, x)
+    keys, in_place = unit_rows.prepare_keys(queue, False, torch.float32, x)
     assert query.kind == keys.kind == "tf32"
     # A half row is a TF32 number already; as a unit row it would be rounded.
     assert query.factors is not None
@@ -99,7 +99,7 @@ def test_half_rows_beside_a_float32_queue_are_rounded_at_any_setting(precision, 
 
 def test_a_float32_queue_is_read_in_place_by_ieee_products_only(precision):
     x, queue = torch.randn(20, 64), torch.nn.functional.normalize(torch.randn(70, 64), dim=1)
-    keys, in_place = unit_rows.keys_of(queue, False, torch.float32, x)
+    keys, in_place = unit_rows.prepare_keys(queue, False, torch.float32, x)
     assert in_place == (precision == "ieee")
     assert (keys.values.data_ptr() == queue.data_ptr()) == in_place
 
