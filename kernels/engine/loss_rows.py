@@ -15,7 +15,7 @@ from ..tuning import table
 from .constants import BY_SCALE, FIXED, LN2, LOG_SUM, MEAN, NONE, REST, SHARE, SUM, SUMS_ROWS
 from .online_softmax import PartialSums
 from .precision import accumulator_dtype
-from .scale import Scale, has_fixed_shift, log2_scale
+from .scale import Scale, allows_fixed_shift, log2_scale
 from .tile import log2_of_1_plus
 
 BLOCK = 64  # rows of a program
@@ -56,7 +56,7 @@ def _merged(
 def _form(s, fixed_slots, online_slots, LAUNCHED: tl.constexpr):
     """(whether the shift is fixed, how many slots were filled)."""
     if LAUNCHED == BY_SCALE:
-        fixed = has_fixed_shift(s)
+        fixed = allows_fixed_shift(s)
     else:
         fixed = LAUNCHED == FIXED
     return fixed, tl.where(fixed, fixed_slots, online_slots)

@@ -18,7 +18,7 @@ from ..tuning import table
 from .constants import BY_SCALE, ONLINE
 from .mask import Mask, kept, needs_mask
 from .precision import INTERPRETED, accumulator_dtype
-from .scale import Scale, has_fixed_shift, log2_scale
+from .scale import Scale, allows_fixed_shift, log2_scale
 from .tile import add_weighted_rows, dot, exp2_of, load_rows, load_vector, tile_dots, without_unit
 from .unit_rows import UnitRows
 
@@ -106,7 +106,7 @@ def _online_softmax_kernel(
     """A program walks with BLOCK_M queries over one piece of the keys."""
     s = log2_scale(scale, temperature)
     if LAUNCHED == BY_SCALE:
-        if has_fixed_shift(s):
+        if allows_fixed_shift(s):
             return
     accumulator: tl.constexpr = maxima.dtype.element_ty
     row, piece = tl.program_id(0) * BLOCK_M, tl.program_id(1)

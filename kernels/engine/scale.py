@@ -68,7 +68,7 @@ def log2_scale(scale, temperature):
 
 
 @triton.jit
-def has_fixed_shift(log2_scale):
+def allows_fixed_shift(log2_scale):
     """Whether |s| can be the shift of all rows. `scale_of` decides alike where the host knows the temperature."""
     return tl.abs(log2_scale) * (2 * LN2) <= FIXED_SHIFT_LIMIT
 

@@ -16,7 +16,7 @@ from ..tuning import table
 from .constants import BY_SCALE, FIXED
 from .mask import Mask, kept, needs_mask
 from .online_softmax import PartialSums
-from .scale import Scale, has_fixed_shift, log2_bias, log2_scale
+from .scale import Scale, allows_fixed_shift, log2_bias, log2_scale
 from .tile import exp2_of, load_vector, score_of, sigmoid_of, similarities_of, softplus_of, tile_dots
 from .unit_rows import UnitRows
 
@@ -127,7 +127,7 @@ def _symmetric_tiles_kernel(
     """
     s = log2_scale(scale, temperature)
     if LAUNCHED == BY_SCALE:
-        if not has_fixed_shift(s):
+        if not allows_fixed_shift(s):
             return
     accumulator: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     shift = (tl.abs(s) if bias is None else -log2_bias(bias)).to(accumulator)

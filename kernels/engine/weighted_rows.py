@@ -22,7 +22,7 @@ from ..tuning import table
 from .constants import BY_SCALE, FIXED, HALF_UNIT, ONLINE, REST, SIGMOID
 from .mask import Mask, kept, needs_mask
 from .precision import accumulator_dtype, exponent_of, power_of_two, to_tf32
-from .scale import Scale, has_fixed_shift, log2_bias, log2_scale
+from .scale import Scale, allows_fixed_shift, log2_bias, log2_scale
 from .tile import add_weighted_rows, dot, exp2_of, load_rows, load_vector, score_of, sigmoid_of, without_unit
 from .unit_rows import UnitRows
 
@@ -109,7 +109,7 @@ def _weighted_rows_kernel(
     """A program sums the rows of one piece of y for BLOCK_M rows of x."""
     s = log2_scale(scale, temperature)
     if LAUNCHED == BY_SCALE:
-        if has_fixed_shift(s) != (FORM == FIXED):
+        if allows_fixed_shift(s) != (FORM == FIXED):
             return
     ROWS: tl.constexpr = x_sums is not None
     COLUMNS: tl.constexpr = y_sums is not None
@@ -166,7 +166,7 @@ def _weights_kernel(
     """The dots of a chunk of rows, first .. first + chunk, -> their weights, as the kernel above computes them."""
     s = log2_scale(scale, temperature)
     if LAUNCHED == BY_SCALE:
-        if has_fixed_shift(s) != (FORM == FIXED):
+        if allows_fixed_shift(s) != (FORM == FIXED):
             return
     ROWS: tl.constexpr = x_sums is not None
     COLUMNS: tl.constexpr = y_sums is not None

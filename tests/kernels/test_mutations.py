@@ -147,7 +147,7 @@ MUTATIONS = [
         "test_sizes_within_the_contract and dtype1 and 37-5000 and queue",
     ),
     Mutation(
-        "keys of another length", "tile.py", "weights *= key_factors[None, :]", "weights *= 1",
+        "keys of another length", "tile.py", "weights *= factors[None, :]", "weights *= 1",
         "info_nce", "test_dtypes_of_query_and_negatives and in and batch and 0.1",
     ),
     Mutation(
@@ -251,6 +251,13 @@ def started():
 
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_a_mistake_can_be_made(mutation):
+    """The list keeps up with the kernels: what a mutation changes is there, and in one place."""
+    (path,) = (ROOT / "kernels").rglob(mutation.file)
+    assert path.read_text().count(mutation.old) == 1
 
 
 @needs_triton
