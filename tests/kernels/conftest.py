@@ -30,10 +30,20 @@ WHY_NOT = _why_not()
 
 
 class SkippedFile(pytest.File):
-    """A file whose tests this process cannot run."""
+    """A file whose tests this process cannot run: one item in their place says why."""
 
     def collect(self):
+        item = SkippedTests.from_parent(self, name="interpreted")
+        item.add_marker(pytest.mark.interpreted)
+        yield item
+
+
+class SkippedTests(pytest.Item):
+    def runtest(self):
         pytest.skip(WHY_NOT)
+
+    def reportinfo(self):
+        return self.path, 0, f"{self.path.stem}: {WHY_NOT}"
 
 
 def is_interpreted(path) -> bool:
