@@ -32,7 +32,7 @@ KERNELS = {
     "online_softmax": "_online_softmax_kernel",
     "weighted_rows": "_weighted_rows_kernel",
 }
-HEAD = {"half": [64, 32], "tf32": [32, 64], "ieee": [32, 16], "float64": [32, 16]}  # depths of symmetric_tiles
+DEPTHS = {"half": [64, 32], "tf32": [32, 64], "ieee": [32, 16], "float64": [32, 16]}  # depths of symmetric_tiles
 
 
 def candidates(kernel: str, kind: str, width: int) -> list[Tile]:
@@ -40,7 +40,7 @@ def candidates(kernel: str, kind: str, width: int) -> list[Tile]:
         return [
             Tile(rows, columns, depth, warps, stages)
             for rows, columns, warps, stages in SHAPES
-            for depth in HEAD[kind]
+            for depth in DEPTHS[kind]
             if rows == columns and depth <= width
         ]
     return [Tile(rows, columns, width, warps, stages) for rows, columns, warps, stages in SHAPES]
