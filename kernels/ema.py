@@ -112,7 +112,7 @@ def _mixed(x):
 
 @triton.jit
 def _rounded_at_random(x, seed, place, element):
-    """float32 x rounded at random to one of the two bfloat16 numbers around it (ssl_fast.formulas.rounding); still float32."""
+    """float32 x rounded at random to one of the two bfloat16 around it (ssl_fast.formulas.rounding); still float32."""
     key = _mixed(seed.to(tl.uint32) + _mixed((seed >> 32).to(tl.uint32)))
     key = _mixed(place.to(tl.uint32) + key)
     random = _mixed(element.to(tl.uint32) + _mixed((element >> 32).to(tl.uint32) + key))
