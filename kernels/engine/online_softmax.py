@@ -127,7 +127,8 @@ def _online_softmax_kernel(
     weighted_sum = tl.zeros((BLOCK_M, WIDTH), accumulator) if weighted is not None else None
     if WIDTH == BLOCK_D:
         x = _load_queries(query, row, queries, s, WIDTH, BLOCK_M)
-    for column in range(piece * length, tl.minimum((piece + 1) * length, keys), BLOCK_N):
+    end = tl.minimum((piece + 1) * length, keys)
+    for column in range(piece * length, end, BLOCK_N):
         if WIDTH == BLOCK_D:
             y = load_rows(key, column, keys, 0, WIDTH, BLOCK_N, BLOCK_D)
             dots = dot(x, tl.trans(y), PRECISION)

@@ -101,9 +101,10 @@ def _add_ranks(
     of_columns = load_vector(positive, column, columns, BLOCK) * sign
     above_rows = tl.sum((keep & (similarities > of_rows[:, None])).to(tl.int32), 1)
     above_columns = tl.sum((keep & (similarities > of_columns[None, :])).to(tl.int32), 0)
+    total = tl.sum(tl.where(keep, similarities, 0.0), 1) * sign
     _add(row_ranks, above_rows, column_square, row, rows, j > 0, True, BLOCK)
     _add(column_ranks, above_columns, row_square, column, columns, i > 0, sums_columns, BLOCK)
-    return tl.sum(tl.where(keep, similarities, 0.0), 1) * sign
+    return total
 
 
 # `side` depends on the batch size: specialised by it, the kernel would be compiled anew for other batches.
