@@ -45,7 +45,8 @@ def _load_queries(query, row, queries, s, WIDTH: tl.constexpr, BLOCK_M: tl.const
 @triton.jit
 def _rank_threshold(positive, factors, row, queries, sign, BLOCK_M: tl.constexpr):
     """What the dots of a query must exceed for the key to rank above the positive, (BLOCK_M,)."""
-    threshold = load_vector(positive, row, queries, BLOCK_M) * sign
+    threshold = load_vector(positive, row, queries, BLOCK_M)
+    threshold *= sign.to(threshold.dtype)
     if factors is not None:
         # Allow 5e-7 for the rounding of the factors: a key equal to the positive must not rank above it.
         threshold = (threshold + tl.abs(threshold) * 5e-7) / factors
@@ -80,7 +81,7 @@ def _store_sums(
     if ranks is not None:
         tl.store(ranks + place, above, mask=i < queries)
     if totals is not None:
-        total *= sign
+        total *= sign.to(total.dtype)
         if factors is not None:
             total *= factors
         total = tl.where(sum_of_exp == sum_of_exp, total, float("nan"))
@@ -111,7 +112,7 @@ def _online_softmax_kernel(
     accumulator: tl.constexpr = maxima.dtype.element_ty
     row, piece = tl.program_id(0) * BLOCK_M, tl.program_id(1)
     # Dots get the sign of s, so that the largest dot has the largest score: a score is dot * magnitude.
-    sign = tl.where(s < 0, -1.0, 1.0).to(accumulator)
+    sign = tl.where(s < 0, -1.0, 1.0)
     magnitude = tl.zeros((BLOCK_M,), accumulator) + tl.abs(s).to(accumulator)
     own = None
     if query_factors is not None:
@@ -134,7 +135,7 @@ def _online_softmax_kernel(
             dots = dot(x, tl.trans(y), PRECISION)
         else:
             dots = tile_dots(query, row, queries, key, column, keys, WIDTH, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION)
-            dots *= sign
+            dots *= sign.to(accumulator)
         others = None
         if key_factors is not None:
             others = load_vector(key_factors, column, keys, BLOCK_N)
