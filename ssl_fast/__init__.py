@@ -10,7 +10,6 @@ from .losses import (
     HardNegativeNTXentLoss,
     InfoNCELoss,
     InstanceDiscriminationLoss,
-    LearnableTemperature,
     MoCoV3Loss,
     MultiPositiveInfoNCELoss,
     NTXentLoss,
@@ -23,6 +22,7 @@ from .memory.momentum import cosine_momentum, ema_update_
 from .memory.queue import NegativeQueue
 from .operators import loading
 from .operators.backends import backend
+from .temperature import LearnableTemperature
 from .tools.warmup import warmup
 
 __version__ = "0.1.0"

@@ -144,6 +144,16 @@ def places(name: str, x: Tensor, size: int) -> None:
         raise ValueError(f"{name}: expected places from 0 to {size - 1}, got {least if least < 0 else most}")
 
 
+def weights(value: Any, x: Tensor) -> None:
+    """(N,) floats, one for each of the N rows or images of x."""
+    dense("weights", value)
+    if value.dtype not in FLOATS:
+        raise TypeError(f"weights: expected float32, float64, bfloat16 or float16, got {value.dtype}")
+    if value.shape != x.shape[:1]:
+        raise ValueError(f"weights: expected shape {tuple(x.shape[:1])}, one a row, got {tuple(value.shape)}")
+    same_device("weights", value, "the embeddings", x)
+
+
 def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{name}: expected one of {', '.join(allowed)}, got {type(value).__name__}")

@@ -166,7 +166,10 @@ def test_a_module_of_another_dtype(make, dtype):
 @pytest.mark.parametrize("dtype", CASTS)
 def test_cast_modules_still_work(dtype):
     queue, bank = NegativeQueue(6, 4, seed=0, ids=True).to(dtype), MemoryBank(9, 4, seed=0).to(dtype)
-    loss, sampled = InfoNCELoss(LearnableTemperature(0.2)).to(dtype), InstanceDiscriminationLoss(0.2, 5).to(dtype)
+    loss, sampled = (
+        InfoNCELoss(LearnableTemperature(0.2)).to(dtype),
+        InstanceDiscriminationLoss(0.2, negatives=5).to(dtype),
+    )
     x = torch.randn(3, 4).to(dtype).requires_grad_()
     queue.enqueue_(x, normalize=True, ids=torch.arange(3))
     total = loss(x, x.flip(0), queue) + sampled(x, torch.arange(3), bank)

@@ -171,14 +171,14 @@ def test_bias_of_siglip(backend, bias, dtype):
     for where, x, y in ((backend, a, b), ("reference", a.double(), b.double())):
         t = torch.tensor(bias, dtype=dtype, requires_grad=True)
         with ssl_fast.backend(where):
-            loss = functional.siglip(x, y, 0.1, t, reduction="sum")
+            loss = functional.siglip(x, y, 0.1, bias=t, reduction="sum")
         results.append((loss.item(), torch.autograd.grad(loss, t)[0]))
     (loss, gradient), (expected, truth) = results
     assert loss == pytest.approx(expected, rel=2e-6)
     assert gradient.dtype == dtype
     assert gradient.item() == pytest.approx(truth.item(), rel=1e-5)
     with ssl_fast.backend(backend):
-        assert functional.siglip(a, b, 0.1, torch.tensor(math.nan)).isnan()
+        assert functional.siglip(a, b, 0.1, bias=torch.tensor(math.nan)).isnan()
 
 
 @on_every_backend
@@ -188,12 +188,14 @@ def test_rows_without_a_positive(backend, form):
     x = embeddings(6, 4, torch.float32, "ordinary", 0).to(device).requires_grad_()
     labels = torch.tensor([1, 1, 2, 3, 3, 4], device=device)
     with ssl_fast.backend(backend):
-        loss_rows = functional.supcon(x, labels, 0.2, form, reduction="none")
+        loss_rows = functional.supcon(x, labels, 0.2, form=form, reduction="none")
         assert (loss_rows == 0).tolist() == [False, False, True, False, False, True]
-        with_them, without = (functional.supcon(x, labels, 0.2, form, count) for count in (True, False))
+        with_them, without = (
+            functional.supcon(x, labels, 0.2, form=form, count_without_positive=count) for count in (True, False)
+        )
         torch.testing.assert_close(with_them, loss_rows.sum() / 6)
         torch.testing.assert_close(without, loss_rows.sum() / 4)
-        alone = functional.supcon(x, torch.arange(6, device=device), 0.2, form)
+        alone = functional.supcon(x, torch.arange(6, device=device), 0.2, form=form)
         assert alone == 0
         alone.backward()
     assert (x.grad == 0).all()
@@ -327,14 +329,14 @@ def test_tilts_beyond_the_temperatures(backend):
     z1, z2 = torch.randn(2, 8, 16, device=device_of(backend))
     for temperature, beta in ((0.5, 1e-10), (1e8, 0.5), (0.5, 1e3)):
         with ssl_fast.backend("reference"):
-            expected = functional.hard_negative_nt_xent(z1.double(), z2.double(), temperature, beta)
+            expected = functional.hard_negative_nt_xent(z1.double(), z2.double(), temperature, beta=beta)
         with ssl_fast.backend(backend):
-            assert functional.hard_negative_nt_xent(z1, z2, temperature, beta).item() == pytest.approx(
+            assert functional.hard_negative_nt_xent(z1, z2, temperature, beta=beta).item() == pytest.approx(
                 expected.item(), rel=1e-4
             )
-            assert functional.hard_negative_nt_xent(z1, z2, torch.tensor(1.5e8), 2.0).isnan()
+            assert functional.hard_negative_nt_xent(z1, z2, torch.tensor(1.5e8), beta=2.0).isnan()
     with pytest.raises(ValueError, match="temperature: expected a number whose size"), ssl_fast.backend("auto"):
-        functional.hard_negative_nt_xent(z1.cpu(), z2.cpu(), 1e-8, 1.0)
+        functional.hard_negative_nt_xent(z1.cpu(), z2.cpu(), 1e-8, beta=1.0)
 
 
 def test_sampled_negatives_under_autocast_and_at_cold_temperatures():
@@ -344,7 +346,7 @@ def test_sampled_negatives_under_autocast_and_at_cold_temperatures():
     results = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            results.append(functional.instance_nce(x, index, noise, bank, 50.0, 0.07, "none"))
+            results.append(functional.instance_nce(x, index, noise, bank, 50.0, 0.07, reduction="none"))
     assert torch.equal(*results)
     loss = ssl_fast.InstanceDiscriminationLoss(0.001, negatives=20)
     assert loss(bank.bank[:8] + 0.01 * x, index, bank).isfinite()

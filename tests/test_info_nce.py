@@ -218,7 +218,7 @@ def test_enqueue_between_loss_and_backward(backend, reduction):
     for enqueues in (False, True):
         q, k = query.clone().requires_grad_(), positive.clone().requires_grad_()
         with ssl_fast.backend(backend):
-            loss = functional.info_nce(q, k, queue, 0.1, reduction)
+            loss = functional.info_nce(q, k, queue, 0.1, reduction=reduction)
             if enqueues:
                 queue.enqueue_(positive)
             loss.sum().backward()
@@ -248,7 +248,7 @@ def test_bad_queue_row_reaches_every_query(backend, bad, dim):
     queue.queue[257, 3] = bad
     query.requires_grad_()
     with ssl_fast.backend(backend):
-        loss = functional.info_nce(query, positive, queue, 0.1, "none")
+        loss = functional.info_nce(query, positive, queue, 0.1, reduction="none")
         loss.sum().backward()
     # +Inf times a query's entry is Inf or -Inf; a logit of -Inf is a finite loss that hides the Inf.
     assert not loss.isfinite().any()

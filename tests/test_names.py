@@ -13,9 +13,9 @@ from ssl_fast.tools import doctor
 
 TESTS = Path(__file__).parent
 # Functions without a class of their own name: the primitive, and what InstanceDiscriminationLoss chooses.
-OTHERS = {"similarity_lse", "instance_nce"}
+OTHERS = {"similarity_lse", "instance_nce", "nce_normalizer"}
 # What the class has besides, in its options or in what forward takes.
-EXTRA = {"clip": {"logit_scale": None}, "siglip": {"logit_scale": None}, "instance_discrimination": {"negatives": None}}
+EXTRA = {"instance_discrimination": {"negatives": None}}
 # The Python function that calls each operator.
 CALLERS = {
     "nt_xent": functional.nt_xent,
@@ -93,15 +93,27 @@ def test_function_and_reference_have_one_signature(operator):
     assert list(own.items()) == list(parameters(getattr(reference, operator)).items())
 
 
+COMMON = ["reduction", "normalize", "return_stats", "group"]
+
+
+@pytest.mark.parametrize("operator", sorted(set(functional.__all__) - {"nce_normalizer", "similarity_lse"}))
+def test_options_are_keywords_in_one_order(operator):
+    kinds = inspect.signature(getattr(functional, operator)).parameters
+    keywords = [name for name, parameter in kinds.items() if parameter.kind is parameter.KEYWORD_ONLY]
+    common = [name for name in (*COMMON[:2], "weights", *COMMON[2:]) if name in kinds]
+    assert [name for name in keywords if name in common] == common
+    positional = [name for name in kinds if name not in keywords]
+    assert positional[-1] == "temperature"
+    assert keywords[keywords.index("reduction") :][: len(common)] == common
+
+
 @pytest.mark.parametrize("operator", CLASSES)
 def test_class_takes_the_options_and_forward_the_tensors(operator):
     options, tensors = parameters(CLASSES[operator].__init__), parameters(CLASSES[operator].forward)
     assert next(iter(options)) == "temperature"
-    assert [name for name in options if name != "group"][-1] == "reduction"
-    expected = parameters(getattr(functional, operator)) | EXTRA.get(operator, {})
-    # Statistics are the function's: a module returns a loss.
-    assert expected.pop("return_stats") is False
-    assert {**tensors, **options} == expected
+    common = [name for name in COMMON if name in options]
+    assert list(options)[1 : 1 + len(common)] == common
+    assert {**tensors, **options} == parameters(getattr(functional, operator)) | EXTRA.get(operator, {})
 
 
 def test_public_names():

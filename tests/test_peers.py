@@ -189,7 +189,7 @@ def test_open_clip_sig_lip(dtype):
         return -logsigmoid((2 * torch.eye(len(images), dtype=images.dtype) - 1) * logits).sum() / len(images)
 
     def ours(a, b, scale, bias, normalize=False):
-        return functional.siglip(a, b, 1 / scale, bias, normalize)
+        return functional.siglip(a, b, 1 / scale, bias=bias, normalize=normalize)
 
     inputs = *paired_features(dtype), *torch.tensor([10.0, -3.0], dtype=dtype)
     assert_agree(ours, theirs, *inputs)

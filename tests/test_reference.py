@@ -147,7 +147,7 @@ def test_debiased_hard_negatives_at_small_temperatures(temperature, dtype):
     for tau_plus in (0.01, 0.1, 0.5):
         arguments = {"z1": z1.double(), "z2": z2.double(), "beta": 1.0, "tau_plus": tau_plus}
         expected = oracle_rows("hard_negative_nt_xent", arguments, temperature).loss
-        loss = reference.hard_negative_nt_xent(z1, z2, temperature, 1.0, tau_plus, "none")
+        loss = reference.hard_negative_nt_xent(z1, z2, temperature, beta=1.0, tau_plus=tau_plus, reduction="none")
         scale = torch.finfo(dtype).eps / abs(temperature)
         np.testing.assert_allclose(loss.numpy(), expected, rtol=0, atol=20 * scale)
 
@@ -226,7 +226,9 @@ def test_rows_without_positive_count_or_do_not(form):
     assert counted == 5
     for count_without_positive, divisor in ((True, None), (False, counted)):
         for reduction in ("none", "mean", "sum"):
-            got = reference.supcon(features, labels, 0.2, form, count_without_positive, reduction)
+            got = reference.supcon(
+                features, labels, 0.2, form=form, count_without_positive=count_without_positive, reduction=reduction
+            )
             np.testing.assert_allclose(got.numpy(), oracle.reduce(rows.loss, reduction, divisor), rtol=1e-12)
 
 

@@ -64,11 +64,11 @@ def test_all_rows_equal(temperature):
 def test_options_of_equal_rows_change_nothing(temperature, form, sigma):
     z = randn(4).expand(7, 4)
     for labels in (torch.zeros(7).long(), torch.tensor([0, 0, 0, 0, 1, 1, 1])):
-        loss = reference.supcon(z, labels, temperature, form)
+        loss = reference.supcon(z, labels, temperature, form=form)
         assert loss.item() == pytest.approx(math.log(6), rel=1e-12)
     # All weights are 1, all negatives weigh alike, and the share tau_plus of them is as similar as the positive.
-    assert reference.dcl(z, z, temperature, sigma).item() == pytest.approx(math.log(12), rel=1e-12)
-    loss = reference.hard_negative_nt_xent(z, z, temperature, sigma, 0.1)
+    assert reference.dcl(z, z, temperature, sigma=sigma).item() == pytest.approx(math.log(12), rel=1e-12)
+    loss = reference.hard_negative_nt_xent(z, z, temperature, beta=sigma, tau_plus=0.1)
     assert loss.item() == pytest.approx(math.log(13), rel=1e-12)
 
 
@@ -85,24 +85,26 @@ def test_orthogonal_pairs():
     assert reference.instance_discrimination(z, index, z / 3, 1 / s).item() == one_sided
     assert reference.moco_v3(z, z, z, z, 1 / s).item() == pytest.approx(4 / s * math.log1p(4 * math.exp(-s)))
     bce = math.log1p(math.exp(-(s - 1))) + 4 * math.log1p(math.exp(-1))
-    assert reference.siglip(z, z, 1 / s, -1.0).item() == pytest.approx(bce, rel=1e-12)
+    assert reference.siglip(z, z, 1 / s, bias=-1.0).item() == pytest.approx(bce, rel=1e-12)
     # Two noise images of five, P / (m / n) = exp(logit) / 3 / (2 / 5).
     noise, ratio = torch.stack([index.roll(1), index.roll(2)], 1), 1 / 3 / (2 / 5)
     nce = math.log1p(1 / (ratio * math.exp(s))) + 2 * math.log1p(ratio)
     assert reference.instance_nce(z, index, noise, z / 3, 3.0, 1 / s).item() == pytest.approx(nce, rel=1e-12)
-    assert reference.similarity_lse(z, z, s, "self")[0].item() == pytest.approx(math.log(4), rel=1e-12)
+    assert reference.similarity_lse(z, z, s, exclude="self")[0].item() == pytest.approx(math.log(4), rel=1e-12)
 
 
 def test_debiased_orthogonal_pairs():
     z = torch.eye(5, dtype=torch.float64)
     p, tau_plus = math.exp(0.5), 0.1
     g = 8 * (1 - tau_plus * p) / (1 - tau_plus)
-    assert reference.hard_negative_nt_xent(z, z, 2.0, 1.0, tau_plus).item() == pytest.approx(
+    assert reference.hard_negative_nt_xent(z, z, 2.0, beta=1.0, tau_plus=tau_plus).item() == pytest.approx(
         math.log1p(g / p), rel=1e-12
     )
     # At s = 5 the share of the positive is more than there is: the floor holds.
     floor = math.log1p(8 * math.exp(-5) / math.exp(5))
-    assert reference.hard_negative_nt_xent(z, z, 0.2, 1.0, tau_plus).item() == pytest.approx(floor, rel=1e-12)
+    assert reference.hard_negative_nt_xent(z, z, 0.2, beta=1.0, tau_plus=tau_plus).item() == pytest.approx(
+        floor, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -113,7 +115,7 @@ def test_floor_of_debiased_hard_negatives(dtype, temperature):
     z1[:, :4], z2[:, :4] = torch.eye(4), 0.1 * torch.eye(4)
     z2[:, 4:] = 0.99**0.5 * torch.eye(4)
     z1.requires_grad_()
-    loss = reference.hard_negative_nt_xent(z1, z2, temperature, 1.0, 0.5)
+    loss = reference.hard_negative_nt_xent(z1, z2, temperature, beta=1.0, tau_plus=0.5)
     expected = math.log1p(6 * math.exp(-1 / temperature) / math.exp(0.1 / temperature))
     assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-12)
     loss.backward()
@@ -138,10 +140,12 @@ def test_one_pair_has_no_loss():
 def test_supcon_without_any_positive_is_0(form, count_without_positive):
     z = randn(5, 3).requires_grad_()
     for reduction in ("none", "sum", "mean"):
-        loss = reference.supcon(z, torch.arange(5), 0.1, form, count_without_positive, reduction)
+        loss = reference.supcon(
+            z, torch.arange(5), 0.1, form=form, count_without_positive=count_without_positive, reduction=reduction
+        )
         assert_same(loss, torch.zeros_like(loss))
         assert_same(torch.autograd.grad(loss.sum(), z)[0], torch.zeros_like(z))
-    _, stats = reference.supcon(z, torch.arange(5), 0.1, form, return_stats=True)
+    _, stats = reference.supcon(z, torch.arange(5), 0.1, form=form, return_stats=True)
     assert stats.top1 == 0
     assert stats.positive_similarity.isnan()
 
@@ -153,21 +157,21 @@ def test_supcon_without_any_positive_is_0(form, count_without_positive):
 def test_supcon_of_two_views_is_nt_xent(form):
     z1, z2 = randn(2, 6, 5)
     # Rows of a view together there, of an image here.
-    expected = reference.nt_xent(z1, z2, 0.2, "none").view(2, 6).T.flatten()
-    assert_same(reference.supcon(torch.stack([z1, z2], 1), None, 0.2, form, reduction="none"), expected)
+    expected = reference.nt_xent(z1, z2, 0.2, reduction="none").view(2, 6).T.flatten()
+    assert_same(reference.supcon(torch.stack([z1, z2], 1), None, 0.2, form=form, reduction="none"), expected)
     labels = torch.arange(6).repeat(2)
-    loss = reference.supcon(torch.cat([z1, z2]), labels, 0.2, form, reduction="none")
-    assert_same(loss, reference.nt_xent(z1, z2, 0.2, "none"))
+    loss = reference.supcon(torch.cat([z1, z2]), labels, 0.2, form=form, reduction="none")
+    assert_same(loss, reference.nt_xent(z1, z2, 0.2, reduction="none"))
 
 
 def test_supcon_forms_of_labelled_views():
     features, labels = randn(4, 3, 5), torch.tensor([1, 0, 1, 2])
     flat, repeated = features.flatten(0, 1), labels.repeat_interleave(3)
     for form in ("out", "in"):
-        loss = reference.supcon(features, labels, 0.2, form, reduction="none")
-        assert_same(loss, reference.supcon(flat, repeated, 0.2, form, reduction="none"))
+        loss = reference.supcon(features, labels, 0.2, form=form, reduction="none")
+        assert_same(loss, reference.supcon(flat, repeated, 0.2, form=form, reduction="none"))
     # Jensen: the mean inside the log is the smaller loss.
-    out, inside = (reference.supcon(features, labels, 0.2, form) for form in ("out", "in"))
+    out, inside = (reference.supcon(features, labels, 0.2, form=form) for form in ("out", "in"))
     assert inside < out
 
 
@@ -176,8 +180,10 @@ def test_supcon_forms_of_labelled_views():
 def test_one_positive_is_info_nce(form, negatives):
     query, positive = randn(2, 6, 5)
     given = {"in batch": None, "shared": randn(9, 5), "queue": NegativeQueue(9, 5, dtype=torch.float64)}[negatives]
-    loss, stats = reference.multi_positive_info_nce(query, positive[:, None], given, 0.2, form, "none", True)
-    expected, expected_stats = reference.info_nce(query, positive, given, 0.2, "none", True)
+    loss, stats = reference.multi_positive_info_nce(
+        query, positive[:, None], given, 0.2, form=form, reduction="none", return_stats=True
+    )
+    expected, expected_stats = reference.info_nce(query, positive, given, 0.2, reduction="none", return_stats=True)
     assert_same(loss, expected)
     assert_same(torch.stack(stats), torch.stack(expected_stats))
 
@@ -185,7 +191,9 @@ def test_one_positive_is_info_nce(form, negatives):
 def test_dcl_and_the_positive_is_nt_xent():
     # NT-Xent's sum holds the positive too: log(1 + exp(DCL)).
     z1, z2 = randn(2, 6, 5)
-    assert_same(softplus(reference.dcl(z1, z2, 0.2, reduction="none")), reference.nt_xent(z1, z2, 0.2, "none"))
+    assert_same(
+        softplus(reference.dcl(z1, z2, 0.2, reduction="none")), reference.nt_xent(z1, z2, 0.2, reduction="none")
+    )
 
 
 def test_weights_of_dclw_have_no_gradient():
@@ -194,7 +202,7 @@ def test_weights_of_dclw_have_no_gradient():
     weights = (2 - 6 * (positive / sigma).softmax(0)).detach()
     assert weights.sum().item() == pytest.approx(6)
     expected = reference.dcl(z1, z2, t, reduction="none") + ((1 - weights) * positive / t).repeat(2)
-    loss = reference.dcl(z1, z2, t, sigma, "none")
+    loss = reference.dcl(z1, z2, t, sigma=sigma, reduction="none")
     assert_same(loss, expected)
     gradient, expected_gradient = (torch.autograd.grad(x.square().sum(), z1)[0] for x in (loss, expected))
     assert_same(gradient, expected_gradient)
@@ -203,7 +211,7 @@ def test_weights_of_dclw_have_no_gradient():
 def test_negatives_that_weigh_alike_are_nt_xent():
     z1, z2 = randn(2, 6, 5)
     loss = reference.hard_negative_nt_xent(z1, z2, 0.2, beta=0.0, tau_plus=0.0, reduction="none")
-    assert_same(loss, reference.nt_xent(z1, z2, 0.2, "none"))
+    assert_same(loss, reference.nt_xent(z1, z2, 0.2, reduction="none"))
     # Hard negatives that weigh more are a larger loss.
     assert (reference.hard_negative_nt_xent(z1, z2, 0.2, beta=0.5, reduction="none") > loss).all()
 
@@ -212,30 +220,32 @@ def test_exclusion_by_ids():
     query, positive, negatives = randn(3, 6, 5)
     ids = torch.arange(6)
     for given, others in ((None, ids), (negatives, ids + 6)):
-        loss = reference.info_nce(query, positive, given, 0.2, "none", exclude=(ids, others))
-        assert_same(loss, reference.info_nce(query, positive, given, 0.2, "none"))
+        loss = reference.info_nce(query, positive, given, 0.2, reduction="none", exclude=(ids, others))
+        assert_same(loss, reference.info_nce(query, positive, given, 0.2, reduction="none"))
     # Row i without negative i.
-    loss = reference.info_nce(query, positive, negatives, 0.2, "none", exclude=(ids, ids))
+    loss = reference.info_nce(query, positive, negatives, 0.2, reduction="none", exclude=(ids, ids))
     others = torch.stack([negatives[ids != i] for i in range(6)])
-    assert_same(loss, reference.info_nce(query, positive, others, 0.2, "none"))
+    assert_same(loss, reference.info_nce(query, positive, others, 0.2, reduction="none"))
     same = torch.zeros(6).long()
     assert_same(reference.info_nce(query, positive, negatives, 0.2, exclude=(same, same)), torch.zeros(()).double())
 
 
 def test_clip_and_moco_v3_are_info_nce_both_ways():
     a, b, c, d = randn(4, 6, 5)
-    both = [reference.info_nce(x, y, None, 0.2, "none") for x, y in ((a, b), (b, a))]
+    both = [reference.info_nce(x, y, None, 0.2, reduction="none") for x, y in ((a, b), (b, a))]
     assert_same(reference.clip(a, b, 0.2, reduction="none"), torch.cat(both))
     assert_same(reference.clip(normalize(a), normalize(b), 0.2, normalize=False, reduction="none"), torch.cat(both))
-    expected = [reference.info_nce(x, y, None, 0.2, "none") for x, y in ((a, d), (b, c))]
-    assert_same(reference.moco_v3(a, b, c, d, 0.2, "none"), 2 * 0.2 * (expected[0] + expected[1]))
+    expected = [reference.info_nce(x, y, None, 0.2, reduction="none") for x, y in ((a, d), (b, c))]
+    assert_same(reference.moco_v3(a, b, c, d, 0.2, reduction="none"), 2 * 0.2 * (expected[0] + expected[1]))
 
 
 def test_similarity_lse_makes_the_losses():
     z1, z2, s, image = *randn(2, 6, 5), 5.0, torch.arange(6).repeat(2)
     z, positive = torch.cat([z1, z2]), s * (normalize(z1) * normalize(z2)).sum(1).repeat(2)
-    assert_same(reference.similarity_lse(z, z, s, "self") - positive, reference.nt_xent(z1, z2, 1 / s, "none"))
-    loss = reference.similarity_lse(z, z, s, (image, image)) - positive
+    assert_same(
+        reference.similarity_lse(z, z, s, exclude="self") - positive, reference.nt_xent(z1, z2, 1 / s, reduction="none")
+    )
+    loss = reference.similarity_lse(z, z, s, exclude=(image, image)) - positive
     assert_same(loss, reference.dcl(z1, z2, 1 / s, reduction="none"))
     assert_same(reference.similarity_lse(z, z, s, only=(image, image)), positive)
     rows, columns = reference.similarity_lse(z1, z2, s, columns=True)
@@ -252,16 +262,16 @@ def test_cross_entropy(reduction):
     z = normalize(torch.cat([z1, z2]))
     logits = (z @ z.T / 0.1).fill_diagonal_(-math.inf)
     expected = cross_entropy(logits, torch.arange(16).roll(8), reduction=reduction)
-    assert_same(reference.nt_xent(z1, z2, 0.1, reduction), expected)
+    assert_same(reference.nt_xent(z1, z2, 0.1, reduction=reduction), expected)
     q, k, n, index = *normalize(randn(3, 8, 6), dim=2), torch.arange(8)
     expected = cross_entropy(q @ k.T / 0.1, index, reduction=reduction)
-    assert_same(reference.info_nce(q, k, None, 0.1, reduction), expected)
+    assert_same(reference.info_nce(q, k, None, 0.1, reduction=reduction), expected)
     logits = torch.cat([(q * k).sum(1, keepdim=True), q @ n.T], 1) / 0.1
     expected = cross_entropy(logits, torch.zeros(8, dtype=torch.int64), reduction=reduction)
-    assert_same(reference.info_nce(q, k, n, 0.1, reduction), expected)
+    assert_same(reference.info_nce(q, k, n, 0.1, reduction=reduction), expected)
     own = index.roll(3)
     expected = cross_entropy(q @ n.T / 0.1, own, reduction=reduction)
-    assert_same(reference.instance_discrimination(q, own, n, 0.1, reduction), expected)
+    assert_same(reference.instance_discrimination(q, own, n, 0.1, reduction=reduction), expected)
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
@@ -272,12 +282,12 @@ def test_binary_cross_entropy(reduction):
         return terms.sum(1) if reduction == "none" else getattr(terms.sum(1), reduction)()
 
     terms = binary_cross_entropy_with_logits(u @ v.T / 0.1 - 3, torch.eye(8, dtype=torch.float64), reduction="none")
-    assert_same(reference.siglip(u, v, 0.1, -3.0, reduction=reduction), reduced(terms))
+    assert_same(reference.siglip(u, v, 0.1, bias=-3.0, reduction=reduction), reduced(terms))
     index, noise = torch.arange(8).roll(3), torch.randint(8, (8, 5))
     logits = (u[:, None] * v[torch.cat([index[:, None], noise], 1)]).sum(2) / 0.1 - math.log(7.0 * 5 / 8)
     target = nn.functional.one_hot(torch.zeros(8, dtype=torch.int64), 6).double()
     terms = binary_cross_entropy_with_logits(logits, target, reduction="none")
-    assert_same(reference.instance_nce(u, index, noise, v, 7.0, 0.1, reduction), reduced(terms))
+    assert_same(reference.instance_nce(u, index, noise, v, 7.0, 0.1, reduction=reduction), reduced(terms))
 
 
 # Finite differences
@@ -308,7 +318,7 @@ def test_gradcheck_of_instance_nce():
     features, bank, index, noise = randn(5, 3), randn(7, 3), torch.randint(7, (5,)), torch.randint(7, (5, 4))
 
     def loss(features, t):
-        return reference.instance_nce(features, index, noise, bank, 3.0, t, "none")
+        return reference.instance_nce(features, index, noise, bank, 3.0, t, reduction="none")
 
     assert_gradients(loss, features, torch.tensor(0.3, dtype=torch.float64))
 

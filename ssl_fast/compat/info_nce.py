@@ -64,8 +64,10 @@ def info_nce(
     else:
         query, positive_key, negatives = one_dtype(query, positive_key, negative_keys)
     if negatives is not None and not negatives.shape[-2]:  # the positive is alone: a loss of 0
-        return 0 * functional.info_nce(query, positive_key, torch.zeros_like(positive_key[:1]), 1.0, reduction)
-    loss: Tensor = functional.info_nce(query, positive_key, negatives, temperature, reduction)
+        return 0 * functional.info_nce(
+            query, positive_key, torch.zeros_like(positive_key[:1]), 1.0, reduction=reduction
+        )
+    loss: Tensor = functional.info_nce(query, positive_key, negatives, temperature, reduction=reduction)
     return loss
 
 

@@ -242,7 +242,7 @@ class DCLLoss(nn.Module):
         temperature = scalar(self.temperature)
         group = _group(self.gather_distributed)
         sigma = _sigma_of(self.weight_fn) if group is None else None  # the function's softmax is over the rank's rows
-        loss = losses.dcl(out0, out1, temperature, sigma, group=group)
+        loss = losses.dcl(out0, out1, temperature, sigma=sigma, group=group)
         if not self.weight_fn or sigma is not None:
             return loss
         # The loss is linear in the weights of the positives.

@@ -16,10 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..formulas.rows import upcast
-from ..formulas.sums import reduce, softplus
-from ..functional import clip, siglip, similarity_lse
-from ..losses import temperature_of
+from ..formulas.scalars import temperature_or_inverse
+from ..functional import clip, info_nce, siglip
 from .inputs import one_dtype, scalar
 from .own_path import say_own_path
 
@@ -72,7 +70,7 @@ class ClipLoss(theirs.ClipLoss):
         if self.world_size > 1:
             loss = self._across(image_features, text_features, scale)
         else:
-            loss = clip(image_features, text_features, temperature_of(scale, image_features), normalize=False)
+            loss = clip(image_features, text_features, logit_scale=scale, normalize=False)
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _across(self, images: Tensor, texts: Tensor, scale: float | Tensor) -> Tensor:
@@ -80,16 +78,16 @@ class ClipLoss(theirs.ClipLoss):
             images, texts, self.local_loss, self.gather_with_grad, self.rank, self.world_size, self.use_horovod
         )
         if not self.local_loss:
-            return clip(all_images, all_texts, temperature_of(scale, images), normalize=False)
+            return clip(all_images, all_texts, logit_scale=scale, normalize=False)
         count = images.shape[0]
         own = torch.arange(self.rank * count, (self.rank + 1) * count, device=images.device)
         ids = own, torch.arange(all_images.shape[0], device=images.device)
-        losses = []
-        for queries, keys in ((images, all_texts), (texts, all_images)):
-            negatives = similarity_lse(queries, keys, scale, exclude=ids, normalize=False)
-            positive = scale * (upcast(queries) * upcast(keys[own])).sum(1)
-            losses.append(softplus(negatives - positive))
-        return reduce(torch.cat(losses), "mean")
+        temperature = temperature_or_inverse(None, scale)
+        directions = (
+            info_nce(queries, keys[own], keys, temperature, exclude=ids, normalize=False)
+            for queries, keys in ((images, all_texts), (texts, all_images))
+        )
+        return sum(directions) / 2
 
 
 class SigLipLoss(theirs.SigLipLoss):
@@ -121,9 +119,9 @@ class SigLipLoss(theirs.SigLipLoss):
         loss = siglip(
             image_features,
             text_features,
-            temperature_of(scalar(logit_scale), image_features),
-            bias,
-            False,
+            logit_scale=scalar(logit_scale),
+            bias=bias,
+            normalize=False,
             group=group,
         )
         return {"contrastive_loss": loss} if output_dict else loss

@@ -21,6 +21,7 @@ from torch import Tensor
 from typing_extensions import deprecated
 
 from ..formulas.rows import unit_rows, upcast
+from ..formulas.scalars import temperature_or_inverse
 from ..formulas.sums import reduce, softplus
 from ..functional import clip, info_nce, similarity_lse
 from .inputs import scalar
@@ -119,9 +120,9 @@ def _fused(loss: Any, embeddings: list[Tensor]) -> Tensor:
     hard, scale = _is_hard(loss), scalar(loss.scale)
     if len(docs) == 1 and not hard and not loss.gather_across_devices:
         if directions == {"query_to_doc"} and normalize:
-            return info_nce(queries, docs[0], None, 1 / scale)
+            return info_nce(queries, docs[0], None, temperature_or_inverse(None, scale))
         if directions == {"query_to_doc", "doc_to_query"} and loss.partition_mode == "per_direction":
-            return clip(queries, docs[0], 1 / scale, normalize)
+            return clip(queries, docs[0], logit_scale=scale, normalize=normalize)
     batch = _Batch(queries, docs, scale, normalize, loss.gather_across_devices)
     # Relative to the positive's logit, so that what is small of a loss is not rounded as a logit is.
     logits = {"query_to_doc": batch.hardened(loss.hardness_mode, loss.hardness_strength) if hard else batch.to_docs()}
@@ -187,7 +188,7 @@ class _Batch:
         return [*found, share * value + ((1 - share) * value).detach()]
 
     def _lse(self, a: Tensor, b: Tensor, ids: Tensor, extra_scale: float = 0.0) -> Tensor:
-        return similarity_lse(a, b, self.scale + extra_scale, (self.own_image, ids), normalize=self.normalize)
+        return similarity_lse(a, b, self.scale + extra_scale, exclude=(self.own_image, ids), normalize=self.normalize)
 
     def _similarities(self, docs: Tensor) -> Tensor:
         """(N,) of own queries with one document each."""

@@ -13,9 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..formulas.rows import upcast
-from ..formulas.sums import reduce, softplus
-from ..functional import info_nce, similarity_lse, supcon
+from ..formulas.sums import reduce
+from ..functional import info_nce, supcon
 from ..memory.momentum import ema_update_
 from ..parallel.collectives import gather
 from ..parallel.group import all_processes
@@ -55,9 +54,7 @@ def mocov2plus_loss_func(query: Tensor, key: Tensor, queue: Tensor, temperature:
 
     query, key: (N, D). queue: (D, K), a key a column; a copy in rows is made of it.
     """
-    positive = (upcast(query) * upcast(key)).sum(1) / temperature
-    negatives = similarity_lse(query, queue.T, 1 / temperature, normalize=False)
-    return reduce(softplus(negatives - positive), "mean")
+    return info_nce(query, key, queue.T, temperature, normalize=False)
 
 
 def mocov3_loss_func(query: Tensor, key: Tensor, temperature: float = 0.2) -> Tensor:
@@ -67,7 +64,7 @@ def mocov3_loss_func(query: Tensor, key: Tensor, temperature: float = 0.2) -> Te
     in one process a key that requires a gradient gets it.
     """
     group = all_processes()
-    losses = info_nce(query, key if group is None else key.detach(), None, temperature, "none", group=group)
+    losses = info_nce(query, key if group is None else key.detach(), None, temperature, reduction="none", group=group)
     return reduce(losses, "mean") * (2 * temperature)
 
 

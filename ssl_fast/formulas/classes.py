@@ -23,3 +23,10 @@ def dense(labels: Tensor) -> Tensor:
     ordered, order = labels.sort(stable=True)
     new = torch.cat([ordered.new_zeros(1, dtype=torch.int64), (ordered[1:] != ordered[:-1]).long()])
     return torch.empty_like(order).scatter_(0, order, new.cumsum(0))
+
+
+def class_sums(x: Tensor, classes: Tensor, count: int) -> Tensor:
+    """(count, ...) the sums of the rows of x (N, ...) of each class from 0 to count - 1, in a fixed order."""
+    sums = x.new_zeros(count, *x.shape[1:])
+    # On a GPU index_add adds atomically, in any order; index_put sorts first.
+    return sums.index_put((classes,), x, accumulate=True) if x.is_cuda else sums.index_add(0, classes, x)

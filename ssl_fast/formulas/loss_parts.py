@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .statistics import ContrastiveStats, stats_from
-from .sums import reduce, row_totals, softplus
+from .statistics import ContrastiveStats
+from .sums import row_totals, softplus
 
 if TYPE_CHECKING:
-    from ..annotations import Loss, Scalar
+    from ..annotations import Scalar
 
 
 def von_mises_fisher_weights(similarity: Tensor, sigma: float) -> Tensor:
@@ -37,29 +37,36 @@ def hard_negative_log_sum(
     return log_mean + log_mean.new_full((), negatives).log()
 
 
-def symmetric_sum(first: Any, second: Any, factor: Scalar, reduction: str, return_stats: bool) -> Loss:
-    """factor * (first + second) of two losses of the same images, and the mean of their statistics."""
-    if not return_stats:
-        return reduce(factor * (first + second), reduction)
-    loss = reduce(factor * (first[0] + second[0]), reduction)
-    return loss, ContrastiveStats(*((x + y) / 2 for x, y in zip(first[1], second[1], strict=True)))
+def symmetric_sum(first: Any, second: Any, factor: Scalar) -> tuple[Tensor, ContrastiveStats | None]:
+    """(factor * (first + second), the mean statistics) of two losses of the same images, (N,) or (loss, statistics)."""
+    if isinstance(first, Tensor):
+        return factor * (first + second), None
+    stats = ContrastiveStats(*((x + y) / 2 for x, y in zip(first[1], second[1], strict=True)))
+    return factor * (first[0] + second[0]), stats
 
 
-def nce_of(
-    similarity: Tensor, images: int, normalizer: Scalar, temperature: Scalar, reduction: str, return_stats: bool
-) -> Loss:
-    """The loss of `instance_nce` from the similarities (N, 1 + m) of each row with its own image and the noise."""
+def noise_contrastive_loss_rows(similarity: Tensor, images: int, normalizer: Scalar, temperature: Scalar) -> Tensor:
+    """The rows' losses (N,) of noise-contrastive estimation (Wu et al. 2018, eq. 4 to 8).
+
+    Args:
+        similarity: (N, 1 + m), of each row with its own image and with m sampled ones.
+        images: their number n in the bank.
+        normalizer: the estimate of the softmax's sum.
+        temperature: a number or a 0-D tensor.
+    """
     noise = similarity.shape[1] - 1
-    # log(P n / m)
     if isinstance(normalizer, Tensor):
         normalizer = normalizer.double()
     else:
         normalizer = torch.full((), normalizer, dtype=torch.float64, device=similarity.device)
+    # log(P n / m), whose sigmoid is h.
     logits = similarity / temperature - (normalizer.log() + math.log(noise / images)).to(similarity.dtype)
-    loss_rows = softplus(-logits[:, 0]) + row_totals(softplus(logits[:, 1:]))
-    loss = reduce(loss_rows, reduction)
-    if not return_stats:
-        return loss
-    negative, positive = similarity[:, 1:], similarity[:, 0]
-    is_negative = torch.ones_like(negative, dtype=torch.bool)
-    return loss, stats_from(loss_rows, negative, positive, positive.detach().mean(), is_negative, temperature)
+    return softplus(-logits[:, 0]) + row_totals(softplus(logits[:, 1:]))
+
+
+def nce_estimate(similarity: Tensor, images: int, temperature: Scalar) -> Tensor:
+    """n times the mean of exp(s similarity) over (N, 1 + m), the first batch's estimate of the softmax's sum.
+
+    0-D float64, kept from 1e-290 to 1e290, where the coldest temperatures would give 0 or Inf.
+    """
+    return images * (similarity.double() / temperature).exp().mean().clamp(1e-290, 1e290)

@@ -67,3 +67,8 @@ def finite_rows(x: Tensor) -> Tensor:
     """The rows as they are; one that holds Inf becomes NaN, as in `unit_rows`: a logit of -Inf is a finite loss."""
     x = upcast(x)
     return x.masked_fill(~x.isfinite().all(-1, keepdim=True), float("nan"))
+
+
+def rows_of(x: Tensor, normalize: bool) -> Tensor:
+    """`unit_rows`, or with normalize=False `finite_rows`: what the losses compare."""
+    return unit_rows(x) if normalize else finite_rows(x)

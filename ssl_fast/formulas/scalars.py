@@ -63,3 +63,10 @@ def sign_of(temperature: Scalar, dtype: torch.dtype) -> Any:
     if isinstance(temperature, Tensor):
         return torch.sign(temperature.detach().to(dtype))
     return math.copysign(1.0, temperature)
+
+
+def temperature_or_inverse(temperature: Any, logit_scale: Scalar | None) -> Any:
+    """The temperature, or where it is given 1 / logit_scale: of a tensor in float64, so that s comes back unrounded."""
+    if logit_scale is None:
+        return temperature
+    return logit_scale.double().reciprocal() if isinstance(logit_scale, Tensor) else 1 / logit_scale

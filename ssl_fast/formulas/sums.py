@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# PyTorch shares out more elements than this among its threads, and rounds by how many there are.
+# Above this many elements PyTorch splits a reduction across threads, so rounding would depend on their number.
 ONE_THREAD = 1 << 15
 
 
@@ -35,18 +35,37 @@ def by_pieces(function: Callable[..., Any], *tensors: Tensor) -> Tensor:
     return torch.cat([function(*pieces) for pieces in zip(*(x.split(step) for x in tensors), strict=True)])
 
 
-def reduce(loss_rows: Tensor, reduction: str) -> Tensor:
-    """The mean or the sum of the rows' losses (N,), or the rows themselves."""
-    if reduction == "mean":
-        return total(loss_rows) / loss_rows.numel()
-    return total(loss_rows) if reduction == "sum" else loss_rows
+def reduce(loss_rows: Tensor, reduction: str, weights: Tensor | None = None, counted: Tensor | None = None) -> Tensor:
+    """The rows' losses (N,) times their weights: themselves, their sum, or that divided by the sum of the weights.
+
+    Args:
+        loss_rows: (N,) one loss a row.
+        reduction: "none", "sum" or "mean".
+        weights: (N,) floats, one a row; None weighs all rows alike.
+        counted: (N,) bools, the rows whose weight the mean divides by; the loss of the others is 0. None counts all.
+    """
+    if weights is not None:
+        weights = weights.to(loss_rows.dtype)
+        loss_rows = loss_rows * weights
+    if reduction == "none":
+        return loss_rows
+    return total(loss_rows) if reduction == "sum" else total(loss_rows) / mean_divisor(loss_rows, weights, counted)
 
 
-def reduce_with_positives(loss_rows: Tensor, positives: Tensor, reduction: str, count_without_positive: bool) -> Tensor:
-    """positives (N,): how many each row has. Rows without one are 0, and not in the mean unless they count."""
-    if reduction != "mean" or count_without_positive:
-        return reduce(loss_rows, reduction)
-    return total(loss_rows) / (positives > 0).sum().clamp_min(1)
+def mean_divisor(loss_rows: Tensor, weights: Tensor | None, counted: Tensor | None) -> int | Tensor:
+    """What `reduce` divides a sum by: the number of rows, or the sum of their weights; 1 where no row is counted."""
+    if counted is None:
+        return loss_rows.numel() if weights is None else total(weights)
+    number = counted.sum() if weights is None else total(torch.where(counted, weights, 0))
+    return torch.where(counted.any(), number, 1)
+
+
+def repeated(weights: Tensor | None, rows: int, image_first: bool = False) -> Tensor | None:
+    """(rows,) of one weight an image: the views below one another, or with image_first an image's rows together."""
+    if weights is None or weights.shape[0] == rows:
+        return weights
+    each = rows // weights.shape[0]
+    return weights.repeat_interleave(each) if image_first else weights.repeat(each)
 
 
 def softplus(x: Tensor) -> Tensor:

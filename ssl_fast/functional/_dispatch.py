@@ -1,20 +1,113 @@
-"""What all losses do before and after their own formula: the choice of what runs."""
+"""What all losses do before and after their own formula: check what was asked for, choose what runs, reduce."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 from torch import Tensor
 
+from .. import checks
 from ..formulas.rows import upcast
-from ..operators import backends
+from ..formulas.scalars import temperature_or_inverse
+from ..formulas.statistics import ContrastiveStats
+from ..formulas.sums import repeated
+from ..operators import backends, calls
+from ..parallel.batch import batch_of
+
+if TYPE_CHECKING:
+    from ..annotations import Group, Loss, Scalar
 
 
 def runs_reference(operator: str, x: Tensor) -> bool:
+    """Whether plain PyTorch computes this operator for tensors on the device of x."""
     return backends.choose(operator, x.device.type) == "reference"
 
 
 def as_computed(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Half types as float32 for the CPU's kernels, which compute in it: a sum of gradients is then rounded once.
 
-    On a GPU they stay what they are, for its matrix units.
+    On a GPU the tensors stay what they are, for its matrix units.
     """
     return tuple(upcast(x) if backends.choose("similarity_lse", x.device.type) == "cpu" else x for x in tensors)
+
+
+def temperature_of(temperature: Any, logit_scale: Any, x: Tensor) -> Any:
+    """The temperature, or where it is given 1 / logit_scale, checked and on the device of the embeddings x."""
+    if logit_scale is not None:
+        checks.scale("logit_scale", logit_scale, x.device)
+        temperature = temperature_or_inverse(None, logit_scale)
+    return checks.temperature(temperature, x.device)
+
+
+class Request:
+    """What a caller wants of a loss besides its formula: the common options, checked.
+
+    Args:
+        x: (N, ...) one of the loss's arguments; row i is of image i.
+        reduction, normalize, weights, return_stats, group: arguments of the loss.
+        image_first: whether the losses of an image's views lie beside each other, and not a view below the other.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        reduction: str,
+        normalize: bool,
+        weights: Tensor | None,
+        return_stats: bool,
+        group: Group = None,
+        image_first: bool = False,
+    ):
+        checks.reduction(reduction)
+        checks.flags(normalize=normalize, return_stats=return_stats)
+        if weights is not None:
+            checks.weights(weights, x)
+        self.reduction, self.normalize, self.weights, self.return_stats = reduction, normalize, weights, return_stats
+        self.image_first = image_first
+        self.batch = batch_of(group, x)
+
+    @property
+    def operator_reduction(self) -> str:
+        """The reduction that an operator can do: none where rows have weights, or other ranks their part in a mean."""
+        return self.reduction if self.weights is None and self.batch.alone else "none"
+
+    def reduce(self, loss_rows: Tensor, counted: Tensor | None = None) -> Tensor:
+        """The loss of `loss_rows`, (N,) or several for each image. counted: as for `formulas.sums.reduce`."""
+        weights = repeated(self.weights, loss_rows.shape[0], self.image_first)
+        return self.batch.reduce(loss_rows, self.reduction, weights, counted)
+
+    def finished(self, loss: Tensor) -> Tensor:
+        """The loss that an operator gave for `operator_reduction`."""
+        return loss if self.weights is None and self.batch.alone else self.reduce(loss)
+
+    def positive_loss(self, lse: Tensor, positive: Tensor, temperature: Scalar, **options: Any) -> Tensor:
+        """The loss of `operators.calls.positive_loss`."""
+        return self.finished(calls.positive_loss(lse, positive, temperature, self.operator_reduction, **options))
+
+    def result(self, loss: Tensor, stats: ContrastiveStats | None) -> Loss:
+        """What the loss returns."""
+        return loss if stats is None else (loss, stats)
+
+    def of_reference(
+        self,
+        function: Callable[..., Any],
+        tensors: dict[str, Any],
+        options: dict[str, Any],
+        counted: Tensor | None = None,
+    ) -> Loss:
+        """The reference's loss; over several ranks the rank's part of the loss of all ranks' rows.
+
+        Args:
+            function: of `ssl_fast.reference`.
+            tensors: its arguments that have a row an image.
+            options: its other arguments.
+            counted: over several ranks, the rows of this rank that the mean counts.
+        """
+        options = {**options, "normalize": self.normalize, "return_stats": self.return_stats}
+        if self.batch.alone:
+            loss: Loss = function(**tensors, **options, reduction=self.reduction, weights=self.weights)
+            return loss
+        result = function(**{name: self.batch.in_order(x) for name, x in tensors.items()}, **options, reduction="none")
+        loss_rows, stats = result if self.return_stats else (result, None)
+        return self.result(self.reduce(self.batch.own_rows(loss_rows, self.image_first), counted), stats)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..formulas.rows import unit_rows
+from ..formulas.classes import class_sums
+from ..formulas.rows import rows_of
 from ..formulas.scalars import sign_of
 from ..formulas.statistics import ContrastiveStats, stats_of
 from ..formulas.sums import total
@@ -41,25 +42,22 @@ def statistics(
 
 def equal_pairs(u: Tensor, v: Tensor, classes_u: Tensor, classes_v: Tensor) -> tuple[Tensor, Tensor]:
     """(sum of <u_i, v_k>, number) of the pairs of one class, in O((N + M) D). Classes: of both, from 0 to N + M - 1."""
-
-    def by_class(x: Tensor, classes: Tensor) -> Tensor:
-        sums = x.new_zeros(u.shape[0] + v.shape[0], *x.shape[1:])
-        # On a GPU index_add is atomic; index_put sorts.
-        return sums.index_put((classes,), x, accumulate=True) if x.is_cuda else sums.index_add(0, classes, x)
-
-    counts = [by_class(torch.ones_like(classes), classes) for classes in (classes_u, classes_v)]
-    sums = total(by_class(u.double(), classes_u) * by_class(v.double(), classes_v))
+    most = u.shape[0] + v.shape[0]
+    counts = [class_sums(torch.ones_like(classes), classes, most) for classes in (classes_u, classes_v)]
+    sums = total(class_sums(u.double(), classes_u, most) * class_sums(v.double(), classes_v, most))
     return sums, (counts[0] * counts[1]).sum()
 
 
 @torch.no_grad()
-def best_same_class(z: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, temperature: Scalar) -> Tensor:
+def best_same_class(
+    z: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, temperature: Scalar, normalize: bool
+) -> Tensor:
     """The similarity of each row (N,) with the most similar of the others of its label, by the temperature's sign.
 
     others (M, D): begin with the rows themselves, which do not count. In a pass of its own, some rows at a time, for
     statistics where positives are many. Without one -+Inf.
     """
-    u, v, place = unit_rows(z), unit_rows(others), torch.arange(others.shape[0], device=z.device)
+    u, v, place = rows_of(z, normalize), rows_of(others, normalize), torch.arange(others.shape[0], device=z.device)
     sign = sign_of(temperature, u.dtype)
     step, best, found = max(1, CHUNK_ELEMENTS // v.shape[0]), [], []
     with torch.autocast(u.device.type, enabled=False):
@@ -69,5 +67,5 @@ def best_same_class(z: Tensor, labels: Tensor, others: Tensor, other_labels: Ten
             best.append((sign * (u[rows] @ v.T)).masked_fill(~same, float("-inf")).argmax(1))
             found.append(same.any(1))
     # Rounded as the kernels round what they compare it with.
-    similarities = calls.pair_similarity(z, others[torch.cat(best)])
+    similarities = calls.pair_similarity(z, others[torch.cat(best)], normalize, normalize)
     return torch.where(torch.cat(found), similarities, -sign * float("inf"))

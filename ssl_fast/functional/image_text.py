@@ -1,36 +1,50 @@
-"""Losses of images and their texts."""
+"""Losses of images and their texts: a and b (N, D), whose row i belongs together."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
 
 from .. import checks, reference
-from ..formulas.rows import finite_rows, unit_rows
+from ..formulas.rows import rows_of
 from ..formulas.scalars import in_range, on_device
 from ..formulas.statistics import ContrastiveStats
 from ..formulas.sums import softplus, total
 from ..operators import calls
 from ..operators.codes import NOT_SELF
-from ..parallel.batch import batch_of
-from ..parallel.gathered import GatheredBatch
-from ..parallel.local import LocalBatch
-from ..parallel.ring import RingBatch
 from . import _statistics
-from ._dispatch import as_computed, runs_reference
+from ._dispatch import Request, as_computed, runs_reference, temperature_of
 
 if TYPE_CHECKING:
-    from ..annotations import Group, Loss
+    from ..annotations import Group, Loss, LossAndStats, Options, Scalar, Temperature, Unpack
 
 
+@overload
+def clip(
+    a: Tensor, b: Tensor, temperature: Temperature = ..., *, logit_scale: Scalar | None = ...,
+    return_stats: Literal[False] = ..., **o: Unpack[Options],
+) -> Tensor: ...  # fmt: skip
+@overload
+def clip(
+    a: Tensor, b: Tensor, temperature: Temperature = ..., *, logit_scale: Scalar | None = ...,
+    return_stats: Literal[True], **o: Unpack[Options],
+) -> LossAndStats: ...  # fmt: skip
+@overload
+def clip(
+    a: Tensor, b: Tensor, temperature: Temperature = ..., *, logit_scale: Scalar | None = ...,
+    return_stats: bool, **o: Unpack[Options],
+) -> Loss: ...  # fmt: skip
 def clip(
     a: Tensor,
     b: Tensor,
-    temperature: float | Tensor = 0.07,
-    normalize: bool = True,
+    temperature: Temperature = 0.07,
+    *,
+    logit_scale: Scalar | None = None,
     reduction: str = "mean",
+    normalize: bool = True,
+    weights: Tensor | None = None,
     return_stats: bool = False,
     group: Group = None,
 ) -> Loss:
@@ -38,92 +52,121 @@ def clip(
 
     2N losses: logsumexp_k(a_i . b_k / temperature) - a_i . b_i / temperature, then the same with a and b exchanged.
 
-    a, b: (N, D), images and their texts. temperature: 1 / logit_scale. normalize: False takes the rows as they
-        are. Statistics are of both directions.
+    Args:
+        a: (N, D) embeddings of the images.
+        b: (N, D) embeddings of their texts.
+        temperature: as for `nt_xent`.
+        logit_scale: 1 / temperature, in its place: a number or a 0-D tensor, which gets its gradient.
+        reduction, normalize, weights, group: as for `nt_xent`.
+        return_stats: whether `ContrastiveStats` of both directions are returned too.
+
+    Returns:
+        The loss, () or for "none" (2N,), those of a first. With return_stats (loss, ContrastiveStats).
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; the message names it.
+
+    Example:
+        >>> images, texts = torch.randn(2, 256, 512)
+        >>> loss = clip(images, texts, logit_scale=torch.tensor(14.3, requires_grad=True))
     """
     checks.pair("b", b, "a", a)
-    temperature = checks.temperature(temperature, a.device)
-    checks.reduction(reduction)
-    checks.flags(normalize=normalize, return_stats=return_stats)
-    batch = batch_of(group, a)
+    temperature = temperature_of(temperature, logit_scale, a)
+    request = Request(a, reduction, normalize, weights, return_stats, group)
     if runs_reference("similarity_lse", a):
-        options = {"temperature": temperature, "normalize": normalize}
-        if isinstance(batch, GatheredBatch):
-            return batch.of_reference(reference.clip, {"a": a, "b": b}, options, reduction, return_stats)
-        return reference.clip(a, b, **options, reduction=reduction, return_stats=return_stats)
+        return request.of_reference(reference.clip, {"a": a, "b": b}, {"temperature": temperature})
     a, b = as_computed(a, b)
-    positive = calls.pair_similarity(a, b, normalize, normalize)
-    counted = positive if return_stats else None
-    if isinstance(batch, GatheredBatch):
-        (rows, of_rows), (columns, of_columns) = (
-            batch.lse(*sides, NOT_SELF, temperature, normalize=(normalize, normalize), positive=counted)
-            for sides in ((a, b), (b, a))
-        )
-        ranks = torch.cat([of_rows, of_columns])
-    else:
-        rows, columns, ranks = calls.similarity_lse(
-            a, b, NOT_SELF, temperature, normalize=(normalize, normalize), columns=True, positive=counted
-        )
-    lse = torch.cat([rows, columns])
-    loss = batch.positive_loss(lse, positive, temperature, reduction)
+    positive = calls.pair_similarity(a, b, normalize, normalize)  # (N,)
+    lse, ranks = request.batch.lse_of_both(a, b, NOT_SELF, temperature, normalize, positive if return_stats else None)
+    loss = request.positive_loss(lse, positive, temperature)
     if not return_stats:
         return loss
     with torch.no_grad():
         loss_rows = calls.positive_loss(lse, positive, temperature, "none")
-    return loss, _of_pairs(a, b, normalize, positive, loss_rows, ranks, batch)
+    return loss, _pair_statistics(a, b, request, positive, loss_rows, ranks)
 
 
+@overload
+def siglip(
+    a: Tensor, b: Tensor, temperature: Temperature = ..., *, logit_scale: Scalar | None = ...,
+    return_stats: Literal[False] = ..., bias: Scalar = ..., **o: Unpack[Options],
+) -> Tensor: ...  # fmt: skip
+@overload
+def siglip(
+    a: Tensor, b: Tensor, temperature: Temperature = ..., *, logit_scale: Scalar | None = ...,
+    return_stats: Literal[True], bias: Scalar = ..., **o: Unpack[Options],
+) -> LossAndStats: ...  # fmt: skip
+@overload
+def siglip(
+    a: Tensor, b: Tensor, temperature: Temperature = ..., *, logit_scale: Scalar | None = ...,
+    return_stats: bool, bias: Scalar = ..., **o: Unpack[Options],
+) -> Loss: ...  # fmt: skip
 def siglip(
     a: Tensor,
     b: Tensor,
-    temperature: float | Tensor = 0.1,
-    bias: float | Tensor = -10.0,
-    normalize: bool = True,
+    temperature: Temperature = 0.1,
+    *,
+    logit_scale: Scalar | None = None,
     reduction: str = "mean",
+    normalize: bool = True,
+    weights: Tensor | None = None,
     return_stats: bool = False,
     group: Group = None,
+    bias: Scalar = -10.0,
 ) -> Loss:
     """Pairwise sigmoid loss (Zhai et al. 2023, eq. 1): a binary decision for each of the N x N pairs.
 
     loss_i = sum_k softplus(-z_ik (a_i . b_k / temperature + bias)), z_ik = 1 for k = i, else -1.
 
-    a, b: (N, D), images and their texts. bias: a number or a 0-D tensor, which gets its gradient.
-    normalize: False takes the rows as they are. The rows' losses: (N,); statistics are of both directions.
+    Args:
+        a: (N, D) embeddings of the images.
+        b: (N, D) embeddings of their texts.
+        temperature: as for `nt_xent`.
+        logit_scale: 1 / temperature, in its place: a number or a 0-D tensor, which gets its gradient.
+        reduction, normalize, weights: as for `nt_xent`.
+        return_stats: whether `ContrastiveStats` of both directions are returned too.
+        group: None or a process group, every rank with as many rows; no `Ring`.
+        bias: a number or a 0-D tensor, which gets its gradient.
+
+    Returns:
+        The loss, () or for "none" (N,). With return_stats (loss, ContrastiveStats).
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; the message names it.
+
+    Example:
+        >>> images, texts = torch.randn(2, 256, 512)
+        >>> loss = siglip(images, texts, logit_scale=10.0, bias=-10.0)
     """
     checks.pair("b", b, "a", a)
-    temperature = checks.temperature(temperature, a.device)
+    temperature = temperature_of(temperature, logit_scale, a)
     checks.scalar("bias", bias, a.device)
     bias = on_device(bias, a.device)
-    checks.reduction(reduction)
-    checks.flags(normalize=normalize, return_stats=return_stats)
-    batch = batch_of(group, a)
-    if isinstance(batch, RingBatch):
-        raise ValueError("group: expected a process group for siglip, got a Ring")
-    if isinstance(batch, GatheredBatch) and len(set(batch.counts)) > 1:
-        raise ValueError(f"group: expected as many rows on every rank for siglip, got {batch.counts}")
+    request = Request(a, reduction, normalize, weights, return_stats, group)
+    request.batch.needs_gathering("siglip")
+    if len(set(request.batch.counts)) > 1:
+        raise ValueError(f"group: expected as many rows on every rank for siglip, got {request.batch.counts}")
     if runs_reference("similarity_softplus", a):
-        options = {"temperature": temperature, "bias": bias, "normalize": normalize}
-        if isinstance(batch, GatheredBatch):
-            return batch.of_reference(reference.siglip, {"a": a, "b": b}, options, reduction, return_stats)
-        return reference.siglip(a, b, **options, reduction=reduction, return_stats=return_stats)
+        return request.of_reference(reference.siglip, {"a": a, "b": b}, {"temperature": temperature, "bias": bias})
     a, b = as_computed(a, b)
-    positive = calls.pair_similarity(a, b, normalize, normalize)
-    counted = positive if return_stats else None
-    sums, ranks = batch.softplus(a, b, normalize, temperature, bias, counted)
+    positive = calls.pair_similarity(a, b, normalize, normalize)  # (N,)
+    sums, ranks = request.batch.softplus(a, b, normalize, temperature, bias, positive if return_stats else None)
     loss_rows = sums + softplus(-(positive / in_range(temperature) + bias))
-    loss = batch.reduce(loss_rows, reduction)
-    return (loss, _of_pairs(a, b, normalize, positive, loss_rows.repeat(2), ranks, batch)) if return_stats else loss
+    loss = request.reduce(loss_rows)
+    if not return_stats:
+        return loss
+    return loss, _pair_statistics(a, b, request, positive, loss_rows.repeat(2), ranks)
 
 
 @torch.no_grad()
-def _of_pairs(
-    a: Tensor, b: Tensor, normalize: bool, positive: Tensor, loss_rows: Tensor, ranks: Tensor, batch: LocalBatch
+def _pair_statistics(
+    a: Tensor, b: Tensor, request: Request, positive: Tensor, loss_rows: Tensor, ranks: Tensor
 ) -> ContrastiveStats:
-    """Statistics of both directions of the rank's N pairs; loss_rows: (2N,)."""
-    prepared = unit_rows if normalize else finite_rows
-    own = prepared(a).double().sum(0), prepared(b).double().sum(0)
-    pairs = 2 * a.shape[0] * (batch.total - 1)
-    # Both directions: <a, all b> and <b, all a>, which in one process are the same sum.
+    """Statistics of both directions of the rank's N pairs; loss_rows and ranks (2N,)."""
+    batch = request.batch
+    own = [rows_of(x, request.normalize).double().sum(0) for x in (a, b)]
+    # Both directions in one product: <sum of a, sum of all b> + <sum of b, sum of all a>.
     sums = torch.cat(own), torch.cat([batch.sum(own[1]), batch.sum(own[0])])
+    pairs = 2 * a.shape[0] * (batch.total - 1)
     positive_mean, excluded = total(positive) / positive.numel(), 2 * total(positive.double())
     return batch.mean_stats(_statistics.statistics(loss_rows, ranks, positive_mean, sums, excluded, pairs))

@@ -2,39 +2,70 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from .. import checks, reference
-from ..formulas.scalars import on_device
+from ..formulas.scalars import on_device, temperature_or_inverse
 from ..operators import calls
 from ..operators.codes import ALL, IDS_DIFFER, IDS_EQUAL, NOT_SELF
 from ._dispatch import runs_reference
 
 if TYPE_CHECKING:
-    from ..annotations import Ids
+    from ..annotations import Ids, Scalar
+
+    Exclude = str | tuple[Tensor, Tensor] | None
+    Only = tuple[Tensor, Tensor] | None
 
 
+@overload
+def similarity_lse(
+    a: Tensor, b: Tensor, scale: Scalar = ..., *, normalize: bool = ..., exclude: Exclude = ..., only: Only = ...,
+    columns: Literal[False] = ...,
+) -> Tensor: ...  # fmt: skip
+@overload
+def similarity_lse(
+    a: Tensor, b: Tensor, scale: Scalar = ..., *, normalize: bool = ..., exclude: Exclude = ..., only: Only = ...,
+    columns: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def similarity_lse(
+    a: Tensor, b: Tensor, scale: Scalar = ..., *, normalize: bool = ..., exclude: Exclude = ..., only: Only = ...,
+    columns: bool,
+) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 def similarity_lse(
     a: Tensor,
     b: Tensor,
-    scale: float | Tensor = 10.0,
-    exclude: str | tuple[Tensor, Tensor] | None = None,
-    only: tuple[Tensor, Tensor] | None = None,
+    scale: Scalar = 10.0,
+    *,
     normalize: bool = True,
+    exclude: Exclude = None,
+    only: Only = None,
     columns: bool = False,
-) -> Any:
+) -> Tensor | tuple[Tensor, Tensor]:
     """What all these losses are made of: lse_i = log sum_k exp(scale <u_i, v_k>) over the pairs that count.
 
-    a, b: (N, D) and (M, D); where b is a, half the products are computed. scale: a number or a 0-D tensor of
-    size 1e-8 to 1e8; a, b and scale get their gradient.
-    exclude: None, "self" (k = i does not count) or (ids of a (N,), ids of b (M,)): equal ids do not count.
-    only: (ids of a, ids of b): only equal ids count, and not k = i where b is a; then both ids are one tensor.
-    normalize: False takes the rows as they are. columns: also the sums over i, of each column.
+    Args:
+        a: (N, D) embeddings.
+        b: (M, D) embeddings; where b is a itself, half the products are computed.
+        scale: a number of size 1e-8 to 1e8, or a 0-D tensor; a, b and scale get their gradient.
+        normalize: whether the rows are normalised here; False takes them as they are.
+        exclude: None; "self", k = i does not count; or (ids of a (N,), ids of b (M,)), equal ids do not count.
+        only: None or (ids of a, ids of b): only equal ids count, and not k = i where b is a; then both ids are the
+            same tensor.
+        columns: whether the sums over i, of each column, are returned too.
 
-    Returns (N,), with columns ((N,), (M,)); -Inf where nothing counts.
+    Returns:
+        (N,) log-sum-exps, -Inf where nothing counts; with columns ((N,), (M,)).
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; the message names it.
+
+    Example:
+        >>> x = torch.randn(256, 128)
+        >>> lse = similarity_lse(x, x, 10.0, exclude="self")
     """
     checks.embeddings("a", a)
     checks.embeddings("b", b)
@@ -46,14 +77,15 @@ def similarity_lse(
     checks.flags(normalize=normalize, columns=columns)
     mask, ids = _mask_of(a, b, exclude, only)
     if runs_reference("similarity_lse", a):
-        return reference.similarity_lse(a, b, scale, exclude, only, normalize, columns)
-    # In float64, so that the kernels find the scale as it was.
-    temperature = scale.double().reciprocal() if isinstance(scale, Tensor) else 1 / scale
+        options: dict[str, Any] = {"normalize": normalize, "exclude": exclude, "only": only, "columns": columns}
+        result: Tensor | tuple[Tensor, Tensor] = reference.similarity_lse(a, b, scale, **options)
+        return result
     symmetric = b is a
     other = (None, (ids[0], None)) if symmetric else (b, ids)
     lse, column_lse, _ = calls.similarity_lse(
-        a, other[0], mask, temperature, other[1], (normalize, normalize), columns and not symmetric
-    )
+        a, other[0], mask, temperature_or_inverse(None, scale), other[1], (normalize, normalize),
+        columns and not symmetric,
+    )  # fmt: skip
     dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
     lse = lse.to(dtype)
     return (lse, lse if symmetric else column_lse.to(dtype)) if columns else lse
@@ -73,6 +105,7 @@ def _mask_of(a: Tensor, b: Tensor, exclude: Any, only: Any) -> tuple[int, Ids]:
 
 
 def pair_of_ids(name: str, ids: Any, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """(ids of a (N,), ids of b (M,)) in int64, checked."""
     if not isinstance(ids, (tuple, list)) or len(ids) != 2:
         raise TypeError(f"{name}: expected a pair of Tensors, the ids of both sides, got {type(ids).__name__}")
     checks.ids(f"{name}[0]", ids[0], a.shape[:1], "the rows", a)

@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
 
 from .. import checks, reference
 from ..formulas.classes import dense, views_of
-from ..formulas.rows import unit_rows
+from ..formulas.rows import rows_of
+from ..formulas.statistics import ContrastiveStats
 from ..formulas.sums import softplus, total
 from ..operators import calls
 from ..operators.codes import IDS_DIFFER, IDS_EQUAL, NOT_SELF
-from ..parallel.batch import batch_of
-from ..parallel.gathered import GatheredBatch
-from ..parallel.local import LocalBatch
-from ..parallel.ring import RingBatch
 from . import _statistics
-from ._dispatch import as_computed, runs_reference
+from ._dispatch import Request, as_computed, runs_reference
 
 if TYPE_CHECKING:
-    from ..annotations import Group, Loss, Scalar
+    from ..annotations import Group, Loss, LossAndStats, Options, Scalar, Temperature, Unpack
 
 
+@overload
+def supcon(
+    features: Tensor, labels: Tensor | None = ..., temperature: Temperature = ..., *,
+    return_stats: Literal[False] = ..., form: str = ..., count_without_positive: bool = ..., **o: Unpack[Options],
+) -> Tensor: ...  # fmt: skip
+@overload
+def supcon(
+    features: Tensor, labels: Tensor | None = ..., temperature: Temperature = ..., *,
+    return_stats: Literal[True], form: str = ..., count_without_positive: bool = ..., **o: Unpack[Options],
+) -> LossAndStats: ...  # fmt: skip
+@overload
+def supcon(
+    features: Tensor, labels: Tensor | None = ..., temperature: Temperature = ..., *,
+    return_stats: bool, form: str = ..., count_without_positive: bool = ..., **o: Unpack[Options],
+) -> Loss: ...  # fmt: skip
 def supcon(
     features: Tensor,
     labels: Tensor | None = None,
-    temperature: float | Tensor = 0.1,
-    form: str = "out",
-    count_without_positive: bool = True,
+    temperature: Temperature = 0.1,
+    *,
     reduction: str = "mean",
+    normalize: bool = True,
+    weights: Tensor | None = None,
     return_stats: bool = False,
     group: Group = None,
+    form: str = "out",
+    count_without_positive: bool = True,
 ) -> Loss:
     """Supervised contrastive loss (Khosla et al. 2020), without masks: positives are taken from class sums.
 
@@ -40,11 +55,25 @@ def supcon(
     logsumexp_{k != i}(u_i . u_k / temperature) - u_i . u_p / temperature; "in" (eq. 3) takes the log of the mean
     of the exponentials of the last term.
 
-    features: (N, D) with labels (N,), integers; or (B, V, D), V views of each of B images, with labels (B,) or
-        None, each image its own class.
-    count_without_positive: a row without positives has a loss of 0; whether the mean counts it.
-    Statistics: top-1 is whether the most similar row has the same label; the best positives take a pass of their
-    own. The rows' losses: (N,), of (B, V, D) (B V,) with the views of an image together.
+    Args:
+        features: (N, D) embeddings with labels (N,); or (B, V, D), V views of each of B images.
+        labels: (N,) or (B,) integers; None, of views only, makes each image its own class.
+        temperature, reduction, normalize, return_stats: as for `nt_xent`; top-1 is whether the most similar row has
+            the same label, and the best positives take a pass of their own.
+        weights: (N,) or (B,) floats, one a row or an image.
+        group: None or a process group, whose classes are gathered; no `Ring`.
+        form: "out" or "in".
+        count_without_positive: a row without positives has a loss of 0; whether the mean counts it.
+
+    Returns:
+        The loss, () or for "none" (N,), of views (B V,) with those of an image together. With return_stats
+        (loss, ContrastiveStats).
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; the message names it.
+
+    Example:
+        >>> loss = supcon(torch.randn(256, 128), torch.arange(256) % 10, temperature=0.1)
     """
     checks.embeddings("features", features, (2, 3))
     if labels is not None:
@@ -53,72 +82,92 @@ def supcon(
         raise ValueError("labels: expected integers for features without views, (rows, dim), got None")
     temperature = checks.temperature(temperature, features.device)
     checks.choice("form", form, checks.FORMS)
-    checks.reduction(reduction)
-    checks.flags(count_without_positive=count_without_positive, return_stats=return_stats)
-    batch = batch_of(group, features)
-    if isinstance(batch, RingBatch):
-        raise ValueError("group: expected a process group for supcon, whose classes are gathered, got a Ring")
+    checks.flags(count_without_positive=count_without_positive)
+    request = Request(features, reduction, normalize, weights, return_stats, group, image_first=True)
+    request.batch.needs_gathering("supcon, whose classes are gathered")
     if labels is None:
-        labels = batch.images(features.device)
+        labels = request.batch.images(features.device)
+    options = {"temperature": temperature, "form": form}
     if runs_reference("similarity_lse", features):
-        options = {"temperature": temperature, "form": form}
-        return _supcon_reference(features, labels, options, count_without_positive, reduction, return_stats, batch)
-    z, labels = views_of(as_computed(features)[0], labels.long())
-    rows, classes = batch.gather(z), batch.gather(labels)
-    best = None
-    if return_stats:
-        best = _statistics.best_same_class(z.detach(), labels, rows.detach(), classes, temperature)
-    if form == "out":
-        same, positives = (x[: z.shape[0]] for x in calls.class_similarity(rows, classes))
-        lse, ranks = batch.lse(z, z, NOT_SELF, temperature, positive=best)
+        return _reference(features, labels, options, count_without_positive, request)
+    return _Classes(features, labels, request).loss(temperature, form, count_without_positive)
+
+
+def _reference(
+    features: Tensor, labels: Tensor, options: dict[str, object], count_without_positive: bool, request: Request
+) -> Loss:
+    tensors = {"features": features, "labels": labels}
+    if request.batch.alone:
+        return request.of_reference(
+            reference.supcon, tensors, {**options, "count_without_positive": count_without_positive}
+        )
+    views = 1 if features.dim() == 2 else features.shape[1]
+    alike = labels[:, None] == request.batch.in_order(labels)
+    counted = None if count_without_positive else (views * alike.sum(1) > 1).repeat_interleave(views)
+    return request.of_reference(reference.supcon, tensors, options, counted)
+
+
+class _Classes:
+    """The rank's rows z (N, D) with labels (N,), and all ranks' rows with theirs, the rank's own first."""
+
+    def __init__(self, features: Tensor, labels: Tensor, request: Request):
+        self.request = request
+        self.z, self.labels = views_of(as_computed(features)[0], labels.long())
+        self.rows, self.classes = request.batch.gather(self.z), request.batch.gather(self.labels)
+
+    def loss(self, temperature: Scalar, form: str, count_without_positive: bool) -> Loss:
+        request = self.request
+        best = None
+        if request.return_stats:
+            best = _statistics.best_same_class(
+                self.z.detach(), self.labels, self.rows.detach(), self.classes, temperature, request.normalize
+            )
+        loss_rows, positives, lse, ranks = (self._out if form == "out" else self._in)(temperature, best)
+        # A row without a positive has a loss of 0. A row that holds NaN has NaN, also where it is alone in its class.
+        of_itself = calls.pair_similarity(self.z.detach(), self.z.detach(), request.normalize, request.normalize)
+        loss_rows = torch.where((positives > 0) | lse.isnan(), loss_rows.to(of_itself.dtype), of_itself * 0)
+        loss = request.reduce(loss_rows, None if count_without_positive else positives > 0)
+        return loss if best is None else (loss, self._statistics(loss_rows, ranks, positives))
+
+    def _same_class(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(sum of the similarities with the other rows of its label, their number), each (N,)."""
+        same, positives = calls.class_similarity(rows, self.classes, self.request.normalize)
+        return same[: self.z.shape[0]], positives[: self.z.shape[0]]
+
+    def _out(self, temperature: Scalar, best: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(the rows' losses, numbers of positives, log-sum-exps, ranks of the best positives), positives outside."""
+        same, positives = self._same_class(self.rows)
+        normalize = (self.request.normalize,) * 2
+        lse, ranks = self.request.batch.lse(self.z, self.z, NOT_SELF, temperature, (None, None), normalize, best)
         mean = same / positives.clamp_min(1)
-        loss_rows = calls.positive_loss(lse, mean, temperature, "none", in_denominator=False)
-    else:
-        same, positives = (x[: z.shape[0]] for x in calls.class_similarity(rows.detach(), classes))
-        lse, ranks = batch.lse(z, z, IDS_DIFFER, temperature, (labels, labels), positive=best)
-        of_positives = _positives_lse(z, labels, rows[z.shape[0] :], classes[z.shape[0] :], temperature)
-        of_positives = of_positives.masked_fill(positives == 0, 0.0)
-        loss_rows = softplus(lse - of_positives) + positives.clamp_min(1).to(lse.dtype).log()
-    # Without a positive 0; a row that is NaN stays NaN, alone too.
-    nothing = calls.pair_similarity(z.detach(), z.detach()) * 0
-    loss_rows = torch.where((positives > 0) | lse.isnan(), loss_rows.to(same.dtype), nothing)
-    loss = batch.reduce(loss_rows, reduction, None if count_without_positive else positives > 0)
-    if not return_stats:
-        return loss
-    with torch.no_grad():
-        u, v, numbers = unit_rows(z).double(), unit_rows(rows).double(), dense(classes)
+        return calls.positive_loss(lse, mean, temperature, "none", in_denominator=False), positives, lse, ranks
+
+    def _in(self, temperature: Scalar, best: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As `_out`, with the positives inside the log."""
+        _, positives = self._same_class(self.rows.detach())
+        normalize, ids = (self.request.normalize,) * 2, (self.labels, self.labels)
+        lse, ranks = self.request.batch.lse(self.z, self.z, IDS_DIFFER, temperature, ids, normalize, best)
+        of_positives = self._positives_lse(temperature).masked_fill(positives == 0, 0.0)
+        return softplus(lse - of_positives) + positives.clamp_min(1).to(lse.dtype).log(), positives, lse, ranks
+
+    def _positives_lse(self, temperature: Scalar) -> Tensor:
+        """Log-sum-exp of each row over the other rows of its label, here and on the other ranks."""
+        normalize, own = (self.request.normalize,) * 2, self.z.shape[0]
+        lse, *_ = calls.similarity_lse(self.z, None, IDS_EQUAL, temperature, (self.labels, None), normalize)
+        if self.rows.shape[0] == own:
+            return lse
+        ids = (self.labels, self.classes[own:])
+        elsewhere, *_ = calls.similarity_lse(self.z, self.rows[own:], IDS_EQUAL, temperature, ids, normalize)
+        # Where both are -Inf, logaddexp would have no gradient.
+        return torch.logaddexp(lse.clamp_min(-1e300), elsewhere.clamp_min(-1e300))
+
+    @torch.no_grad()
+    def _statistics(self, loss_rows: Tensor, ranks: Tensor, positives: Tensor) -> ContrastiveStats:
+        batch, numbers = self.request.batch, dense(self.classes)
+        u, v = (rows_of(x, self.request.normalize).double() for x in (self.z, self.rows))
         same, pairs = _statistics.equal_pairs(u, v, numbers[: u.shape[0]], numbers)
         number = positives.sum()
         positive_mean = torch.where(number > 0, (same - total(u * u)) / number, float("nan"))
         negatives = u.shape[0] * v.shape[0] - pairs
         stats = _statistics.statistics(loss_rows, ranks, positive_mean, (u.sum(0), v.sum(0)), same, negatives)
-    return loss, batch.mean_stats(stats, torch.stack([number, negatives]))
-
-
-def _positives_lse(z: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, temperature: Scalar) -> Tensor:
-    """Log-sum-exp of each row over the other rows of its label, here and on the other ranks."""
-    lse, *_ = calls.similarity_lse(z, None, IDS_EQUAL, temperature, (labels, None))
-    if not others.shape[0]:
-        return lse
-    elsewhere, *_ = calls.similarity_lse(z, others, IDS_EQUAL, temperature, (labels, other_labels))
-    # -Inf where there is none, twice, has no gradient.
-    return torch.logaddexp(lse.clamp_min(-1e300), elsewhere.clamp_min(-1e300))
-
-
-def _supcon_reference(
-    features: Tensor,
-    labels: Tensor,
-    options: Any,
-    count_without_positive: bool,
-    reduction: str,
-    return_stats: bool,
-    batch: LocalBatch,
-) -> Loss:
-    if not isinstance(batch, GatheredBatch):
-        return reference.supcon(features, labels, **options, count_without_positive=count_without_positive,
-                                reduction=reduction, return_stats=return_stats)  # fmt: skip
-    views = 1 if features.dim() == 2 else features.shape[1]
-    alike = labels[:, None] == batch.in_order(labels)
-    counted = None if count_without_positive else (views * alike.sum(1) > 1).repeat_interleave(views)
-    tensors = {"features": features, "labels": labels}
-    return batch.of_reference(reference.supcon, tensors, options, reduction, return_stats, counted, image_first=True)
+        return batch.mean_stats(stats, torch.stack([number, negatives]))

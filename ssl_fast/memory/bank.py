@@ -56,5 +56,9 @@ class MemoryBank(nn.Module):
         mixed = self.momentum * self.bank.index_select(0, index).to(new.dtype) + (1 - self.momentum) * new
         self.bank.index_copy_(0, index, unit_rows(mixed).to(self.bank.dtype))
 
+    def __len__(self) -> int:
+        """The number of images n."""
+        return self.bank.shape[0]
+
     def extra_repr(self) -> str:
         return f"size={self.bank.shape[0]}, dim={self.bank.shape[1]}, momentum={self.momentum}, dtype={self.bank.dtype}"

@@ -116,5 +116,9 @@ class NegativeQueue(nn.Module):
             return
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
+    def __len__(self) -> int:
+        """The number of rows K."""
+        return self.queue.shape[0]
+
     def extra_repr(self) -> str:
         return f"size={self.queue.shape[0]}, dim={self.queue.shape[1]}, dtype={self.queue.dtype}"

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..formulas.classes import class_sums, dense
+from ..formulas.rows import finite_rows
+from ..formulas.statistics import ContrastiveStats
 from ..formulas.sums import reduce, softplus
 from .codes import REDUCTIONS
 
@@ -23,6 +26,30 @@ LN2, LOG2E = math.log(2), math.log2(math.e)
 def split(temperature: Scalar) -> tuple[float, Tensor | None]:
     """A temperature as the operators take it: a number, or a tensor that may want a gradient."""
     return (1.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
+
+
+def nt_xent(
+    z1: Tensor, z2: Tensor, temperature: Scalar, reduction: str, return_stats: bool
+) -> tuple[Tensor, ContrastiveStats | None]:
+    """(the reduced loss of the 2N rows, statistics or None) of the views z1 and z2 (N, D)."""
+    loss, stats, _ = torch.ops.ssl_fast.nt_xent(z1, z2, *split(temperature), REDUCTIONS.index(reduction), return_stats)
+    return loss, ContrastiveStats(*stats.unbind()) if return_stats else None
+
+
+def info_nce(
+    query: Tensor,
+    positive: Tensor,
+    negatives: Tensor | None,
+    normalize_negatives: bool,
+    temperature: Scalar,
+    reduction: str,
+    return_stats: bool,
+) -> tuple[Tensor, ContrastiveStats | None]:
+    """(the reduced loss of the N queries, statistics or None). negatives: None, (M, D) or (N, M, D)."""
+    loss, stats, *_ = torch.ops.ssl_fast.info_nce(
+        query, positive, negatives, normalize_negatives, *split(temperature), REDUCTIONS.index(reduction), return_stats
+    )
+    return loss, ContrastiveStats(*stats.unbind()) if return_stats else None
 
 
 def similarity_lse(
@@ -48,7 +75,8 @@ def similarity_lse(
 def scores(similarities: Tensor, temperature: Scalar) -> Tensor:
     """similarities / temperature in float64, as it is subtracted from a log-sum-exp as large as itself.
 
-    With the scale rounded as the kernels round theirs, in powers of two: then what should cancel does.
+    The scale is rounded as the kernels round theirs, in powers of two, so that the two parts of a small loss cancel
+    exactly.
     """
     if isinstance(temperature, Tensor):
         scale = (temperature.double().reciprocal() * LOG2E).to(similarities.dtype)
@@ -62,18 +90,21 @@ def positive_loss(
     positive: Tensor,
     temperature: Scalar,
     reduction: str,
-    weights: Tensor | None = None,
+    positive_weights: Tensor | None = None,
     in_denominator: bool = True,
 ) -> Tensor:
     """The reduced losses of rows from their log-sum-exps and their positives' similarities.
 
-    lse (R N,) over the negatives, float64: R rows for each of positive (N,), below one another. in_denominator:
-    whether the positive is there too, softplus(lse - s p), or not, lse - s w p. weights (N,): w, without gradient.
+    Args:
+        lse: (R N,) float64 over the negatives, R rows for each of `positive`, one view below the other.
+        positive: (N,) similarities.
+        positive_weights: (N,) w, without gradient; None is 1.
+        in_denominator: whether the positive is there too, softplus(lse - s w p), or not, lse - s w p.
     """
     if lse.device.type != "cpu":
-        return composed_positive_loss(lse, positive, temperature, reduction, weights, in_denominator)
+        return composed_positive_loss(lse, positive, temperature, reduction, positive_weights, in_denominator)
     code = REDUCTIONS.index(reduction)
-    return torch.ops.ssl_fast.positive_loss(lse, positive, weights, in_denominator, *split(temperature), code)
+    return torch.ops.ssl_fast.positive_loss(lse, positive, positive_weights, in_denominator, *split(temperature), code)
 
 
 def composed_positive_loss(
@@ -81,11 +112,11 @@ def composed_positive_loss(
     positive: Tensor,
     temperature: Scalar,
     reduction: str,
-    weights: Tensor | None = None,
+    positive_weights: Tensor | None = None,
     in_denominator: bool = True,
 ) -> Tensor:
     """`positive_loss` in plain PyTorch, on any device."""
-    weighted = positive if weights is None else weights * positive
+    weighted = positive if positive_weights is None else positive_weights * positive
     # The positive's part last: what it leaves of the loss may be tiny.
     x = lse - scores(weighted, temperature).repeat(lse.shape[0] // positive.shape[0])
     return reduce((softplus(x) if in_denominator else x).to(positive.dtype), reduction)
@@ -96,9 +127,16 @@ def pair_similarity(a: Tensor, b: Tensor, normalize_a: bool = True, normalize_b:
     return torch.ops.ssl_fast.pair_similarity(a, b, normalize_a, normalize_b)
 
 
-def class_similarity(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """For each row of x (N, D) the sum of its similarities with the other rows of its label, and how many they are."""
-    return torch.ops.ssl_fast.class_similarity(x, labels)
+def class_similarity(x: Tensor, labels: Tensor, normalize: bool = True) -> tuple[Tensor, Tensor]:
+    """For each row of x (N, D) the sum of its similarities with the other rows of its label, and how many they are.
+
+    The operator is of unit rows. With normalize=False PyTorch computes the same from class sums, on any device.
+    """
+    if normalize:
+        return torch.ops.ssl_fast.class_similarity(x, labels)
+    rows, classes = finite_rows(x), dense(labels)
+    sums, count = class_sums(rows, classes, len(rows)), class_sums(torch.ones_like(classes), classes, len(rows))
+    return (rows * (sums.index_select(0, classes) - rows)).sum(1), count.index_select(0, classes) - 1
 
 
 def similarity_softplus(

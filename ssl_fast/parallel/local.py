@@ -1,8 +1,11 @@
-"""The rows that a loss's anchors meet in one process; `gathered.py` and `ring.py` have those of several."""
+"""The rows that a loss's anchors meet in one process; `gathered.py` and `ring.py` have those of several.
+
+All three are one interface: a loss is written once, and `batch_of` chooses by the argument `group`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,18 +19,39 @@ if TYPE_CHECKING:
 
 
 class LocalBatch:
-    """The rows that a loss's anchors meet: here those of one process. Tensors hold `each` rows for each of `count`."""
+    """The rows that a loss's anchors meet: here those of one process.
+
+    Attributes:
+        alone: whether there are no other ranks' rows.
+        count, total: images of this rank, and of all ranks.
+        counts: images of each rank.
+        first: the number of this rank's first image among all.
+    """
+
+    alone = True
 
     def __init__(self, count: int):
         self.count = self.total = count
-        self.first = 0  # the number of this rank's first row among all
+        self.counts = [count]
+        self.first = 0
+
+    def needs_gathering(self, loss: str) -> None:
+        """Refuses a batch whose rows are passed round, for a loss that needs all of them at once."""
 
     def images(self, device: torch.device) -> Tensor:
-        """A number for each of the rank's rows (count,) that no other row of any rank has."""
+        """(count,) a number for each of the rank's images that no other image of any rank has."""
         return torch.arange(self.first, self.first + self.count, device=device)
 
     def gather(self, x: Tensor) -> Tensor:
-        """All ranks' rows, the rank's own first: k = i is a row and its own partner."""
+        """All ranks' rows, the rank's own first: so k = i is a row and itself, or its own partner."""
+        return x
+
+    def in_order(self, x: Tensor) -> Tensor:
+        """All ranks' rows in the order of the ranks."""
+        return x
+
+    def own_rows(self, x: Tensor, image_first: bool) -> Tensor:
+        """The rank's part of x, which holds rows of all images: a view below the other, or an image's together."""
         return x
 
     def lse(
@@ -40,12 +64,21 @@ class LocalBatch:
         normalize: tuple[bool, bool] = (True, True),
         positive: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(lse, ranks) of `calls.similarity_lse` of the rank's a against all ranks' b; ids: of its own sums."""
+        """(lse, ranks) of `calls.similarity_lse` of the rank's a against all ranks' b; ids: of the rank's rows."""
         others: Tensor | None = b
         if b is a:  # rows with each other take half the products
             others, ids = None, (ids[0], None)
         lse, _, ranks = calls.similarity_lse(a, others, mask, temperature, ids, normalize, positive=positive)
         return lse, ranks
+
+    def lse_of_both(
+        self, a: Tensor, b: Tensor, mask: int, temperature: Scalar, normalize: bool, positive: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(lse (2N,), ranks) of the rank's a against all ranks' b, then of its b against all ranks' a."""
+        rows, columns, ranks = calls.similarity_lse(
+            a, b, mask, temperature, normalize=(normalize, normalize), columns=True, positive=positive
+        )
+        return torch.cat([rows, columns]), ranks
 
     def softplus(
         self, a: Tensor, b: Tensor, normalize: bool, temperature: Scalar, bias: Scalar, positive: Tensor | None = None
@@ -53,22 +86,16 @@ class LocalBatch:
         """(sums, ranks) of `calls.similarity_softplus` of the rank's a against all ranks' b."""
         return calls.similarity_softplus(a, b, normalize, temperature, bias, positive)
 
-    def positive_loss(
-        self, lse: Tensor, positive: Tensor, temperature: Scalar, reduction: str, **options: Any
-    ) -> Tensor:
-        """`calls.positive_loss` of the rank's sums."""
-        return calls.positive_loss(lse, positive, temperature, reduction, **options)
-
     def sum(self, x: Tensor) -> Tensor:
-        """Over the ranks, without gradient."""
+        """The sum of x over the ranks, without gradient."""
         return x
 
-    def reduce(self, loss_rows: Tensor, reduction: str, counted: Tensor | None = None) -> Tensor:
-        """As `sums.reduce`. counted: which rows the mean counts; the others are 0."""
-        if reduction != "mean" or counted is None:
-            return sums.reduce(loss_rows, reduction)
-        return sums.total(loss_rows) / counted.sum().clamp_min(1)
+    def reduce(
+        self, loss_rows: Tensor, reduction: str, weights: Tensor | None = None, counted: Tensor | None = None
+    ) -> Tensor:
+        """`formulas.sums.reduce` of the rank's rows; a mean is the rank's share of that over all ranks."""
+        return sums.reduce(loss_rows, reduction, weights, counted)
 
     def mean_stats(self, stats: ContrastiveStats, pairs: Tensor | None = None) -> ContrastiveStats:
-        """Over the ranks. pairs (2,): positive and negative pairs of the rank, where they are not as its sums."""
+        """The mean of the ranks' statistics. pairs (2,): the rank's positive and negative pairs, if not as its rows."""
         return stats

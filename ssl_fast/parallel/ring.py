@@ -140,7 +140,10 @@ class _RingLse(torch.autograd.Function):
 
 
 class RingBatch(GatheredBatch):
-    """The rows of all ranks, passed round."""
+    """The rows of all ranks, passed round: a rank holds its own and one other rank's at a time."""
+
+    def needs_gathering(self, loss: str) -> None:
+        raise ValueError(f"group: expected a process group for {loss}, got a Ring")
 
     def lse(
         self,

@@ -7,7 +7,7 @@ Notation: u_i = x_i / max(|x_i|, EPS), s = 1 / temperature (ssl_fast/formulas).
 """
 
 from .image_text import clip, siglip
-from .instances import instance_discrimination, instance_nce
+from .instances import instance_discrimination, instance_nce, nce_normalizer
 from .queries import info_nce, moco_v3, multi_positive_info_nce
 from .similarity import similarity_lse
 from .supervised import supcon
@@ -25,6 +25,7 @@ __all__ = [
     "instance_nce",
     "moco_v3",
     "multi_positive_info_nce",
+    "nce_normalizer",
     "nt_xent",
     "siglip",
     "similarity_lse",

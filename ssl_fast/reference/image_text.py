@@ -1,4 +1,4 @@
-"""Losses of images and their texts."""
+"""Losses of images and their texts: a and b (N, D), whose row i belongs together."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..formulas.rows import finite_rows, in_full_precision, unit_rows
-from ..formulas.scalars import in_range
+from ..formulas.rows import in_full_precision, rows_of
+from ..formulas.scalars import in_range, temperature_or_inverse
 from ..formulas.statistics import stats_from
-from ..formulas.sums import reduce, softplus
+from ..formulas.sums import reduce, repeated, softplus
 
 if TYPE_CHECKING:
     from ..annotations import Loss, Scalar
@@ -21,20 +21,22 @@ def clip(
     a: Tensor,
     b: Tensor,
     temperature: Scalar = 0.07,
-    normalize: bool = True,
+    *,
+    logit_scale: Scalar | None = None,
     reduction: str = "mean",
+    normalize: bool = True,
+    weights: Tensor | None = None,
     return_stats: bool = False,
 ) -> Loss:
     """CLIP's symmetric loss (Radford et al. 2021, fig. 3): each row of a against all of b, and of b against all of a.
 
     2N losses, log sum_k exp(s <u_i, v_k>) - s <u_i, v_i> first, then log sum_k exp(s <u_k, v_i>) - s <u_i, v_i>.
     """
-    temperature = in_range(temperature)
-    prepared = unit_rows if normalize else finite_rows
-    similarity = prepared(a) @ prepared(b).T
-    logits, positive = similarity / temperature, similarity.diagonal().repeat(2)
+    temperature = in_range(temperature_or_inverse(temperature, logit_scale))
+    similarity = rows_of(a, normalize) @ rows_of(b, normalize).T  # (N, N)
+    logits, positive = similarity / temperature, similarity.diagonal().repeat(2)  # (N, N), (2N,)
     loss_rows = torch.cat([logits.logsumexp(1), logits.logsumexp(0)]) - positive / temperature
-    loss = reduce(loss_rows, reduction)
+    loss = reduce(loss_rows, reduction, repeated(weights, len(loss_rows)))
     if not return_stats:
         return loss
     negative = ~torch.eye(a.shape[0], dtype=torch.bool, device=a.device).repeat(2, 1)
@@ -47,22 +49,24 @@ def siglip(
     a: Tensor,
     b: Tensor,
     temperature: Scalar = 0.1,
-    bias: Scalar = -10.0,
-    normalize: bool = True,
+    *,
+    logit_scale: Scalar | None = None,
     reduction: str = "mean",
+    normalize: bool = True,
+    weights: Tensor | None = None,
     return_stats: bool = False,
+    bias: Scalar = -10.0,
 ) -> Loss:
     """Pairwise sigmoid loss (Zhai et al. 2023, eq. 1): a binary decision for each of the N x N pairs.
 
     loss_i = sum_k log(1 + exp(-z_ik (s <u_i, v_k> + bias))), z_ik = 1 for k = i, else -1.
     """
-    temperature = in_range(temperature)
-    prepared = unit_rows if normalize else finite_rows
-    similarity = prepared(a) @ prepared(b).T
+    temperature = in_range(temperature_or_inverse(temperature, logit_scale))
+    similarity = rows_of(a, normalize) @ rows_of(b, normalize).T  # (N, N)
     itself = torch.eye(a.shape[0], dtype=torch.bool, device=a.device)
     logits = similarity / temperature + bias
-    loss_rows = softplus(torch.where(itself, -logits, logits)).sum(1)
-    loss = reduce(loss_rows, reduction)
+    loss_rows = softplus(torch.where(itself, -logits, logits)).sum(1)  # (N,)
+    loss = reduce(loss_rows, reduction, weights)
     if not return_stats:
         return loss
     positive, both = similarity.diagonal().repeat(2), torch.cat([similarity, similarity.T])

@@ -1,4 +1,4 @@
-"""Losses of images against a bank of all."""
+"""Losses of images against a bank of all n: features (N, D), index (N,) their places in the bank (n, D)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..formulas.loss_parts import nce_of
-from ..formulas.rows import finite_rows, in_full_precision, unit_rows
+from ..formulas.loss_parts import nce_estimate, noise_contrastive_loss_rows
+from ..formulas.rows import finite_rows, in_full_precision, rows_of
 from ..formulas.scalars import in_range
 from ..formulas.statistics import stats_from
 from ..formulas.sums import reduce
@@ -23,7 +23,10 @@ def instance_discrimination(
     index: Tensor,
     bank: Any,
     temperature: Scalar = 0.07,
+    *,
     reduction: str = "mean",
+    normalize: bool = True,
+    weights: Tensor | None = None,
     return_stats: bool = False,
 ) -> Loss:
     """Non-parametric softmax over all n images (Wu et al. 2018, eq. 2): the bank's row index_i is the positive.
@@ -31,12 +34,12 @@ def instance_discrimination(
     loss_i = log sum_j exp(s <u_i, bank_j>) - s <u_i, bank_index_i>. The bank's rows are taken as they are.
     """
     temperature = in_range(temperature)
-    u = unit_rows(features)
-    similarity = u @ finite_rows(bank).to(u.dtype).T
-    positive = similarity.gather(1, index[:, None])[:, 0]
+    u = rows_of(features, normalize)
+    similarity = u @ finite_rows(bank).to(u.dtype).T  # (N, n)
+    positive = similarity.gather(1, index[:, None])[:, 0]  # (N,)
     logits = similarity / temperature
     loss_rows = logits.logsumexp(1) - positive / temperature
-    loss = reduce(loss_rows, reduction)
+    loss = reduce(loss_rows, reduction, weights)
     if not return_stats:
         return loss
     negative = index[:, None] != torch.arange(bank.shape[0], device=u.device)
@@ -51,7 +54,10 @@ def instance_nce(
     bank: Any,
     normalizer: Scalar,
     temperature: Scalar = 0.07,
+    *,
     reduction: str = "mean",
+    normalize: bool = True,
+    weights: Tensor | None = None,
     return_stats: bool = False,
 ) -> Loss:
     """Noise-contrastive estimation of that softmax (Wu et al. 2018, eq. 4 to 8) with m sampled images, noise (N, m).
@@ -60,6 +66,30 @@ def instance_nce(
     loss_i = -log h(index_i) - sum_j log(1 - h(noise_ij)).
     """
     temperature = in_range(temperature)
-    u, rows = unit_rows(features), finite_rows(bank)
-    similarity = (rows[torch.cat([index[:, None], noise], 1)].to(u.dtype) @ u[:, :, None])[:, :, 0]
-    return nce_of(similarity, bank.shape[0], normalizer, temperature, reduction, return_stats)
+    u, rows = rows_of(features, normalize), finite_rows(bank)
+    candidates = rows[torch.cat([index[:, None], noise], 1)].to(u.dtype)  # (N, 1 + m, D)
+    similarity = (candidates @ u[:, :, None])[:, :, 0]  # (N, 1 + m)
+    loss_rows = noise_contrastive_loss_rows(similarity, bank.shape[0], normalizer, temperature)
+    loss = reduce(loss_rows, reduction, weights)
+    if not return_stats:
+        return loss
+    positive, negative = similarity[:, 0], similarity[:, 1:]
+    is_negative = torch.ones_like(negative, dtype=torch.bool)
+    return loss, stats_from(loss_rows, negative, positive, positive.detach().mean(), is_negative, temperature)
+
+
+@torch.no_grad()
+@in_full_precision
+def nce_normalizer(
+    features: Tensor,
+    index: Tensor,
+    noise: Tensor,
+    bank: Any,
+    temperature: Scalar = 0.07,
+    *,
+    normalize: bool = True,
+) -> Tensor:
+    """The original's estimate of the softmax's sum (Wu et al. 2018, section 3.2): n times the mean exponential."""
+    u, rows = rows_of(features, normalize), finite_rows(bank)
+    candidates = rows[torch.cat([index[:, None], noise], 1)].to(u.dtype)  # (N, 1 + m, D)
+    return nce_estimate((candidates @ u[:, :, None])[:, :, 0], bank.shape[0], in_range(temperature))

@@ -1,4 +1,4 @@
-"""Losses of queries against keys: in the batch, of a tensor, or of a queue."""
+"""Losses of queries (N, D) against keys: in the batch, of a tensor, or of a queue."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..formulas.loss_parts import symmetric_sum
-from ..formulas.rows import finite_rows, in_full_precision, unit_rows
+from ..formulas.rows import finite_rows, in_full_precision, rows_of
 from ..formulas.scalars import in_range
 from ..formulas.statistics import stats_from
 from ..formulas.sums import reduce
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from ..annotations import Loss, Scalar
 
 
-def _negative_rows(negatives: Any) -> Tensor:
-    """A queue's rows as they are, a tensor's rows normalised."""
+def _negative_rows(negatives: Any, normalize: bool) -> Tensor:
+    """A tensor's rows, normalised where asked; a queue's rows as they are."""
     if isinstance(negatives, Tensor):
-        return unit_rows(negatives)
-    # Cloned because MoCo enqueues between the loss and its backward, and autograd keeps this.
+        return rows_of(negatives, normalize)
+    # The clone is needed: MoCo enqueues between the loss and its backward pass, and autograd keeps these rows.
     return finite_rows(negatives.queue.clone())
 
 
@@ -32,7 +32,10 @@ def info_nce(
     positive: Tensor,
     negatives: Any = None,
     temperature: Scalar = 0.1,
+    *,
     reduction: str = "mean",
+    normalize: bool = True,
+    weights: Tensor | None = None,
     return_stats: bool = False,
     exclude: Any = None,
 ) -> Loss:
@@ -44,23 +47,23 @@ def info_nce(
     exclude: (ids of the queries, ids of the negatives); those with the query's id are left out.
     """
     temperature = in_range(temperature)
-    q, k = unit_rows(query), unit_rows(positive)
-    positive_similarity = (q * k).sum(1)
+    q, k = rows_of(query, normalize), rows_of(positive, normalize)
+    positive_similarity = (q * k).sum(1)  # (N,)
     if negatives is None:
-        similarity = q @ k.T
+        similarity = q @ k.T  # (N, N)
         negative = ~torch.eye(q.shape[0], dtype=torch.bool, device=q.device)
     else:
-        n = _negative_rows(negatives).to(q.dtype)
-        similarity = q @ n.T if n.dim() == 2 else (n @ q[:, :, None])[:, :, 0]
+        n = _negative_rows(negatives, normalize).to(q.dtype)
+        similarity = q @ n.T if n.dim() == 2 else (n @ q[:, :, None])[:, :, 0]  # (N, M)
         negative = torch.ones_like(similarity, dtype=torch.bool)
     if exclude is not None:
         negative = negative & (exclude[0][:, None] != exclude[1])
-    # The positive's column is the first one, in batch too.
+    # The positive is the first column, also where the negatives are the batch's.
     positive_logits = positive_similarity[:, None] / temperature
     negative_logits = (similarity / temperature).masked_fill(~negative, float("-inf"))
     logits = torch.cat([positive_logits, negative_logits], 1)
-    loss_rows = logits.logsumexp(1) - positive_logits[:, 0]
-    loss = reduce(loss_rows, reduction)
+    loss_rows = logits.logsumexp(1) - positive_logits[:, 0]  # (N,)
+    loss = reduce(loss_rows, reduction, weights)
     if not return_stats:
         return loss
     positive_mean = positive_similarity.detach().mean()
@@ -74,13 +77,19 @@ def moco_v3(
     key1: Tensor,
     key2: Tensor,
     temperature: Scalar = 1.0,
+    *,
     reduction: str = "mean",
+    normalize: bool = True,
+    weights: Tensor | None = None,
     return_stats: bool = False,
 ) -> Loss:
     """MoCo v3 (Chen et al. 2021, algorithm 1): 2 temperature (ctr(q1, k2) + ctr(q2, k1)), one loss an image."""
-    first = info_nce(query1, key2, None, temperature, "none", return_stats)
-    second = info_nce(query2, key1, None, temperature, "none", return_stats)
-    return symmetric_sum(first, second, 2 * in_range(temperature), reduction, return_stats)
+    options: dict[str, Any] = {"reduction": "none", "normalize": normalize, "return_stats": return_stats}
+    first = info_nce(query1, key2, None, temperature, **options)
+    second = info_nce(query2, key1, None, temperature, **options)
+    loss_rows, stats = symmetric_sum(first, second, 2 * in_range(temperature))
+    loss = reduce(loss_rows, reduction, weights)
+    return loss if stats is None else (loss, stats)
 
 
 @in_full_precision
@@ -89,9 +98,12 @@ def multi_positive_info_nce(
     positives: Tensor,
     negatives: Any = None,
     temperature: Scalar = 0.1,
-    form: str = "out",
+    *,
     reduction: str = "mean",
+    normalize: bool = True,
+    weights: Tensor | None = None,
     return_stats: bool = False,
+    form: str = "out",
 ) -> Loss:
     """InfoNCE with P positives a query, (N, P, D): SupCon's two forms over the query's positives and its negatives.
 
@@ -99,14 +111,14 @@ def multi_positive_info_nce(
     The negatives: as for `info_nce`; None: the other queries' positives.
     """
     temperature = in_range(temperature)
-    q, k = unit_rows(query), unit_rows(positives)
-    of_positives = (k @ q[:, :, None])[:, :, 0]
+    q, k = rows_of(query, normalize), rows_of(positives, normalize)
+    of_positives = (k @ q[:, :, None])[:, :, 0]  # (N, P)
     if negatives is None:
         image = torch.arange(q.shape[0], device=q.device)
         similarity, negative = q @ k.flatten(0, 1).T, image[:, None] != image.repeat_interleave(k.shape[1])
     else:
-        n = _negative_rows(negatives).to(q.dtype)
-        similarity = q @ n.T
+        n = _negative_rows(negatives, normalize).to(q.dtype)
+        similarity = q @ n.T  # (N, M)
         negative = torch.ones_like(similarity, dtype=torch.bool)
     logits = (similarity / temperature).masked_fill(~negative, float("-inf"))
     positive_logits = of_positives / temperature
@@ -115,7 +127,7 @@ def multi_positive_info_nce(
         loss_rows = whole - positive_logits.mean(1)
     else:
         loss_rows = whole - positive_logits.logsumexp(1) + math.log(k.shape[1])
-    loss = reduce(loss_rows, reduction)
+    loss = reduce(loss_rows, reduction, weights)
     if not return_stats:
         return loss
     best = of_positives.gather(1, positive_logits.argmax(1, keepdim=True))[:, 0]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..formulas.rows import finite_rows, in_full_precision, unit_rows
+from ..formulas.rows import in_full_precision, rows_of
 from ..formulas.scalars import in_range
 
 if TYPE_CHECKING:
@@ -30,9 +30,10 @@ def similarity_lse(
     a: Tensor,
     b: Tensor,
     scale: Scalar = 10.0,
+    *,
+    normalize: bool = True,
     exclude: Any = None,
     only: Any = None,
-    normalize: bool = True,
     columns: bool = False,
 ) -> Any:
     """lse_i = log sum_k exp(scale <u_i, v_k>) over the allowed k; -Inf where there is none.
@@ -40,9 +41,9 @@ def similarity_lse(
     Allowed are all k; with exclude="self" k != i; with exclude=(ids of a, ids of b) those whose id
     differs; with `only` those whose id is equal and, where b is a, k != i. columns: of each column too.
     """
-    u = unit_rows(a) if normalize else finite_rows(a)
-    v = u if b is a else (unit_rows(b) if normalize else finite_rows(b)).to(u.dtype)
+    u = rows_of(a, normalize)  # (N, D)
+    v = u if b is a else rows_of(b, normalize).to(u.dtype)  # (M, D)
     if isinstance(scale, Tensor):
         scale = 1 / in_range(1 / scale)
-    logits = (scale * (u @ v.T)).masked_fill(~_allowed(a, b, exclude, only), float("-inf"))
+    logits = (scale * (u @ v.T)).masked_fill(~_allowed(a, b, exclude, only), float("-inf"))  # (N, M)
     return (logits.logsumexp(1), logits.logsumexp(0)) if columns else logits.logsumexp(1)

@@ -1,4 +1,4 @@
-"""Losses of two views of each image."""
+"""Losses of two views of each image: z1 and z2 (N, D), whose row i is of image i."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..formulas.loss_parts import hard_negative_log_sum, von_mises_fisher_weights
-from ..formulas.rows import in_full_precision, unit_rows
+from ..formulas.rows import in_full_precision, rows_of
 from ..formulas.scalars import in_range
 from ..formulas.statistics import stats_from
-from ..formulas.sums import reduce, softplus
+from ..formulas.sums import reduce, repeated, softplus
 
 if TYPE_CHECKING:
     from ..annotations import Loss, Scalar
@@ -19,32 +19,36 @@ if TYPE_CHECKING:
 
 @in_full_precision
 def nt_xent(
-    z1: Tensor, z2: Tensor, temperature: Scalar = 0.1, reduction: str = "mean", return_stats: bool = False
+    z1: Tensor,
+    z2: Tensor,
+    temperature: Scalar = 0.1,
+    *,
+    reduction: str = "mean",
+    normalize: bool = True,
+    weights: Tensor | None = None,
+    return_stats: bool = False,
 ) -> Loss:
     """NT-Xent of SimCLR (Chen et al. 2020, eq. 1) over the 2N rows of two views.
 
     loss_i = log sum_{k != i} exp(s <u_i, u_k>) - s <u_i, u_p(i)>, p(i) the row of the other view.
     """
     temperature = in_range(temperature)
-    u = unit_rows(torch.cat([z1, z2]))
-    rows = u.shape[0]
-    partner = torch.arange(rows, device=u.device).roll(rows // 2)
-    itself = torch.eye(rows, dtype=torch.bool, device=u.device)
-    similarity = u @ u.T
+    u, partner, negative = _two_views(z1, z2, normalize)  # (2N, D), (2N,), (2N, 2N)
+    itself = torch.eye(u.shape[0], dtype=torch.bool, device=u.device)
+    similarity = u @ u.T  # (2N, 2N)
     logits = (similarity / temperature).masked_fill(itself, float("-inf"))
-    positive_logits = logits.gather(1, partner[:, None])
-    loss_rows = logits.logsumexp(1) - positive_logits[:, 0]
-    loss = reduce(loss_rows, reduction)
+    positive_logits = logits.gather(1, partner[:, None])  # (2N, 1)
+    loss_rows = logits.logsumexp(1) - positive_logits[:, 0]  # (2N,)
+    loss = reduce(loss_rows, reduction, repeated(weights, len(loss_rows)))
     if not return_stats:
         return loss
     positive = similarity.gather(1, partner[:, None])[:, 0]
-    negative = ~itself & (partner[:, None] != torch.arange(rows, device=u.device))
     return loss, stats_from(loss_rows, similarity, positive, positive.detach().mean(), negative, temperature)
 
 
-def _two_views(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(unit rows (2N, D), the partner's row of each, the mask of its negatives)."""
-    u = unit_rows(torch.cat([z1, z2]))
+def _two_views(z1: Tensor, z2: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(rows u (2N, D), the partner's place of each (2N,), the mask of its negatives (2N, 2N))."""
+    u = rows_of(torch.cat([z1, z2]), normalize)
     place = torch.arange(u.shape[0], device=u.device)
     image = place % z1.shape[0]
     return u, place.roll(z1.shape[0]), image[:, None] != image
@@ -55,22 +59,25 @@ def dcl(
     z1: Tensor,
     z2: Tensor,
     temperature: Scalar = 0.1,
-    sigma: float | None = None,
+    *,
     reduction: str = "mean",
+    normalize: bool = True,
+    weights: Tensor | None = None,
     return_stats: bool = False,
+    sigma: float | None = None,
 ) -> Loss:
     """Decoupled contrastive loss (Yeh et al. 2022, eq. 6) over the 2N rows of two views: the positive leaves the sum.
 
     loss_i = log sum_{k != i, p(i)} exp(s <u_i, u_k>) - w_i s <u_i, u_p(i)>, w_i = 1 or, with sigma, DCLW's weight.
     """
     temperature = in_range(temperature)
-    u, partner, negative = _two_views(z1, z2)
-    similarity = u @ u.T
-    positive = similarity.gather(1, partner[:, None])[:, 0]
-    weights = 1 if sigma is None else von_mises_fisher_weights(positive[: z1.shape[0]], sigma).repeat(2)
+    u, partner, negative = _two_views(z1, z2, normalize)
+    similarity = u @ u.T  # (2N, 2N)
+    positive = similarity.gather(1, partner[:, None])[:, 0]  # (2N,)
+    pull = 1 if sigma is None else von_mises_fisher_weights(positive[: z1.shape[0]], sigma).repeat(2)
     logits = (similarity / temperature).masked_fill(~negative, float("-inf"))
-    loss_rows = logits.logsumexp(1) - weights * positive / temperature
-    loss = reduce(loss_rows, reduction)
+    loss_rows = logits.logsumexp(1) - pull * positive / temperature  # (2N,)
+    loss = reduce(loss_rows, reduction, repeated(weights, len(loss_rows)))
     if not return_stats:
         return loss
     return loss, stats_from(loss_rows, similarity, positive, positive.detach().mean(), negative, temperature)
@@ -81,10 +88,13 @@ def hard_negative_nt_xent(
     z1: Tensor,
     z2: Tensor,
     temperature: Scalar = 0.5,
+    *,
+    reduction: str = "mean",
+    normalize: bool = True,
+    weights: Tensor | None = None,
+    return_stats: bool = False,
     beta: float = 1.0,
     tau_plus: float = 0.0,
-    reduction: str = "mean",
-    return_stats: bool = False,
 ) -> Loss:
     """Contrastive loss with hard negatives (Robinson et al. 2021, eq. 4 and section 3.2) over the 2N rows of two views.
 
@@ -92,17 +102,17 @@ def hard_negative_nt_xent(
     G = max(M (mean(n^(1 + beta)) / mean(n^beta) - tau_plus p) / (1 - tau_plus), M exp(-|s|)).
     """
     temperature = in_range(temperature)
-    u, partner, negative = _two_views(z1, z2)
-    similarity = u @ u.T
-    positive = similarity.gather(1, partner[:, None])[:, 0]
+    u, partner, negative = _two_views(z1, z2, normalize)
+    similarity = u @ u.T  # (2N, 2N)
+    positive = similarity.gather(1, partner[:, None])[:, 0]  # (2N,)
     logits = (similarity / temperature).masked_fill(~negative, float("-inf"))
-    # beta of 0: the log of the number of negatives.
+    # With beta = 0, tilted is the log of the number of negatives.
     tilted = (beta * logits.masked_fill(~negative, 0)).masked_fill(~negative, float("-inf")).logsumexp(1)
     log_mean = ((1 + beta) * logits).logsumexp(1) - tilted
     positive_logits = positive / temperature
     log_sum = hard_negative_log_sum(log_mean, positive_logits, 1 / temperature, u.shape[0] - 2, tau_plus)
-    loss_rows = softplus(log_sum - positive_logits)
-    loss = reduce(loss_rows, reduction)
+    loss_rows = softplus(log_sum - positive_logits)  # (2N,)
+    loss = reduce(loss_rows, reduction, repeated(weights, len(loss_rows)))
     if not return_stats:
         return loss
     return loss, stats_from(loss_rows, similarity, positive, positive.detach().mean(), negative, temperature)

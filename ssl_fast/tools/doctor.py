@@ -53,7 +53,7 @@ def _similarity_lse(device: str, dtype: torch.dtype) -> dict[str, list[Tensor]]:
     results: dict[str, list[Tensor]] = {"loss": [], "gradient": []}
     for other, exclude in ((a, "self"), (b, None), (b, ids)):
         # One way where ids leave pairs out, else both ways from one pass.
-        lse = functional.similarity_lse(a, other, 10.0, exclude, columns=exclude is None)
+        lse = functional.similarity_lse(a, other, 10.0, exclude=exclude, columns=exclude is None)
         loss = lse.mean() if isinstance(lse, Tensor) else lse[0].mean() + lse[1].mean()
         for kind, tensors in _loss_and_gradient(loss, [a] if other is a else [a, b]).items():
             results[kind] += tensors

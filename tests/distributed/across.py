@@ -73,9 +73,9 @@ def reductions(rank, world, counts) -> list[float]:
     """Rows as they are, and their sum."""
     own = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
     z1, z2 = torch.randn(2, sum(counts), 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    expected = ssl_fast.functional.nt_xent(z1, z2, 0.2, "none").view(2, -1)[:, own].flatten()
+    expected = ssl_fast.functional.nt_xent(z1, z2, 0.2, reduction="none").view(2, -1)[:, own].flatten()
     rows, total = (
-        ssl_fast.functional.nt_xent(z1[own], z2[own], 0.2, reduction, group=dist.group.WORLD)
+        ssl_fast.functional.nt_xent(z1[own], z2[own], 0.2, reduction=reduction, group=dist.group.WORLD)
         for reduction in ("none", "sum")
     )
     return [error(rows, expected), error(total, expected.sum())]

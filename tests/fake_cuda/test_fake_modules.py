@@ -48,7 +48,7 @@ MODULES = {
     "SigLipLoss, a number": lambda: (ssl_fast.SigLipLoss(), rows(), rows()),
     "SigLipLoss, a parameter": lambda: (ssl_fast.SigLipLoss(bias=nn.Parameter(scalar())), rows(), rows(), leaf(9.0)),
     "DCLWLoss": lambda: (ssl_fast.DCLWLoss(), rows(), rows()),
-    "HardNegativeNTXentLoss": lambda: (ssl_fast.HardNegativeNTXentLoss(leaf(), 0.0, 0.1), rows(), rows()),
+    "HardNegativeNTXentLoss": lambda: (ssl_fast.HardNegativeNTXentLoss(leaf(), beta=0.0, tau_plus=0.1), rows(), rows()),
     "SupConLoss, in": lambda: (ssl_fast.SupConLoss(form="in", reduction="none"), rows(30), ids(30)),
     "InfoNCELoss, exclude": lambda: (ssl_fast.InfoNCELoss(), rows(), rows(), queue(), (ids(30), ids(48))),
 }

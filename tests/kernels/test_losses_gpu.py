@@ -158,7 +158,7 @@ def test_offsets_beyond_32_bits():
     queue.queue = torch.zeros(size, 64, dtype=torch.bfloat16, device="cuda")
     query = torch.nn.functional.normalize(torch.randn(4, 64, device="cuda"))
     queue.queue[:2], queue.queue[-2:] = query[:2].bfloat16(), query[2:].bfloat16()
-    loss = functional.info_nce(query.bfloat16(), query.bfloat16(), queue, 0.02, "none")
+    loss = functional.info_nce(query.bfloat16(), query.bfloat16(), queue, 0.02, reduction="none")
     # One negative as near as the positive, and size - 1 that weigh exp(-50) of it.
     assert (loss - 0.6931).abs().max() < 0.05
 
