@@ -83,11 +83,9 @@ class ClipLoss(theirs.ClipLoss):
         own = torch.arange(self.rank * count, (self.rank + 1) * count, device=images.device)
         ids = own, torch.arange(all_images.shape[0], device=images.device)
         temperature = temperature_or_inverse(None, scale)
-        directions = (
-            info_nce(queries, keys[own], keys, temperature, exclude=ids, normalize=False)
-            for queries, keys in ((images, all_texts), (texts, all_images))
-        )
-        return sum(directions) / 2
+        of_images = info_nce(images, all_texts[own], all_texts, temperature, exclude=ids, normalize=False)
+        of_texts = info_nce(texts, all_images[own], all_images, temperature, exclude=ids, normalize=False)
+        return (of_images + of_texts) / 2
 
 
 class SigLipLoss(theirs.SigLipLoss):

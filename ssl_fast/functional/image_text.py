@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def clip(
 def clip(
     a: Tensor,
     b: Tensor,
-    temperature: Temperature = 0.07,
+    temperature: Any = 0.07,  # a Temperature
     *,
     logit_scale: Scalar | None = None,
     reduction: str = "mean",
@@ -104,7 +104,7 @@ def siglip(
 def siglip(
     a: Tensor,
     b: Tensor,
-    temperature: Temperature = 0.1,
+    temperature: Any = 0.1,  # a Temperature
     *,
     logit_scale: Scalar | None = None,
     reduction: str = "mean",

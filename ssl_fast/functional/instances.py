@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ def instance_discrimination(
     features: Tensor,
     index: Tensor,
     bank: Tensor | MemoryBank,
-    temperature: Temperature = 0.07,
+    temperature: Any = 0.07,  # a Temperature
     *,
     reduction: str = "mean",
     normalize: bool = True,
@@ -120,7 +120,7 @@ def instance_nce(
     noise: Tensor,
     bank: Tensor | MemoryBank,
     normalizer: Scalar,
-    temperature: Temperature = 0.07,
+    temperature: Any = 0.07,  # a Temperature
     *,
     reduction: str = "mean",
     normalize: bool = True,
@@ -180,7 +180,7 @@ def nce_normalizer(
     index: Tensor,
     noise: Tensor,
     bank: Tensor | MemoryBank,
-    temperature: Temperature = 0.07,
+    temperature: Any = 0.07,  # a Temperature
     *,
     normalize: bool = True,
 ) -> Tensor:

@@ -45,7 +45,7 @@ def info_nce(
     query: Tensor,
     positive: Tensor,
     negatives: Negatives = None,
-    temperature: Temperature = 0.1,
+    temperature: Any = 0.1,  # a Temperature
     *,
     reduction: str = "mean",
     normalize: bool = True,
@@ -179,7 +179,7 @@ def multi_positive_info_nce(
     query: Tensor,
     positives: Tensor,
     negatives: Negatives = None,
-    temperature: Temperature = 0.1,
+    temperature: Any = 0.1,  # a Temperature
     *,
     reduction: str = "mean",
     normalize: bool = True,
@@ -293,7 +293,7 @@ def moco_v3(
     query2: Tensor,
     key1: Tensor,
     key2: Tensor,
-    temperature: Temperature = 1.0,
+    temperature: Any = 1.0,  # a Temperature
     *,
     reduction: str = "mean",
     normalize: bool = True,

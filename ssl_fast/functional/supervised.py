@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def supcon(
 def supcon(
     features: Tensor,
     labels: Tensor | None = None,
-    temperature: Temperature = 0.1,
+    temperature: Any = 0.1,  # a Temperature
     *,
     reduction: str = "mean",
     normalize: bool = True,
@@ -94,7 +94,7 @@ def supcon(
 
 
 def _reference(
-    features: Tensor, labels: Tensor, options: dict[str, object], count_without_positive: bool, request: Request
+    features: Tensor, labels: Tensor, options: dict[str, Any], count_without_positive: bool, request: Request
 ) -> Loss:
     tensors = {"features": features, "labels": labels}
     if request.batch.alone:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ def nt_xent(
 def nt_xent(
     z1: Tensor,
     z2: Tensor,
-    temperature: Temperature = 0.1,
+    temperature: Any = 0.1,  # a Temperature
     *,
     reduction: str = "mean",
     normalize: bool = True,
@@ -102,7 +102,7 @@ def dcl(
 def dcl(
     z1: Tensor,
     z2: Tensor,
-    temperature: Temperature = 0.1,
+    temperature: Any = 0.1,  # a Temperature
     *,
     reduction: str = "mean",
     normalize: bool = True,
@@ -163,7 +163,7 @@ def hard_negative_nt_xent(
 def hard_negative_nt_xent(
     z1: Tensor,
     z2: Tensor,
-    temperature: Temperature = 0.5,
+    temperature: Any = 0.5,  # a Temperature
     *,
     reduction: str = "mean",
     normalize: bool = True,
@@ -220,7 +220,7 @@ def hard_negative_nt_xent(
 
 
 def _checked(
-    z1: Tensor, z2: Tensor, temperature: Temperature, reduction: str, normalize: bool, weights: Tensor | None,
+    z1: Tensor, z2: Tensor, temperature: Any, reduction: str, normalize: bool, weights: Tensor | None,
     return_stats: bool, group: Group,
 ) -> tuple[Scalar, Request]:  # fmt: skip
     """The checks of the losses that need two images."""
