@@ -82,6 +82,7 @@ lint: setup ## format, style and types of the Python code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 clean: ## remove .venv and all that was built; runs/ and data/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache ssl_fast/_C.json ssl_fast/_C*.so

@@ -24,8 +24,7 @@ from .operators import loading
 from .operators.backends import backend
 from .temperature import LearnableTemperature
 from .tools.warmup import warmup
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 __all__ = [
     "ClipLoss",

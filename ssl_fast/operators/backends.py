@@ -14,7 +14,6 @@ from contextlib import contextmanager
 
 import torch
 
-from .. import kernels  # type: ignore[attr-defined]  # a top folder of the checkout
 from . import loading
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
@@ -47,7 +46,7 @@ def why_not(operator: str, backend_name: str, device_type: str) -> str:
     if backend_name == "cuda" and not loading.record.get("cuda"):
         lacking = "; ".join(loading.record.get("cuda_missing", ["unknown"]))
         return f"the extension was built without CUDA kernels, missing {lacking}"
-    if "CPU" in kernels.registered and device_type == "cpu":  # for tests, Triton's interpreter took the place
+    if "CPU" in loading.kernels.registered and device_type == "cpu":  # for tests, Triton's interpreter took the place
         return "" if backend_name == "triton" else "Triton's interpreter took its place in this process"
     if device_type != DEVICE[backend_name]:
         return f"it runs on {DEVICE[backend_name]} tensors and these are on {device_type}"

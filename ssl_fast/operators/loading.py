@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 
-from .. import kernels  # type: ignore[attr-defined]  # a top folder of the checkout
 from . import fake_kernels
+
+# By its name: in a checkout the folder lies beside ssl_fast/, where type checkers do not look for it.
+kernels: Any = importlib.import_module("ssl_fast.kernels")
 
 BUILD_RECORD = Path(__file__).parents[1] / "_C.json"
 

@@ -70,7 +70,7 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one subcommand and returns its exit code. arguments: None takes the command line's."""
-    from .. import __version__
+    from ..version import __version__
 
     parser = argparse.ArgumentParser(
         prog="ssl-fast",

@@ -12,10 +12,11 @@ import sys
 import torch
 from torch import Tensor
 
-from .. import __version__, functional
+from .. import functional
 from ..memory.momentum import ema_update_
 from ..memory.queue import NegativeQueue
 from ..operators import backends, loading
+from ..version import __version__
 
 # float32 against the float64 reference: the loss relative to itself, the rest to the largest entry.
 BOUNDS = {"loss": 2e-6, "gradient": 5e-6, "values": 1e-6}

@@ -12,7 +12,7 @@ import torch
 import torchvision
 import yaml
 
-from .. import __version__
+from ..version import __version__
 from . import files
 from .recipes import Recipe
 from .settings import Settings

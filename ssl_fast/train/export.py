@@ -84,7 +84,7 @@ def metadata(contents: Contents) -> dict[str, str]:
 
     mean and std, one number a channel, white being 1, are there where the input is normalised.
     """
-    from .. import __version__
+    from ..version import __version__
 
     recipe = contents["recipe"]
     described: dict[str, Any] = {"ssl_fast": __version__, "recipe": contents["recipe_name"]}
