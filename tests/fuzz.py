@@ -39,6 +39,9 @@ class Inputs:
     def queue(self, ids=False):
         return NegativeQueue(self.others, self.dim, self.dtype, self.seed, ids)
 
+    def weights(self):
+        return torch.rand(self.count, generator=self.generator)
+
     def bank(self):
         return MemoryBank(self.others, self.dim, dtype=self.dtype, seed=self.seed)
 
@@ -59,6 +62,7 @@ def _together(x):
 # The arguments of each loss: the function's name, then the variant.
 LOSSES = {
     "nt_xent": lambda x: {"z1": x.rows(), "z2": x.rows()},
+    "nt_xent weighted": lambda x: {"z1": x.rows(), "z2": x.rows(), "weights": x.weights()},
     "info_nce": lambda x: {
         "query": x.rows(), "positive": x.rows(), "negatives": x.rows(x.others), "exclude": x.ids(),
     },
@@ -71,7 +75,7 @@ LOSSES = {
     "multi_positive_info_nce in batch": lambda x: {"query": x.rows(), "positives": x.rows(x.count, 2)},
     "moco_v3": lambda x: {name: x.rows() for name in ("query1", "query2", "key1", "key2")},
     "supcon": lambda x: {"features": x.rows(), "labels": x.places()},
-    "supcon views": lambda x: {"features": x.rows(x.count, 2), "labels": x.places()},
+    "supcon views": lambda x: {"features": x.rows(x.count, 2), "labels": x.places(), "weights": x.weights()},
     "dcl": lambda x: {"z1": x.rows(), "z2": x.rows()},
     "hard_negative_nt_xent": lambda x: {"z1": x.rows(), "z2": x.rows()},
     "clip": lambda x: {"a": x.rows(), "b": x.rows()},
@@ -93,6 +97,10 @@ def use_backend(name):
 
 # All other calls: (what is called, its arguments).
 CALLS = {
+    "nce_normalizer": lambda x: (
+        functional.nce_normalizer,
+        {"features": x.rows(), "index": x.places(), "noise": x.places(x.count, 4), "bank": x.bank().bank},
+    ),
     "NegativeQueue": lambda x: (NegativeQueue, {"size": 4, "dim": 3}),
     "NegativeQueue.enqueue_": lambda x: (x.queue(ids=True).enqueue_, {"keys": x.rows(), "ids": x.places()}),
     "NegativeQueue.enqueue_ without ids": lambda x: (x.queue().enqueue_, {"keys": x.rows()}),
@@ -205,6 +213,11 @@ IDS = {
 }  # fmt: skip
 del IDS["1-D"]
 IDS["None"] = _value(None, None)
+WEIGHTS = {
+    **_no_tensors("None"), "number": _value(1, TypeError), **_SHAPES, **_layouts(plane=False),
+    **_dtypes(torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn),
+}  # fmt: skip
+del WEIGHTS["1-D"]
 PLACES = IDS | {
     "negative": Bad(lambda x: x.clone().fill_(-1), ValueError),
     "past the end": Bad(lambda x: x + 7, ValueError),
@@ -350,7 +363,7 @@ _MATRICES = [
 ]  # fmt: skip
 KINDS = {
     **dict.fromkeys(_MATRICES, ROWS), "labels": IDS, "ids": IDS, "index": PLACES, "noise": PLACES,
-    "exclude": PAIRS, "only": PAIRS,
+    "exclude": PAIRS, "only": PAIRS, "weights": WEIGHTS,
     "temperature": TEMPERATURE, "scale": SCALE, "logit_scale": SCALE, "bias": SCALAR, "normalizer": SCALAR,
     "sigma": NUMBER | {"zero": _value(0.0)}, "beta": NUMBER, "tau_plus": NUMBER | {"one": _value(1.0)},
     "init": NUMBER | {"zero": _value(0.0), "below 1 / max_scale": _value(1e-3)},

@@ -67,7 +67,10 @@ class InstanceDiscriminationLoss(LossModule):
         del options["group"]
         if self.negatives is None:
             return functional.instance_discrimination(features, index, bank, **options)
-        rows = checked_rows(features, index, bank)  # before noise is drawn
+        # Every check comes before noise is drawn and before the normalizer is set.
+        rows = checked_rows(features, index, bank)
+        if weights is not None:
+            checks.weights(weights, features)
         if self.normalizer.device != features.device:  # once: left on the CPU, it would be copied in every step
             self.normalizer = self.normalizer.to(features.device)
         # With replacement, as the original's uniform draw: the image itself may be among them.
