@@ -68,7 +68,7 @@ def clip(
 
     Example:
         >>> images, texts = torch.randn(2, 256, 512)
-        >>> loss = clip(images, texts, logit_scale=torch.tensor(14.3, requires_grad=True))
+        >>> loss = functional.clip(images, texts, logit_scale=torch.tensor(14.3, requires_grad=True))
     """
     checks.pair("b", b, "a", a)
     temperature = temperature_of(temperature, logit_scale, a)
@@ -136,7 +136,7 @@ def siglip(
 
     Example:
         >>> images, texts = torch.randn(2, 256, 512)
-        >>> loss = siglip(images, texts, logit_scale=10.0, bias=-10.0)
+        >>> loss = functional.siglip(images, texts, logit_scale=10.0, bias=-10.0)
     """
     checks.pair("b", b, "a", a)
     temperature = temperature_of(temperature, logit_scale, a)

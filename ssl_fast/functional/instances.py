@@ -70,7 +70,7 @@ def instance_discrimination(
 
     Example:
         >>> bank = MemoryBank(size=1000, dim=128)
-        >>> loss = instance_discrimination(torch.randn(256, 128), torch.arange(256), bank)
+        >>> loss = functional.instance_discrimination(torch.randn(256, 128), torch.arange(256), bank)
     """
     rows = checked_rows(features, index, bank)
     temperature = checks.temperature(temperature, features.device)
@@ -152,8 +152,8 @@ def instance_nce(
     Example:
         >>> bank, index = MemoryBank(size=1000, dim=128), torch.arange(256)
         >>> features, noise = torch.randn(256, 128), torch.randint(1000, (256, 64))
-        >>> normalizer = nce_normalizer(features, index, noise, bank, temperature=0.07)
-        >>> loss = instance_nce(features, index, noise, bank, normalizer, temperature=0.07)
+        >>> normalizer = functional.nce_normalizer(features, index, noise, bank, temperature=0.07)
+        >>> loss = functional.instance_nce(features, index, noise, bank, normalizer, temperature=0.07)
     """
     rows, candidates = _candidates(features, index, noise, bank)
     checks.scalar("normalizer", normalizer, features.device)
@@ -197,7 +197,7 @@ def nce_normalizer(
 
     Example:
         >>> bank, noise = MemoryBank(size=1000, dim=128), torch.randint(1000, (256, 64))
-        >>> normalizer = nce_normalizer(torch.randn(256, 128), torch.arange(256), noise, bank)
+        >>> normalizer = functional.nce_normalizer(torch.randn(256, 128), torch.arange(256), noise, bank)
     """
     rows, candidates = _candidates(features, index, noise, bank)
     temperature = checks.temperature(temperature, features.device)

@@ -82,7 +82,7 @@ def info_nce(
     Example:
         >>> queue = NegativeQueue(size=4096, dim=128)
         >>> query, key = torch.randn(2, 256, 128)
-        >>> loss = info_nce(query, key, queue, temperature=0.2)
+        >>> loss = functional.info_nce(query, key, queue, temperature=0.2)
     """
     checks.pair("positive", positive, "query", query)
     rows = _negative_rows(query, negatives)
@@ -208,7 +208,7 @@ def multi_positive_info_nce(
         ValueError, TypeError: an argument does not fit; the message names it.
 
     Example:
-        >>> loss = multi_positive_info_nce(torch.randn(256, 128), torch.randn(256, 4, 128), form="in")
+        >>> loss = functional.multi_positive_info_nce(torch.randn(256, 128), torch.randn(256, 4, 128), form="in")
     """
     checks.embeddings("query", query)
     checks.embeddings("positives", positives, (3,))
@@ -318,7 +318,7 @@ def moco_v3(
         ValueError, TypeError: an argument does not fit; the message names it.
 
     Example:
-        >>> loss = moco_v3(*torch.randn(4, 256, 128), temperature=0.2)
+        >>> loss = functional.moco_v3(*torch.randn(4, 256, 128), temperature=0.2)
     """
     checks.pair("key2", key2, "query1", query1)
     checks.pair("query2", query2, "query1", query1)

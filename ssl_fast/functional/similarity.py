@@ -65,7 +65,7 @@ def similarity_lse(
 
     Example:
         >>> x = torch.randn(256, 128)
-        >>> lse = similarity_lse(x, x, 10.0, exclude="self")
+        >>> lse = functional.similarity_lse(x, x, 10.0, exclude="self")
     """
     checks.embeddings("a", a)
     checks.embeddings("b", b)

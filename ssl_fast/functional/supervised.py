@@ -73,7 +73,7 @@ def supcon(
         ValueError, TypeError: an argument does not fit; the message names it.
 
     Example:
-        >>> loss = supcon(torch.randn(256, 128), torch.arange(256) % 10, temperature=0.1)
+        >>> loss = functional.supcon(torch.randn(256, 128), torch.arange(256) % 10, temperature=0.1)
     """
     checks.embeddings("features", features, (2, 3))
     if labels is not None:

@@ -69,7 +69,7 @@ def nt_xent(
 
     Example:
         >>> z1, z2 = torch.randn(2, 256, 128, requires_grad=True)
-        >>> loss = nt_xent(z1, z2, temperature=0.1)
+        >>> loss = functional.nt_xent(z1, z2, temperature=0.1)
         >>> loss.backward()
     """
     checks.pair("z2", z2, "z1", z1)
@@ -128,7 +128,7 @@ def dcl(
         ValueError, TypeError: an argument does not fit; the message names it.
 
     Example:
-        >>> loss = dcl(*torch.randn(2, 256, 128), temperature=0.1, sigma=0.5)
+        >>> loss = functional.dcl(*torch.randn(2, 256, 128), temperature=0.1, sigma=0.5)
     """
     temperature, request = _checked(z1, z2, temperature, reduction, normalize, weights, return_stats, group)
     if sigma is not None:
@@ -193,7 +193,7 @@ def hard_negative_nt_xent(
         ValueError, TypeError: an argument does not fit; the message names it.
 
     Example:
-        >>> loss = hard_negative_nt_xent(*torch.randn(2, 256, 128), beta=0.5, tau_plus=0.1)
+        >>> loss = functional.hard_negative_nt_xent(*torch.randn(2, 256, 128), beta=0.5, tau_plus=0.1)
     """
     temperature, request = _checked(z1, z2, temperature, reduction, normalize, weights, return_stats, group)
     checks.number("beta", beta, 0.0)
