@@ -98,7 +98,8 @@ def pairs(
         exact = arithmetic == torch.float64
         leaves = [(x.double() if exact else x).detach().clone().requires_grad_() for x in inputs]
         u, v = (unit_rows(x.to(arithmetic), on) for x, on in zip(leaves, normalize, strict=True))
-        similarities = (u * v).sum(1)
+        # Products of matrices, as the tiles have them: eager code on tensor cores rounds their operands too.
+        similarities = (u[:, None] @ v[:, :, None]).flatten()
         return similarities.detach(), torch.autograd.grad(similarities, leaves, gradient.to(arithmetic))
 
     (truth, exact), (eager, by_eager) = formula(torch.float64), formula(wide)
