@@ -5,7 +5,7 @@
 #include <ATen/Parallel.h>
 #include <torch/extension.h>
 
-#include "cpu/simd.h"
+#include "cpu/simd/tile_kernels.h"
 
 namespace {
 

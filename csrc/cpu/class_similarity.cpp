@@ -1,9 +1,9 @@
 // What SupCon subtracts: the sum over the other rows p of row i's label of <u_i, u_p> = <u_i, S_c - u_i> with the
 // class sum S_c, and its gradient. With T_c the sum of g_p u_p over the class:
 //   dU_i = g_i (S_c - u_i) + T_c - g_i u_i.
-#include "ids.h"
+#include "engine/mask.h"
 #include "operators.h"
-#include "reduction.h"
+#include "engine/loss_rows.h"
 
 namespace ssl_fast::cpu {
 namespace {

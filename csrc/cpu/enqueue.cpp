@@ -1,7 +1,7 @@
 // The circular write of keys into a queue (reference.enqueue_).
 #include "../common/circular.h"
 #include "operators.h"
-#include "rows.h"
+#include "engine/unit_rows.h"
 
 #include <cstring>
 

@@ -3,9 +3,9 @@
 //   dq_i = s g_i [ V_i - r_i k_i ],  dk_i = -s g_i r_i q_i,  dn_j = s sum_i g_i P_ij q_i,
 // where r_i = 1 - P_i+ is summed from the negatives, not subtracted. In batch the negatives are the
 // other positives, and dk gets dn besides.
-#include "online.h"
+#include "engine/weighted_rows.h"
 #include "operators.h"
-#include "reduction.h"
+#include "engine/loss_rows.h"
 
 namespace ssl_fast::cpu {
 namespace {

@@ -4,10 +4,10 @@
 // log(1 + R_i / E_ip(i)), exact near 0 too, and with a_i = g_i / Z_i and r_i = R_i / Z_i
 //   dU_i = s [ sum_{negatives k} E_ik (a_i + a_k) u_k - (g_i r_i + g_p(i) r_p(i)) u_p(i) ].
 // Where exp(-2|s|) would be no normal number, the online maximum of online.h takes over.
-#include "blocks.h"
-#include "online.h"
+#include "engine/symmetric_tiles.h"
+#include "engine/weighted_rows.h"
 #include "operators.h"
-#include "reduction.h"
+#include "engine/loss_rows.h"
 
 namespace ssl_fast::cpu {
 namespace {

@@ -1,6 +1,6 @@
 // <u_i, v_i> of the rows that belong together, rounded as the dots of a tile, and its gradient.
 #include "operators.h"
-#include "reduction.h"
+#include "engine/loss_rows.h"
 
 namespace ssl_fast::cpu {
 namespace {

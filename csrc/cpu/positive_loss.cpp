@@ -1,7 +1,7 @@
 // The losses of rows from the log-sum-exps over their negatives and the similarities of their positives, in one call:
 // ten small operations of PyTorch forward, and as many backward, cost more than the tiles of a small batch.
 #include "operators.h"
-#include "reduction.h"
+#include "engine/loss_rows.h"
 
 namespace ssl_fast::cpu {
 namespace {

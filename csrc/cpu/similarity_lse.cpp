@@ -2,10 +2,10 @@
 // With P the softmax of the rows and Q of the columns, W_ik = g_i P_ik + h_k Q_ik:
 //   dU_i = s sum_k W_ik v_k,  dV_k = s sum_i W_ik u_i;  where v is u, dU_i gets both.
 // Three ways: rows with each other (half the products), rows and columns at once, or one walk of the rows.
-#include "ids.h"
-#include "online.h"
+#include "engine/mask.h"
+#include "engine/weighted_rows.h"
 #include "operators.h"
-#include "reduction.h"
+#include "engine/loss_rows.h"
 
 namespace ssl_fast::cpu {
 namespace {

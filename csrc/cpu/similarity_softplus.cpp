@@ -1,9 +1,9 @@
 // What SigLIP sums (Zhai et al. 2023, eq. 1): softplus(x_ik) over k != i, x_ik = s <u_i, v_k> + bias, whose
 // derivative is the sigmoid: with W_ik = g_i sigmoid(x_ik)
 //   dU_i = s sum_k W_ik v_k,  dV_k = s sum_i W_ik u_i,  dbias = sum_ik W_ik.
-#include "blocks.h"
+#include "engine/symmetric_tiles.h"
 #include "operators.h"
-#include "reduction.h"
+#include "engine/loss_rows.h"
 
 namespace ssl_fast::cpu {
 namespace {

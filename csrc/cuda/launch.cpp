@@ -1,5 +1,5 @@
 // The operators on CUDA tensors that have kernels in C++: checks, streams and devices. Schemas: ../ops.cpp.
-#include "../ema_pairs.h"
+#include "../operators/ema_pairs.h"
 #include "kernels.h"
 
 #include <map>

@@ -27,7 +27,7 @@ EXTENSION = "ssl_fast._C"
 RECORD = "_C.json"  # what the extension was compiled for; ssl_fast/operators/loading.py reads it
 OLDEST_TORCH = "2.11"
 
-SOURCES = ("*.cpp", "cpu/*.cpp")
+SOURCES = ("*.cpp", "operators/*.cpp", "cpu/*.cpp", "cpu/simd/*.cpp")
 CUDA_SOURCES = ("cuda/*.cpp", "cuda/*.cu")
 SHIPPED = ("**/*.cpp", "**/*.h", "**/*.cu", "**/*.cuh")
 # No -march=native: wheels run on other machines, and the code chooses the SIMD level when it runs.

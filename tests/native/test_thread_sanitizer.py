@@ -87,7 +87,7 @@ def test_a_race_is_reported(objects, tmp_path):
     """Blocks that meet two others in one round: the same rows are written by two threads."""
     csrc = tmp_path / "csrc"
     shutil.copytree(ROOT / "csrc", csrc)
-    header = csrc / "cpu" / "tournament.h"
+    header = csrc / "cpu" / "engine" / "block_schedule.h"
     correct = "(round + circle - seat) % circle"
     assert header.read_text().count(correct) == 1
     header.write_text(header.read_text().replace(correct, "(round + seat + 1) % circle"))

@@ -1,8 +1,8 @@
 // Sums weighted by the softmax, which is computed again from the log of its sum: right at any temperature
 // and for rows of any norm, where the fixed shift of blocks.h is not. Which of the two runs is decided here.
 #pragma once
-#include "blocks.h"
-#include "walked.h"
+#include "symmetric_tiles.h"
+#include "online_softmax.h"
 
 namespace ssl_fast {
 

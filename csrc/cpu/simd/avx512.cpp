@@ -1,5 +1,5 @@
 // The vector kernels for AVX-512.
-#include "simd.h"
+#include "tile_kernels.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #pragma GCC push_options
@@ -11,7 +11,7 @@
 
 namespace ssl_fast {
 namespace avx512 {
-#include "simd_kernels.h"
+#include "tile_kernels_impl.h"
 }
 const Kernels<float>& avx512_float() { return avx512::kTable<float>; }
 const Kernels<double>& avx512_double() { return avx512::kTable<double>; }

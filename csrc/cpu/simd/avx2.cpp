@@ -1,5 +1,5 @@
 // The vector kernels for AVX2 and FMA.
-#include "simd.h"
+#include "tile_kernels.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #pragma GCC push_options
@@ -11,7 +11,7 @@
 
 namespace ssl_fast {
 namespace avx2 {
-#include "simd_kernels.h"
+#include "tile_kernels_impl.h"
 }
 const Kernels<float>& avx2_float() { return avx2::kTable<float>; }
 const Kernels<double>& avx2_double() { return avx2::kTable<double>; }

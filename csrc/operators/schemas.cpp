@@ -8,7 +8,7 @@
 
 #include <torch/library.h>
 
-#include "cpu/operators.h"
+#include "../cpu/operators.h"
 
 TORCH_LIBRARY(ssl_fast, m) {
   m.def(

@@ -1,7 +1,7 @@
 // The vector kernels, compiled once for each SIMD level: BYTES is the width of a vector, ROWS x
 // VECTORS the block of a tile that stays in registers, FUSED whether the level multiplies and adds
 // in one rounding. See simd.h for what each one does.
-#include "vec.h"
+#include "vectors.h"
 
 // A micro-kernel's accumulators: acc += a (ROWS scalars a step) x b (V vectors a step).
 // ByColumn: the ROWS scalars of a step are contiguous (a + k * a_stride + r); else each row is

@@ -2,8 +2,8 @@
 // of unit rows is at most 1 and serves the sums of row i and of column k. Where rows and columns are the
 // same, each pair of blocks is computed once.
 #pragma once
-#include "rows.h"
-#include "tournament.h"
+#include "unit_rows.h"
+#include "block_schedule.h"
 
 #include <cmath>
 #include <vector>

@@ -1,6 +1,6 @@
 // What happens to the losses of the rows: reduction, upstream gradients, contrastive accuracy.
 #pragma once
-#include "rows.h"
+#include "unit_rows.h"
 
 #include <cmath>
 #include <vector>

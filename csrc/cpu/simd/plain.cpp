@@ -1,5 +1,5 @@
 // Vectors that every processor of the target has (SSE2 on x86-64, NEON on arm64).
-#include "simd.h"
+#include "tile_kernels.h"
 
 #define BYTES 16
 #define ROWS 4
@@ -12,7 +12,7 @@
 
 namespace ssl_fast {
 namespace plain {
-#include "simd_kernels.h"
+#include "tile_kernels_impl.h"
 }
 const Kernels<float>& plain_float() { return plain::kTable<float>; }
 const Kernels<double>& plain_double() { return plain::kTable<double>; }

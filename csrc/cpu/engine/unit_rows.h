@@ -1,6 +1,6 @@
 // Rows of embeddings of any float dtype and strides, as the tile engine wants them.
 #pragma once
-#include "simd.h"
+#include "../simd/tile_kernels.h"
 
 #include <vector>
 

@@ -2,7 +2,7 @@
 // the sum Z and, when asked, the weighted sum of the keys (flash style). Tiles have keys as rows, so
 // that keys are read where they lie, and queries as columns, so that maxima and sums are vectors.
 #pragma once
-#include "rows.h"
+#include "unit_rows.h"
 
 #include <cmath>
 #include <vector>

@@ -1,5 +1,5 @@
 // The choice of the SIMD level, once for the process.
-#include "simd.h"
+#include "tile_kernels.h"
 
 #include <cstdlib>
 #include <cstring>

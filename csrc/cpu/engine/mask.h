@@ -1,6 +1,6 @@
 // Ids of rows as the vector kernels compare them: integers as wide as a lane.
 #pragma once
-#include "simd.h"
+#include "../simd/tile_kernels.h"
 
 #include <algorithm>
 #include <limits>
