@@ -1,10 +1,11 @@
-// The Python module ssl_fast._C: loading it registers the operators; build_info() says what was built.
+// The Python module ssl_fast._C. Loading it registers the operators; its functions say what was built.
 #include <map>
 #include <string>
 
 #include <ATen/Parallel.h>
 #include <torch/extension.h>
 
+#include "common/constants.h"
 #include "cpu/simd/tile_kernels.h"
 
 namespace {
@@ -24,8 +25,31 @@ std::map<std::string, std::string> build_info() {
   };
 }
 
+// The names are those of kernels/engine/constants.py.
+pybind11::dict constants() {
+  using namespace ssl_fast;
+  pybind11::dict out;
+  out["LN2"] = kLn2;
+  out["LOG2E"] = kLog2E;
+  out["EPS"] = kEps;
+  out["LEAST_TEMPERATURE"] = kLeastTemperature;
+  out["MOST_TEMPERATURE"] = kMostTemperature;
+  out["FIXED_SHIFT_LIMIT"] = kFixedShiftLimit;
+  out["ALL"] = int64_t(kAll);
+  out["NOT_SELF"] = int64_t(kNotSelf);
+  out["IDS_DIFFER"] = int64_t(kIdsDiffer);
+  out["IDS_EQUAL"] = int64_t(kIdsEqual);
+  out["IDS_EQUAL_NOT_SELF"] = int64_t(kIdsEqualNotSelf);
+  out["NOT_SELF_NOR_PARTNER"] = int64_t(kNotSelfNorPartner);
+  out["NONE"] = int64_t(kNone);
+  out["MEAN"] = int64_t(kMean);
+  out["SUM"] = int64_t(kSum);
+  return out;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("build_info", &build_info, "What was compiled, and what runs here, as names and values.");
+  m.def("constants", &constants, "The numbers and codes that the C++ code is compiled with, by their names in Python.");
 }

@@ -1,6 +1,7 @@
 // One key, normalised where asked, cast and written to its row of the queue (reference.enqueue_).
 #pragma once
 #include "circular.h"
+#include "constants.h"
 #include "floats.h"
 
 #include <cmath>
@@ -19,7 +20,7 @@ SSL_FAST_HOST_DEVICE double largest_power(double largest) {
 
 // 1 / max(|x|, eps) less the factor `power`, by which x was multiplied before its squares were summed.
 SSL_FAST_HOST_DEVICE double inverse_norm(double squares, double power) {
-  const double norm = sqrt(squares), least = power * 1e-12;
+  const double norm = sqrt(squares), least = power * kEps;
   const double infinity = bit_cast<double>(uint64_t(0x7FF0000000000000));
   // A row that holds Inf becomes NaN; a NaN stays.
   return norm < infinity ? 1 / (norm <= least ? least : norm) : infinity - infinity;

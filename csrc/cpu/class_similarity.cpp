@@ -1,9 +1,10 @@
 // What SupCon subtracts: the sum over the other rows p of row i's label of <u_i, u_p> = <u_i, S_c - u_i> with the
 // class sum S_c, and its gradient. With T_c the sum of g_p u_p over the class:
 //   dU_i = g_i (S_c - u_i) + T_c - g_i u_i.
-#include "engine/mask.h"
-#include "operators.h"
+#include "../operators/checks.h"
 #include "engine/loss_rows.h"
+#include "engine/unit_rows.h"
+#include "operators.h"
 
 namespace ssl_fast::cpu {
 namespace {
@@ -49,8 +50,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& labels) {
   at::parallel_for(0, unit.n, grain(8. * unit.dim), [&](int64_t begin, int64_t end) {
     std::vector<T> others(unit.width);
     for (int64_t i = begin; i < end; i++) {
-      const T* own = sum + classes.of[i] * unit.width;
-      for (int64_t d = 0; d < unit.dim; d++) others[d] = own[d] - unit.row(i)[d];
+      const T* class_sum = sum + classes.of[i] * unit.width;
+      for (int64_t d = 0; d < unit.dim; d++) others[d] = class_sum[d] - unit.row(i)[d];
       kernels<T>().dots(unit.row(i), others.data(), unit.width, 1, unit.dim, out + i);
       positives.data_ptr<int64_t>()[i] = classes.sizes[classes.of[i]] - 1;
     }

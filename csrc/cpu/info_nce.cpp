@@ -3,20 +3,22 @@
 //   dq_i = s g_i [ V_i - r_i k_i ],  dk_i = -s g_i r_i q_i,  dn_j = s sum_i g_i P_ij q_i,
 // where r_i = 1 - P_i+ is summed from the negatives, not subtracted. In batch the negatives are the
 // other positives, and dk gets dn besides.
+#include "../operators/checks.h"
+#include "engine/input_gradients.h"
+#include "engine/loss_rows.h"
 #include "engine/weighted_rows.h"
 #include "operators.h"
-#include "engine/loss_rows.h"
 
 namespace ssl_fast::cpu {
 namespace {
 
-// The queries, their positives and the negatives they meet: in batch the other positives.
+// The queries, their positives and their negatives: in batch the other positives.
 template <typename T>
 struct Problem {
   UnitRows<T> query, positive;
   const bool in_batch;
   std::vector<T> similarities;  // <q_i, k_i>
-  const Meeting<T> meeting;
+  const QueryKeyTiles<T> tiles;
 
   // A backward pass without a gradient of the negatives has no keys.
   Problem(const Tensor& q, const Tensor& k, const OptionalTensor& negatives, bool in_batch, bool normalize_negatives,
@@ -25,10 +27,10 @@ struct Problem {
         positive(k, true),
         in_batch(in_batch),
         similarities(pair_similarities(query, positive)),
-        // In batch query i leaves out its own positive, key i.
-        meeting(query, in_batch ? k : negatives ? *negatives : Tensor(), in_batch || normalize_negatives, scale,
-                {{{in_batch ? 0 : kNowhere, kNowhere, kNowhere}}}) {}
-  Problem(const Problem&) = delete;  // meeting refers to query
+        // In batch the positive of query i is key i, which is not among its negatives.
+        tiles(query, in_batch ? k : negatives ? *negatives : Tensor(), in_batch || normalize_negatives, scale,
+              Mask<T>::of(in_batch ? kNotSelf : kAll)) {}
+  Problem(const Problem&) = delete;  // tiles refers to query
 
   int64_t n() const { return query.n; }
   int64_t dim() const { return query.dim; }
@@ -38,15 +40,15 @@ struct Problem {
 template <typename T>
 double negative_similarity_sum(const Problem<T>& problem, double positive_sum) {
   const int64_t dim = problem.dim();
-  const Meeting<T>& meeting = problem.meeting;
+  const QueryKeyTiles<T>& tiles = problem.tiles;
   const Tensor scratch = Keys<T>::scratch(problem.query.width);
   std::vector<double> query_sum(dim);
   double sum = 0;
-  for (int64_t group = 0; group < meeting.groups(); group++) {
+  for (int64_t group = 0; group < tiles.groups(); group++) {
     std::fill(query_sum.begin(), query_sum.end(), 0);
-    for (int64_t i = group; i < (meeting.paired ? group + 1 : meeting.n()); i++)
+    for (int64_t i = group; i < (tiles.paired ? group + 1 : tiles.n()); i++)
       std::transform(query_sum.begin(), query_sum.end(), problem.query.row(i), query_sum.begin(), std::plus<>());
-    const Keys<T> keys = meeting.keys(group);
+    const Keys<T> keys = tiles.keys(group);
     for (int64_t first = 0; first < keys.count; first += kTile) {
       const int64_t count = std::min(kTile, keys.count - first);
       const auto block = keys.block(first, count, scratch.template data_ptr<T>());
@@ -61,23 +63,23 @@ template <typename T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Problem<T>& problem, int64_t reduction, bool return_stats,
                                                    bool query_gradient) {
   const int64_t n = problem.n(), dim = problem.dim();
-  const T sign = problem.meeting.sign, magnitude = problem.meeting.magnitude;
+  const T sign = problem.tiles.sign, magnitude = problem.tiles.magnitude;
   std::vector<T> thresholds(return_stats ? n : 0);
   for (size_t i = 0; i < thresholds.size(); i++) thresholds[i] = problem.similarities[i] * sign;
-  const Walked<T> walked(problem.meeting, query_gradient, thresholds);
+  const PartialSums<T> partial(problem.tiles, query_gradient, thresholds);
   Tensor sums = new_empty<T>({2, n}), key_means = new_empty<T>({query_gradient ? n : 0, dim});
   T* log_sums = sums.template data_ptr<T>();
   T* means = key_means.template data_ptr<T>();
   std::vector<double> loss_rows(n);
-  at::parallel_for(0, n, grain(2. * walked.pieces * dim + 200), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, n, grain(2. * partial.pieces * dim + 200), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const double score = double(problem.similarities[i]) * sign * magnitude;
-      const double x = walked.log_sum(i) - score;
+      const double x = partial.log_sum(i) - score;
       const double whole = score + softplus2(x);
       loss_rows[i] = softplus2(x) * kLn2;
       log_sums[i] = T(whole);
       log_sums[n + i] = T(negatives_share(x));
-      if (query_gradient) walked.mean(i, whole, means + i * dim, dim);
+      if (query_gradient) partial.mean(i, whole, means + i * dim, dim);
     }
   });
   Tensor stats = new_empty<T>({0});
@@ -85,11 +87,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Problem<T>& problem, in
     std::vector<int64_t> ranks(n);
     double positive_sum = 0;
     for (int64_t i = 0; i < n; i++) {
-      ranks[i] = walked.rank(i);
+      ranks[i] = partial.rank(i);
       positive_sum += problem.similarities[i];
     }
     stats = contrastive_stats<T>(loss_rows, ranks, positive_sum, negative_similarity_sum(problem, positive_sum),
-                                 problem.meeting.key_count() - problem.in_batch);
+                                 problem.tiles.key_count() - problem.in_batch);
   }
   return {reduce<T>(loss_rows, reduction), stats, sums, key_means};
 }
@@ -98,19 +100,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Problem<T>& problem, in
 // if there is one; in batch key i gets dk_i besides, as query i's positive.
 template <typename T>
 void keys_backward(const Problem<T>& problem, const std::vector<T>& g, const T* log_sums, const Tensor& out) {
-  const T *rest = log_sums + problem.n(), s = T(problem.meeting.scale.s);
-  const Meeting<T>& meeting = problem.meeting;
+  const T *rest = log_sums + problem.n(), s = T(problem.tiles.scale.s);
+  const QueryKeyTiles<T>& tiles = problem.tiles;
   const int64_t width = problem.query.width, dim = problem.dim();
-  key_attractions<T>(meeting, {log_sums, g.data()}, {}, [&](int64_t group, int64_t first, int64_t count,
+  each_weighted_query_sum<T>(tiles, {log_sums, g.data()}, {}, [&](int64_t group, int64_t first, int64_t count,
                                                             const auto& block, const T* inverse_norms, T* sums) {
-    const RowWriter<T> writer(meeting.paired ? out.select(0, group) : out);
+    const RowWriter<T> writer(tiles.paired ? out.select(0, group) : out);
     for (int64_t j = 0; j < count; j++) {
       T* row = sums + j * width;
       const T pull = problem.in_batch ? g[first + j] * rest[first + j] : T(0);
       const T* q = problem.query.row(problem.in_batch ? first + j : 0);
       for (int64_t d = 0; d < dim; d++) row[d] = s * (row[d] - pull * q[d]);
-      const T inverse_norm = meeting.normalize_keys ? inverse_norms[j] : T(1);
-      if (meeting.normalize_keys)
+      const T inverse_norm = tiles.normalize_keys ? inverse_norms[j] : T(1);
+      if (tiles.normalize_keys)
         kernels<T>().normalize_backward(block.rows + j * block.stride, row, dim, inverse_norm);
       writer.write(first + j, row, inverse_norm);
     }
@@ -130,7 +132,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem<T>& problem, c
   const std::vector<T> g = row_gradients<T>(gradient, reduction, n);
   const T *log_sums = sums.template data_ptr<T>(), *rest = log_sums + n, *means = key_means.template data_ptr<T>();
   const bool with_query = key_means.size(0) > 0;
-  const T s = T(problem.meeting.scale.s);
+  const T s = T(problem.tiles.scale.s);
   Tensor dq = at::empty(query.sizes(), query.options()), dk = at::empty(positive.sizes(), positive.options());
   if (!with_query) dq.zero_();
   const RowWriter<T> query_writer(dq), positive_writer(dk);
@@ -156,7 +158,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem<T>& problem, c
   if (negatives_gradient) keys_backward(problem, g, log_sums, problem.in_batch ? dk : dn);
   double s_dL_ds = 0;
   for (double x : along) s_dL_ds += x;
-  return {dq, dk, dn, temperature_gradient<T>(s_dL_ds, problem.meeting.scale, temperature_tensor)};
+  return {dq, dk, dn, temperature_gradient<T>(s_dL_ds, problem.tiles.scale, temperature_tensor)};
 }
 
 void check_rows(const Tensor& query, const Tensor& positive, const OptionalTensor& negatives) {

@@ -3,11 +3,12 @@
 // partner p(i): with R_i the sum over the negatives and Z_i = R_i + E_ip(i), the loss is
 // log(1 + R_i / E_ip(i)), exact near 0 too, and with a_i = g_i / Z_i and r_i = R_i / Z_i
 //   dU_i = s [ sum_{negatives k} E_ik (a_i + a_k) u_k - (g_i r_i + g_p(i) r_p(i)) u_p(i) ].
-// Where exp(-2|s|) would be no normal number, the online maximum of online.h takes over.
-#include "engine/symmetric_tiles.h"
+// Where exp(-2|s|) would be no normal number, the running maximum of engine/online_softmax.h takes over.
+#include "../operators/checks.h"
+#include "engine/input_gradients.h"
+#include "engine/loss_rows.h"
 #include "engine/weighted_rows.h"
 #include "operators.h"
-#include "engine/loss_rows.h"
 
 namespace ssl_fast::cpu {
 namespace {
@@ -16,7 +17,7 @@ namespace {
 inline int64_t partner(int64_t i, int64_t n) { return i < n / 2 ? i + n / 2 : i - n / 2; }
 template <typename T>
 Mask<T> negatives_of(const UnitRows<T>& unit) {
-  return {{{0, unit.n / 2, -unit.n / 2}}};
+  return Mask<T>::of(kNotSelfNorPartner, unit.n / 2);
 }
 
 template <typename T>
@@ -25,17 +26,6 @@ UnitRows<T> both_views(const Tensor& z1, const Tensor& z2) {
   unit.fill(z1, 0);
   unit.fill(z2, z1.size(0));
   return unit;
-}
-
-// The cosine similarity of each pair of views.
-template <typename T>
-std::vector<T> pair_similarities(const UnitRows<T>& unit) {
-  std::vector<T> out(unit.n / 2);
-  at::parallel_for(0, unit.n / 2, grain(8. * unit.dim), [&](int64_t begin, int64_t end) {
-    kernels<T>().dots(unit.row(begin), unit.row(begin + unit.n / 2), unit.width, end - begin, unit.dim,
-                      out.data() + begin);
-  });
-  return out;
 }
 
 // Sum of <u_i, u_k> over all i and all k other than i and p(i), in O(N D).
@@ -59,7 +49,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& z1, const Tensor& z2, c
                                            bool return_stats) {
   const UnitRows<T> unit = both_views<T>(z1, z2);
   const int64_t n = unit.n;
-  const std::vector<T> similarities = pair_similarities(unit);
+  const std::vector<T> similarities = pair_similarities(unit, unit, n / 2);
   RankCounts<T> counts;
   if (return_stats) {
     counts.of_rows.resize(n);
@@ -72,7 +62,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& z1, const Tensor& z2, c
   double positive_sum = 0;
   for (int64_t i = 0; i < n; i++) {
     const double similarity = similarities[i % (n / 2)];
-    // The scale as the tiles used it, rounded: then what should cancel does.
+    // The scale is rounded to T as in the tiles, so that the scores of equal rows are equal and cancel exactly.
     const double score = T(scale.log2_scale) * similarity, x = log_sums[i] - score;
     loss_rows[i] = softplus2(x) * kLn2;
     sum[i] = T(score + softplus2(x));
@@ -97,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor
   const T* sum = sums.template data_ptr<T>();
   Tensor du = new_zeros<T>({n, unit.width});
   T* du_rows = du.template data_ptr<T>();
-  const T du_unit = symmetric_attractions(unit, scale, negatives_of(unit), g, sum, du_rows);
+  const T du_unit = add_symmetric_weighted_rows(unit, scale, negatives_of(unit), g, sum, du_rows);
   const std::array<Tensor, 2> dz = {at::empty(z1.sizes(), z1.options()), at::empty(z2.sizes(), z2.options())};
   const std::array<RowWriter<T>, 2> writers = {RowWriter<T>(dz[0]), RowWriter<T>(dz[1])};
   std::vector<double> along(n);
@@ -117,17 +107,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor
   return {dz[0], dz[1], temperature_gradient<T>(s_dL_ds, scale, temperature_tensor)};
 }
 
-void check_views(const Tensor& z1, const Tensor& z2) {
-  TORCH_CHECK_VALUE(z1.dim() == 2 && z1.sizes() == z2.sizes() && z1.numel() > 0,
-                    "z2: expected the shape (N, D) of z1, not empty, got ", z1.sizes(), " and ", z2.sizes());
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& z1, const Tensor& z2, double temperature,
                                            const OptionalTensor& temperature_tensor, int64_t reduction,
                                            bool return_stats) {
-  check_views(z1, z2);
+  check_row_pair("z2", z2, "z1", z1);
   check_reduction(reduction);
   const Scale scale(temperature, temperature_tensor);
   return z1.scalar_type() == at::kDouble ? forward<double>(z1, z2, scale, reduction, return_stats)
@@ -137,7 +122,7 @@ std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& z1, const Tensor& z2, d
 std::tuple<Tensor, Tensor, Tensor> nt_xent_backward(const Tensor& gradient, const Tensor& z1, const Tensor& z2,
                                                     double temperature, const OptionalTensor& temperature_tensor,
                                                     int64_t reduction, const Tensor& sums) {
-  check_views(z1, z2);
+  check_row_pair("z2", z2, "z1", z1);
   const Scale scale(temperature, temperature_tensor);
   return z1.scalar_type() == at::kDouble
              ? backward<double>(gradient, z1, z2, scale, temperature_tensor, reduction, sums)

@@ -1,4 +1,4 @@
-// The operators on the CPU. Schemas and what the arguments mean: ../ops.cpp.
+// The operators on the CPU. Schemas and what the arguments mean: ../operators/schemas.cpp.
 #pragma once
 #include <optional>
 #include <tuple>

@@ -1,14 +1,11 @@
 // <u_i, v_i> of the rows that belong together, rounded as the dots of a tile, and its gradient.
-#include "operators.h"
+#include "../operators/checks.h"
 #include "engine/loss_rows.h"
+#include "engine/unit_rows.h"
+#include "operators.h"
 
 namespace ssl_fast::cpu {
 namespace {
-
-void check_pairs(const Tensor& a, const Tensor& b) {
-  TORCH_CHECK_VALUE(a.dim() == 2 && a.sizes() == b.sizes() && a.numel() > 0,
-                    "b: expected the shape (N, D) of a, not empty, got ", a.sizes(), " and ", b.sizes());
-}
 
 template <typename T>
 Tensor forward(const Tensor& a, const Tensor& b, bool normalize_a, bool normalize_b) {
@@ -18,17 +15,18 @@ Tensor forward(const Tensor& a, const Tensor& b, bool normalize_a, bool normaliz
   return out;
 }
 
-// The gradient of the rows of `own`: g_i v_i, through the normalisation.
+// The gradient of the rows x, whose unit rows are `unit`: g_i v_i, with v_i the row of `other` that belongs to row i,
+// through the normalisation.
 template <typename T>
-Tensor side(const Tensor& of, const UnitRows<T>& own, const UnitRows<T>& other, const std::vector<T>& g) {
-  Tensor out = at::empty(of.sizes(), of.options());
+Tensor gradient_of(const Tensor& x, const UnitRows<T>& unit, const UnitRows<T>& other, const std::vector<T>& g) {
+  Tensor out = at::empty(x.sizes(), x.options());
   const RowWriter<T> writer(out);
-  at::parallel_for(0, own.n, grain(16. * own.dim), [&](int64_t begin, int64_t end) {
-    std::vector<T> row(own.dim);
+  at::parallel_for(0, unit.n, grain(16. * unit.dim), [&](int64_t begin, int64_t end) {
+    std::vector<T> row(unit.dim);
     for (int64_t i = begin; i < end; i++) {
-      for (int64_t d = 0; d < own.dim; d++) row[d] = g[i] * other.row(i)[d];
-      own.backward(i, row.data());
-      writer.write(i, row.data(), own.inverse_norm(i));
+      for (int64_t d = 0; d < unit.dim; d++) row[d] = g[i] * other.row(i)[d];
+      unit.backward(i, row.data());
+      writer.write(i, row.data(), unit.inverse_norm(i));
     }
   });
   return out;
@@ -39,20 +37,20 @@ std::tuple<Tensor, Tensor> backward(const Tensor& gradient, const Tensor& a, con
                                     bool normalize_b) {
   const UnitRows<T> u(a, normalize_a), v(b, normalize_b);
   const std::vector<T> g = row_gradients<T>(gradient, kNone, u.n);
-  return {side(a, u, v, g), side(b, v, u, g)};
+  return {gradient_of(a, u, v, g), gradient_of(b, v, u, g)};
 }
 
 }  // namespace
 
 Tensor pair_similarity(const Tensor& a, const Tensor& b, bool normalize_a, bool normalize_b) {
-  check_pairs(a, b);
+  check_row_pair("b", b, "a", a);
   return a.scalar_type() == at::kDouble ? forward<double>(a, b, normalize_a, normalize_b)
                                         : forward<float>(a, b, normalize_a, normalize_b);
 }
 
 std::tuple<Tensor, Tensor> pair_similarity_backward(const Tensor& gradient, const Tensor& a, const Tensor& b,
                                                     bool normalize_a, bool normalize_b) {
-  check_pairs(a, b);
+  check_row_pair("b", b, "a", a);
   check_upstream(gradient, kNone, a.size(0));
   return a.scalar_type() == at::kDouble ? backward<double>(gradient, a, b, normalize_a, normalize_b)
                                         : backward<float>(gradient, a, b, normalize_a, normalize_b);

@@ -1,19 +1,21 @@
 // The losses of rows from the log-sum-exps over their negatives and the similarities of their positives, in one call:
 // ten small operations of PyTorch forward, and as many backward, cost more than the tiles of a small batch.
-#include "operators.h"
+#include "../operators/checks.h"
+#include "engine/input_gradients.h"
 #include "engine/loss_rows.h"
+#include "operators.h"
 
 namespace ssl_fast::cpu {
 namespace {
 
 // Row i of lse (directions * n) and what is subtracted from it: x_i = lse_i - s w_k p_k, k = i mod n.
 template <typename T>
-class Rows {
+class PositiveRows {
  public:
-  Rows(const Tensor& lse, const Tensor& positive, const OptionalTensor& weights, const Scale& scale)
+  PositiveRows(const Tensor& lse, const Tensor& positive, const OptionalTensor& weights, const Scale& scale)
       : count(lse.size(0)),
         positives(positive.size(0)),
-        // Rounded as the tiles round it, in powers of two: then what should cancel does.
+        // Rounded in powers of two as in the tiles, so that equal scores in lse and here cancel exactly.
         scale_(double(T(scale.log2_scale)) * kLn2),
         lse_(lse.contiguous()),
         positive_(positive.contiguous()),
@@ -39,12 +41,12 @@ class Rows {
   const T *positive_data_, *weight_data_;
 };
 
-// As rows.softplus, and its derivative.
+// log(1 + exp(x)) as the Python reference computes it, and its derivative.
 double softplus(double x) { return x > 50 ? x : std::log1p(std::exp(x)); }
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
 template <typename T>
-Tensor forward(const Rows<T>& rows, bool in_denominator, int64_t reduction) {
+Tensor forward(const PositiveRows<T>& rows, bool in_denominator, int64_t reduction) {
   std::vector<double> losses(rows.count);
   at::parallel_for(0, rows.count, grain(100), [&](int64_t begin, int64_t end) {
     // Each is rounded before they are summed, as a user would who sums them.
@@ -54,7 +56,7 @@ Tensor forward(const Rows<T>& rows, bool in_denominator, int64_t reduction) {
 }
 
 template <typename T>
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Rows<T>& rows, bool in_denominator,
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const PositiveRows<T>& rows, bool in_denominator,
                                             const Scale& scale, const OptionalTensor& temperature_tensor,
                                             int64_t reduction) {
   const std::vector<T> g = row_gradients<T>(gradient, reduction, rows.count);
@@ -95,8 +97,8 @@ Tensor positive_loss(const Tensor& lse, const Tensor& positive, const OptionalTe
   check(lse, positive, weights, reduction);
   const Scale scale(temperature, temperature_tensor);
   return positive.scalar_type() == at::kDouble
-             ? forward(Rows<double>(lse, positive, weights, scale), in_denominator, reduction)
-             : forward(Rows<float>(lse, positive, weights, scale), in_denominator, reduction);
+             ? forward(PositiveRows<double>(lse, positive, weights, scale), in_denominator, reduction)
+             : forward(PositiveRows<float>(lse, positive, weights, scale), in_denominator, reduction);
 }
 
 std::tuple<Tensor, Tensor, Tensor> positive_loss_backward(const Tensor& gradient, const Tensor& lse,
@@ -110,8 +112,8 @@ std::tuple<Tensor, Tensor, Tensor> positive_loss_backward(const Tensor& gradient
   const auto run = [&](const auto& rows) {
     return backward(gradient, rows, in_denominator, scale, temperature_tensor, reduction);
   };
-  return positive.scalar_type() == at::kDouble ? run(Rows<double>(lse, positive, weights, scale))
-                                               : run(Rows<float>(lse, positive, weights, scale));
+  return positive.scalar_type() == at::kDouble ? run(PositiveRows<double>(lse, positive, weights, scale))
+                                               : run(PositiveRows<float>(lse, positive, weights, scale));
 }
 
 }  // namespace ssl_fast::cpu

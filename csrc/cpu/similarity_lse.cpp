@@ -1,19 +1,18 @@
 // The primitive: lse_i = log sum_k exp(s <u_i, v_k>) over the pairs that a mask leaves, and its gradient.
 // With P the softmax of the rows and Q of the columns, W_ik = g_i P_ik + h_k Q_ik:
 //   dU_i = s sum_k W_ik v_k,  dV_k = s sum_i W_ik u_i;  where v is u, dU_i gets both.
-// Three ways: rows with each other (half the products), rows and columns at once, or one walk of the rows.
-#include "engine/mask.h"
+// Three ways: rows with each other (half the products), rows and columns at once, or the rows over all keys.
+#include "../operators/checks.h"
+#include "engine/input_gradients.h"
+#include "engine/loss_rows.h"
 #include "engine/weighted_rows.h"
 #include "operators.h"
-#include "engine/loss_rows.h"
 
 namespace ssl_fast::cpu {
 namespace {
 
-enum MaskKind { kAll, kNotSelf, kIdsDiffer, kIdsEqual };
-
-// What is computed, as forward and backward see it.
-struct Job {
+// The arguments that forward and backward have in common.
+struct Problem {
   const Tensor& a;
   const OptionalTensor &b, &ids_a, &ids_b;
   const int64_t mask;
@@ -42,64 +41,59 @@ struct Job {
   // Of rows a and columns b.
   template <typename T>
   Mask<T> mask_of(const Ids<T>& ids) const {
-    const bool not_self = mask == kNotSelf || (mask == kIdsEqual && symmetric());
-    return {{{not_self ? 0 : kNowhere, kNowhere, kNowhere}}, ids.a(), ids.b(), mask == kIdsEqual};
+    const MaskCode code = mask == kIdsEqual && symmetric() ? kIdsEqualNotSelf : MaskCode(mask);
+    return Mask<T>::of(code, 0, ids.of_rows(), ids.of_columns());
   }
 };
 
-// The same pairs with rows and columns exchanged. Only the offset 0 leaves pairs out, on both sides the same.
-template <typename T>
-Mask<T> transposed(const Mask<T>& mask) {
-  return {mask.left_out, mask.column_ids, mask.row_ids, mask.same};
-}
-
 template <typename T>
 struct Forward {
-  const Job& job;
+  const Problem& problem;
   const Ids<T> ids;
   const Mask<T> mask;
   RankCounts<T> counts;
   std::vector<double> log_sums;  // of the rows, then of the columns
 
-  Forward(const Job& job, const OptionalTensor& positive)
-      : job(job),
-        ids(job.ids_a, job.ids_b),
-        mask(job.mask_of(ids)),
-        counts(positive, job.scale, job.n(), job.columns) {
-    TORCH_CHECK_VALUE(!positive || !job.columns || job.n() == job.m(),
-                      "positive: expected as many columns as rows, got ", job.n(), " and ", job.m());
-    const UnitRows<T> rows(job.a, job.normalize_a);
-    if (job.symmetric())
-      log_sums = symmetric_log_sums(rows, job.scale, mask, counts);
-    else if (job.columns)
+  Forward(const Problem& problem, const OptionalTensor& positive)
+      : problem(problem),
+        ids(int64_values(problem.ids_a), int64_values(problem.ids_b)),
+        mask(problem.mask_of(ids)),
+        counts(positive, problem.scale, problem.n(), problem.columns) {
+    TORCH_CHECK_VALUE(!positive || !problem.columns || problem.n() == problem.m(),
+                      "positive: expected as many columns as rows, got ", problem.n(), " and ", problem.m());
+    const UnitRows<T> rows(problem.a, problem.normalize_a);
+    if (problem.symmetric())
+      log_sums = symmetric_log_sums(rows, problem.scale, mask, counts);
+    else if (problem.columns)
       both_directions(rows);
     else
-      walk(Meeting<T>(rows, *job.b, job.normalize_b, job.scale, transposed(mask)), counts.of_rows);
+      online(QueryKeyTiles<T>(rows, *problem.b, problem.normalize_b, problem.scale, mask.transposed()), counts.of_rows);
   }
 
   void both_directions(const UnitRows<T>& rows) {
-    const UnitRows<T> columns(*job.b, job.normalize_b);
-    if (!takes_fixed_shift(rows, job.scale) || !takes_fixed_shift(columns, job.scale)) {
-      walk({rows, columns.rows.slice(0, 0, columns.n), false, job.scale, transposed(mask)}, counts.of_rows);
-      walk({columns, rows.rows.slice(0, 0, rows.n), false, job.scale, mask}, counts.of_columns);
+    const UnitRows<T> columns(*problem.b, problem.normalize_b);
+    if (!problem.scale.allows_fixed_shift(rows.normalized && columns.normalized)) {
+      online(QueryKeyTiles<T>::of_unit_rows(rows, columns, problem.scale, mask.transposed()), counts.of_rows);
+      online(QueryKeyTiles<T>::of_unit_rows(columns, rows, problem.scale, mask), counts.of_columns);
       return;
     }
-    const Blocks<T> blocks(rows, columns, job.scale, mask);
-    std::vector<T> sums(job.sums());
-    fixed_sums(blocks, sums.data(), sums.data() + rows.n, counts);
-    for (const T sum : sums) log_sums.push_back(std::log2(double(sum)) + blocks.shift);
+    const SymmetricTiles<T> tiles(rows, columns, problem.scale, mask);
+    std::vector<T> sums(problem.sums());
+    add_fixed_shift_sums(tiles, sums.data(), sums.data() + rows.n, counts);
+    for (const T sum : sums) log_sums.push_back(std::log2(double(sum)) + tiles.shift);
   }
 
-  void walk(const Meeting<T>& meeting, std::vector<int64_t>& ranks) {
-    const Walked<T> walked(meeting, false, counts.positives);
-    for (int64_t i = 0; i < meeting.n(); i++) {
-      log_sums.push_back(walked.log_sum(i));
-      if (!counts.positives.empty()) ranks[i] = walked.rank(i);
+  // With a running maximum: appends the log sums of the queries, and counts into ranks.
+  void online(const QueryKeyTiles<T>& tiles, std::vector<int64_t>& ranks) {
+    const PartialSums<T> partial(tiles, false, counts.positives);
+    for (int64_t i = 0; i < tiles.n(); i++) {
+      log_sums.push_back(partial.log_sum(i));
+      if (!counts.positives.empty()) ranks[i] = partial.rank(i);
     }
   }
 
   std::tuple<Tensor, Tensor, Tensor, Tensor> results() const {
-    const int64_t n = job.n(), count = job.sums();
+    const int64_t n = problem.n(), count = problem.sums();
     Tensor lse = new_empty<double>({n}), column_lse = new_empty<double>({count - n}), sums = new_empty<T>({2, count});
     T *high = sums.template data_ptr<T>(), *low = high + count;
     for (int64_t i = 0; i < count; i++) {
@@ -117,7 +111,7 @@ struct Forward {
 
 template <typename T>
 struct Backward {
-  const Job& job;
+  const Problem& problem;
   const Ids<T> ids;
   const Mask<T> mask;
   const bool a_gradient, b_gradient;
@@ -126,32 +120,32 @@ struct Backward {
   Tensor da, db;
   double s_dL_ds = 0;
 
-  Backward(const Job& job, const Tensor& gradient, const OptionalTensor& column_gradient, const Tensor& sums,
+  Backward(const Problem& problem, const Tensor& gradient, const OptionalTensor& column_gradient, const Tensor& sums,
            bool a_gradient, bool b_gradient, bool temperature_gradient)
-      : job(job),
-        ids(job.ids_a, job.ids_b),
-        mask(job.mask_of(ids)),
+      : problem(problem),
+        ids(int64_values(problem.ids_a), int64_values(problem.ids_b)),
+        mask(problem.mask_of(ids)),
         a_gradient(a_gradient),
-        b_gradient(b_gradient && job.b),
+        b_gradient(b_gradient && problem.b),
         high(sums.template data_ptr<T>()),
-        low(high + job.sums()),
-        weights(row_gradients<T>(gradient, kNone, job.n())),
-        da(at::empty({0}, job.a.options())),
-        db(at::empty({0}, (job.b ? *job.b : job.a).options())) {
-    if (job.columns) {
-      const std::vector<T> h = row_gradients<T>(*column_gradient, kNone, job.m());
+        low(high + problem.sums()),
+        weights(row_gradients<T>(gradient, kNone, problem.n())),
+        da(at::empty({0}, problem.a.options())),
+        db(at::empty({0}, (problem.b ? *problem.b : problem.a).options())) {
+    if (problem.columns) {
+      const std::vector<T> h = row_gradients<T>(*column_gradient, kNone, problem.m());
       weights.insert(weights.end(), h.begin(), h.end());
     }
     for (size_t i = 0; i < weights.size(); i++) weights[i] *= T(std::exp2(-double(low[i])));
-    if (a_gradient) da = at::empty(job.a.sizes(), job.a.options());
-    if (this->b_gradient) db = at::empty(job.b->sizes(), job.b->options());
-    const UnitRows<T> rows(job.a, job.normalize_a);
+    if (a_gradient) da = at::empty(problem.a.sizes(), problem.a.options());
+    if (this->b_gradient) db = at::empty(problem.b->sizes(), problem.b->options());
+    const UnitRows<T> rows(problem.a, problem.normalize_a);
     const bool for_rows = a_gradient || temperature_gradient;
-    if (job.symmetric()) {
+    if (problem.symmetric()) {
       const Tensor du = new_zeros<T>({rows.n, rows.width});
-      const T unit = symmetric_attractions(rows, job.scale, mask, weights, high, du.template data_ptr<T>());
-      s_dL_ds = rows_backward(rows, du, T(job.scale.s) * unit, da) / 2;  // each pair from both sides
-    } else if (job.columns) {
+      const T unit = add_symmetric_weighted_rows(rows, problem.scale, mask, weights, high, du.template data_ptr<T>());
+      s_dL_ds = rows_backward(rows, du, T(problem.scale.s) * unit, da) / 2;  // each pair from both sides
+    } else if (problem.columns) {
       both_directions(rows, for_rows);
     } else {
       one_direction(rows, for_rows);
@@ -159,50 +153,50 @@ struct Backward {
   }
 
   void both_directions(const UnitRows<T>& rows, bool for_rows) {
-    const UnitRows<T> columns(*job.b, job.normalize_b);
+    const UnitRows<T> columns(*problem.b, problem.normalize_b);
     const Tensor du = new_zeros<T>({for_rows ? rows.n : 0, rows.width});
     const Tensor dv = new_zeros<T>({b_gradient ? columns.n : 0, rows.width});
     T *d_rows = for_rows ? du.template data_ptr<T>() : nullptr, *d_columns = b_gradient ? dv.template data_ptr<T>() : nullptr;
     const T* g = weights.data();
     T unit = 1;
-    if (takes_fixed_shift(rows, job.scale) && takes_fixed_shift(columns, job.scale)) {
-      const Blocks<T> blocks(rows, columns, job.scale, mask);
+    if (problem.scale.allows_fixed_shift(rows.normalized && columns.normalized)) {
+      const SymmetricTiles<T> tiles(rows, columns, problem.scale, mask);
       unit = gradient_unit(weights);
       std::vector<T> w(weights.size());
-      for (size_t i = 0; i < w.size(); i++) w[i] = g[i] / unit * T(std::exp2(double(blocks.shift) - high[i]));
-      add_attractions(blocks, d_rows, d_columns, [&](const TileInput<T>& in, int64_t r, int64_t c, T* tile) {
-        kernels<T>().exp_weights(in, blocks.shift, w.data() + r, w.data() + rows.n + c, tile);
+      for (size_t i = 0; i < w.size(); i++) w[i] = g[i] / unit * T(std::exp2(double(tiles.shift) - high[i]));
+      add_weighted_rows(tiles, d_rows, d_columns, [&](const TileInput<T>& in, int64_t r, int64_t c, T* tile) {
+        kernels<T>().exp_weights(in, tiles.shift, w.data() + r, w.data() + rows.n + c, tile);
       });
     } else {
-      const SoftmaxWeights<T> of_rows{high, g}, of_columns{high + rows.n, g + rows.n};
-      const Tensor row_keys = rows.rows.slice(0, 0, rows.n), column_keys = columns.rows.slice(0, 0, columns.n);
-      if (d_rows)
-        query_attractions<T>({rows, column_keys, false, job.scale, transposed(mask)}, of_rows, of_columns, d_rows);
-      if (d_columns) query_attractions<T>({columns, row_keys, false, job.scale, mask}, of_columns, of_rows, d_columns);
+      const SavedSums<T> of_rows{high, g}, of_columns{high + rows.n, g + rows.n};
+      const auto column_keys = QueryKeyTiles<T>::of_unit_rows(rows, columns, problem.scale, mask.transposed());
+      const auto row_keys = QueryKeyTiles<T>::of_unit_rows(columns, rows, problem.scale, mask);
+      if (d_rows) add_weighted_keys(column_keys, of_rows, of_columns, d_rows);
+      if (d_columns) add_weighted_keys(row_keys, of_columns, of_rows, d_columns);
     }
-    const T s = T(job.scale.s) * unit;
+    const T s = T(problem.scale.s) * unit;
     if (for_rows) s_dL_ds = rows_backward(rows, du, s, da);
     if (b_gradient) rows_backward(columns, dv, s, db);
   }
 
   void one_direction(const UnitRows<T>& rows, bool for_rows) {
-    const Meeting<T> meeting(rows, *job.b, job.normalize_b, job.scale, transposed(mask));
-    const SoftmaxWeights<T> of_rows{high, weights.data()};
+    const QueryKeyTiles<T> tiles(rows, *problem.b, problem.normalize_b, problem.scale, mask.transposed());
+    const SavedSums<T> of_rows{high, weights.data()};
     if (for_rows) {
       const Tensor du = new_zeros<T>({rows.n, rows.width});
-      query_attractions(meeting, of_rows, {}, du.template data_ptr<T>());
-      s_dL_ds = rows_backward(rows, du, T(job.scale.s), da);
+      add_weighted_keys(tiles, of_rows, {}, du.template data_ptr<T>());
+      s_dL_ds = rows_backward(rows, du, T(problem.scale.s), da);
     }
     if (!b_gradient) return;
     const RowWriter<T> writer(db);
-    const T s = T(job.scale.s);
-    key_attractions<T>(meeting, of_rows, {}, [&](int64_t, int64_t first, int64_t count, const auto& block,
+    const T s = T(problem.scale.s);
+    each_weighted_query_sum<T>(tiles, of_rows, {}, [&](int64_t, int64_t first, int64_t count, const auto& block,
                                                  const T* inverse_norms, T* sums) {
       for (int64_t j = 0; j < count; j++) {
         T* row = sums + j * rows.width;
         for (int64_t d = 0; d < rows.dim; d++) row[d] *= s;
-        const T inverse_norm = job.normalize_b ? inverse_norms[j] : T(1);
-        if (job.normalize_b)
+        const T inverse_norm = problem.normalize_b ? inverse_norms[j] : T(1);
+        if (problem.normalize_b)
           kernels<T>().normalize_backward(block.rows + j * block.stride, row, rows.dim, inverse_norm);
         writer.write(first + j, row, inverse_norm);
       }
@@ -218,10 +212,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_lse(const Tensor& a, const
                                                           bool columns, double temperature,
                                                           const OptionalTensor& temperature_tensor,
                                                           const OptionalTensor& positive) {
-  const Job job{a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, Scale(temperature, temperature_tensor)};
-  job.check();
-  return a.scalar_type() == at::kDouble ? Forward<double>(job, positive).results()
-                                        : Forward<float>(job, positive).results();
+  const Problem problem{a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, Scale(temperature, temperature_tensor)};
+  problem.check();
+  return a.scalar_type() == at::kDouble ? Forward<double>(problem, positive).results()
+                                        : Forward<float>(problem, positive).results();
 }
 
 std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward(
@@ -229,17 +223,17 @@ std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward(
     const OptionalTensor& ids_a, const OptionalTensor& ids_b, int64_t mask, bool normalize_a, bool normalize_b,
     double temperature, const OptionalTensor& temperature_tensor, const Tensor& sums, bool a_gradient,
     bool b_gradient) {
-  const Job job{a,           b,           ids_a,          ids_b,
+  const Problem problem{a,           b,           ids_a,          ids_b,
                 mask,        normalize_a, normalize_b,    column_gradient.has_value(),
                 Scale(temperature, temperature_tensor)};
-  job.check();
-  check_upstream(gradient, kNone, job.n());
-  if (column_gradient) check_upstream(*column_gradient, kNone, job.m());
+  problem.check();
+  check_upstream(gradient, kNone, problem.n());
+  if (column_gradient) check_upstream(*column_gradient, kNone, problem.m());
   const auto run = [&]<typename T>() -> std::tuple<Tensor, Tensor, Tensor> {
-    check_saved<T>("sums", sums, {2, job.sums()});
-    const Backward<T> result(job, gradient, column_gradient, sums, a_gradient, b_gradient,
+    check_saved<T>("sums", sums, {2, problem.sums()});
+    const Backward<T> result(problem, gradient, column_gradient, sums, a_gradient, b_gradient,
                              temperature_tensor.has_value());
-    return {result.da, result.db, temperature_gradient<T>(result.s_dL_ds, job.scale, temperature_tensor)};
+    return {result.da, result.db, temperature_gradient<T>(result.s_dL_ds, problem.scale, temperature_tensor)};
   };
   return a.scalar_type() == at::kDouble ? run.template operator()<double>() : run.template operator()<float>();
 }

@@ -1,14 +1,16 @@
 // What SigLIP sums (Zhai et al. 2023, eq. 1): softplus(x_ik) over k != i, x_ik = s <u_i, v_k> + bias, whose
 // derivative is the sigmoid: with W_ik = g_i sigmoid(x_ik)
 //   dU_i = s sum_k W_ik v_k,  dV_k = s sum_i W_ik u_i,  dbias = sum_ik W_ik.
-#include "engine/symmetric_tiles.h"
-#include "operators.h"
+#include "../operators/checks.h"
+#include "engine/input_gradients.h"
 #include "engine/loss_rows.h"
+#include "engine/weighted_rows.h"
+#include "operators.h"
 
 namespace ssl_fast::cpu {
 namespace {
 
-// As the vector kernels want it: in powers of two, and NaN with low bits of zero (vec.h).
+// As the vector kernels want it: in powers of two, and NaN with low bits of zero (simd/vectors.h).
 template <typename T>
 T bias_of(const Tensor& bias) {
   const double value = bias.item<double>();
@@ -16,28 +18,28 @@ T bias_of(const Tensor& bias) {
 }
 
 template <typename T>
-struct Pairs {
+struct Problem {
   const UnitRows<T> rows, columns;
-  const Blocks<T> blocks;
+  const SymmetricTiles<T> tiles;
   const T bias;
-  Pairs(const Tensor& a, const Tensor& b, bool normalize, const Scale& scale, const Tensor& bias)
+  Problem(const Tensor& a, const Tensor& b, bool normalize, const Scale& scale, const Tensor& bias)
       : rows(a, normalize),
         columns(b, normalize),
-        blocks(rows, columns, scale, {{{0, kNowhere, kNowhere}}}),
+        tiles(rows, columns, scale, Mask<T>::of(kNotSelf)),
         bias(bias_of<T>(bias)) {}
 };
 
 template <typename T>
-std::tuple<Tensor, Tensor> forward(const Pairs<T>& pairs, const Scale& scale, const OptionalTensor& positive) {
-  const int64_t n = pairs.rows.n;
+std::tuple<Tensor, Tensor> forward(const Problem<T>& problem, const Scale& scale, const OptionalTensor& positive) {
+  const int64_t n = problem.rows.n;
   RankCounts<T> counts(positive, scale, n, true);
   Tensor sums = new_zeros<T>({2, n});
   T *softplus = sums.template data_ptr<T>(), *sigmoid = softplus + n;
-  pairs.blocks.each([&](int64_t i, int64_t j) {
+  problem.tiles.each([&](int64_t i, int64_t j) {
     Ranks<T> ranks{};
-    const bool ranked = counts.ranks(pairs.blocks, i, j, ranks);
-    const int64_t r = pairs.blocks.first(i);
-    kernels<T>().softplus_sums(pairs.blocks.tile(i, j), pairs.bias, softplus + r, sigmoid + r,
+    const bool ranked = counts.of_tile(problem.tiles, i, j, ranks);
+    const int64_t r = problem.tiles.first(i);
+    kernels<T>().softplus_sums(problem.tiles.tile(i, j), problem.bias, softplus + r, sigmoid + r,
                                ranked ? &ranks : nullptr);
   });
   for (int64_t i = 0; i < n; i++) softplus[i] *= T(kLn2);
@@ -46,32 +48,31 @@ std::tuple<Tensor, Tensor> forward(const Pairs<T>& pairs, const Scale& scale, co
 
 template <typename T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor& a, const Tensor& b,
-                                                    const Pairs<T>& pairs, const Scale& scale,
+                                                    const Problem<T>& problem, const Scale& scale,
                                                     const OptionalTensor& temperature_tensor, const Tensor& bias,
                                                     const Tensor& sums, bool a_gradient, bool b_gradient) {
-  const int64_t n = pairs.rows.n, width = pairs.rows.width;
+  const int64_t n = problem.rows.n, width = problem.rows.width;
   check_saved<T>("sums", sums, {2, n});
   const std::vector<T> g = row_gradients<T>(gradient, kNone, n);
   const bool for_rows = a_gradient || temperature_tensor;
   const Tensor du = new_zeros<T>({for_rows ? n : 0, width}), dv = new_zeros<T>({b_gradient ? n : 0, width});
-  add_attractions(pairs.blocks, for_rows ? du.template data_ptr<T>() : nullptr,
+  add_weighted_rows(problem.tiles, for_rows ? du.template data_ptr<T>() : nullptr,
                   b_gradient ? dv.template data_ptr<T>() : nullptr,
                   [&](const TileInput<T>& in, int64_t r, int64_t, T* tile) {
-                    kernels<T>().sigmoid_weights(in, pairs.bias, g.data() + r, tile);
+                    kernels<T>().sigmoid_weights(in, problem.bias, g.data() + r, tile);
                   });
   const Tensor da = a_gradient ? at::empty(a.sizes(), a.options()) : at::empty({0}, a.options());
   const Tensor db = b_gradient ? at::empty(b.sizes(), b.options()) : at::empty({0}, b.options());
-  const double s_dL_ds = for_rows ? rows_backward(pairs.rows, du, T(scale.s), da) : 0;
-  if (b_gradient) rows_backward(pairs.columns, dv, T(scale.s), db);
+  const double s_dL_ds = for_rows ? rows_backward(problem.rows, du, T(scale.s), da) : 0;
+  if (b_gradient) rows_backward(problem.columns, dv, T(scale.s), db);
   const Tensor dbias = new_zeros<double>({});
   for (int64_t i = 0; i < n; i++) *dbias.data_ptr<double>() += double(g[i]) * sums.template data_ptr<T>()[n + i];
   return {da, db, temperature_gradient<T>(s_dL_ds, scale, temperature_tensor),
           dbias.to(bias.options())};
 }
 
-void check_pairs(const Tensor& a, const Tensor& b, const Tensor& bias) {
-  TORCH_CHECK_VALUE(a.dim() == 2 && a.sizes() == b.sizes() && a.numel() > 0,
-                    "b: expected the shape (N, D) of a, not empty, got ", a.sizes(), " and ", b.sizes());
+void check(const Tensor& a, const Tensor& b, const Tensor& bias) {
+  check_row_pair("b", b, "a", a);
   TORCH_CHECK_VALUE(bias.dim() == 0, "bias: expected a 0-D tensor, got ", bias.sizes());
 }
 
@@ -80,10 +81,10 @@ void check_pairs(const Tensor& a, const Tensor& b, const Tensor& bias) {
 std::tuple<Tensor, Tensor> similarity_softplus(const Tensor& a, const Tensor& b, bool normalize, double temperature,
                                                const OptionalTensor& temperature_tensor, const Tensor& bias,
                                                const OptionalTensor& positive) {
-  check_pairs(a, b, bias);
+  check(a, b, bias);
   const Scale scale(temperature, temperature_tensor);
   const auto run = [&]<typename T>() {
-    return forward<T>(Pairs<T>(a, b, normalize, scale, bias), scale, positive);
+    return forward<T>(Problem<T>(a, b, normalize, scale, bias), scale, positive);
   };
   return a.scalar_type() == at::kDouble ? run.template operator()<double>() : run.template operator()<float>();
 }
@@ -92,11 +93,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_softplus_backward(
     const Tensor& gradient, const Tensor& a, const Tensor& b, bool normalize, double temperature,
     const OptionalTensor& temperature_tensor, const Tensor& bias, const Tensor& sums, bool a_gradient,
     bool b_gradient) {
-  check_pairs(a, b, bias);
+  check(a, b, bias);
   check_upstream(gradient, kNone, a.size(0));
   const Scale scale(temperature, temperature_tensor);
   const auto run = [&]<typename T>() {
-    return backward<T>(gradient, a, b, Pairs<T>(a, b, normalize, scale, bias), scale, temperature_tensor, bias, sums,
+    return backward<T>(gradient, a, b, Problem<T>(a, b, normalize, scale, bias), scale, temperature_tensor, bias, sums,
                        a_gradient, b_gradient);
   };
   return a.scalar_type() == at::kDouble ? run.template operator()<double>() : run.template operator()<float>();

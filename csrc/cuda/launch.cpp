@@ -1,4 +1,4 @@
-// The operators on CUDA tensors that have kernels in C++: checks, streams and devices. Schemas: ../ops.cpp.
+// The operators on CUDA tensors that have kernels in C++: checks, streams and devices. Schemas: ../operators/schemas.cpp.
 #include "../operators/ema_pairs.h"
 #include "kernels.h"
 

@@ -1,4 +1,4 @@
-// What the autograd of all operators shares; included by autograd*.cpp alone.
+// What the autograd of all operators shares. Only autograd_*.cpp include it.
 #pragma once
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>

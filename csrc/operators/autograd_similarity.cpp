@@ -1,5 +1,5 @@
-// Autograd of the primitive and of what losses are made of beside it. As in autograd.cpp, only inputs
-// and sums are saved, and a second backward is an error.
+// Autograd of similarity_lse and of the other operators that losses are composed of. As in autograd_losses.cpp, only
+// inputs and sums are saved, and a second backward is an error.
 #include "autograd.h"
 
 namespace {

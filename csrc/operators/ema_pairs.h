@@ -1,4 +1,4 @@
-// What two lists of tensors come to for a momentum update, on any device. Schema: ops.cpp.
+// What two lists of tensors come to for a momentum update, on any device. Schema: schemas.cpp.
 #pragma once
 #include <functional>
 #include <utility>

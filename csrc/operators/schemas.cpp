@@ -1,5 +1,5 @@
 // Every operator of the package: its schema, and the CPU kernels. Those for GPUs are in kernels/ (Triton) and, for
-// the last two, cuda/; fake kernels (shapes without data) in ssl_fast/native.py, autograd in autograd.cpp.
+// the last two, cuda/; fake kernels (shapes without data) in ssl_fast/native.py, autograd in autograd_*.cpp.
 //
 // temperature: used unless temperature_tensor (0-D) is given. reduction: 0 none, 1 mean, 2 sum.
 // stats (4) = top1, top5, mean positive and mean negative similarity; empty unless asked for.

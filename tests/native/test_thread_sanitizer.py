@@ -84,7 +84,7 @@ def torch_operators() -> set[str]:
 
 
 def test_a_race_is_reported(objects, tmp_path):
-    """Blocks that meet two others in one round: the same rows are written by two threads."""
+    """A block in two pairs of one round: two threads write to the same rows."""
     csrc = tmp_path / "csrc"
     shutil.copytree(ROOT / "csrc", csrc)
     header = csrc / "cpu" / "engine" / "block_schedule.h"

@@ -1,31 +1,21 @@
-// What happens to the losses of the rows: reduction, upstream gradients, contrastive accuracy.
+// From sums to losses of rows, and what becomes of those: reduction, upstream gradients, statistics.
 #pragma once
-#include "unit_rows.h"
+#include "../../common/constants.h"
+#include "tensors.h"
 
 #include <cmath>
+#include <limits>
 #include <vector>
 
 namespace ssl_fast {
 
-// As in checks.REDUCTIONS.
-enum Reduction { kNone, kMean, kSum };
-
-// What a backward pass is given besides the inputs: the upstream gradient (n) or (), and tensors that
-// the forward pass of these inputs has made.
-template <typename T>
-void check_saved(const char* name, const at::Tensor& x, at::IntArrayRef sizes) {
-  TORCH_CHECK_VALUE(x.sizes() == sizes && x.is_contiguous() && x.scalar_type() == c10::CppTypeToScalarType<T>::value,
-                    name, ": expected what the forward pass returned, of shape ", sizes, ", got ", x.scalar_type(), " ",
-                    x.sizes());
+// The loss of a row, in powers of two: log2(1 + 2^x), where x is the log2 of the sum over the row's negatives less the
+// positive's score. Exact to the last digits for losses near 0.
+inline double softplus2(double x) {
+  return x > 0 ? x + std::log1p(std::exp2(-x)) * kLog2E : std::log1p(std::exp2(x)) * kLog2E;
 }
-inline void check_reduction(int64_t reduction) {
-  TORCH_CHECK_VALUE(reduction >= kNone && reduction <= kSum, "reduction: expected 0, 1 or 2, got ", reduction);
-}
-inline void check_upstream(const at::Tensor& gradient, int64_t reduction, int64_t n) {
-  check_reduction(reduction);
-  TORCH_CHECK_VALUE(reduction == kNone ? gradient.dim() == 1 && gradient.size(0) == n : gradient.dim() == 0,
-                    "gradient: expected the shape of the loss of ", n, " rows, got ", gradient.sizes());
-}
+// The negatives' share of the row's whole sum: 1 - P(positive), computed without that subtraction.
+inline double negatives_share(double x) { return 1 / (1 + std::exp2(-x)); }
 
 // Summed in float64 in the order of the rows: the same bits at any thread count.
 template <typename T>
@@ -71,34 +61,6 @@ at::Tensor contrastive_stats(const std::vector<double>& loss_rows, const std::ve
   stats[2] = T(positive_sum / n);
   stats[3] = negatives ? T(negative_sum / (n * negatives)) : std::numeric_limits<T>::quiet_NaN();
   return out;
-}
-
-// du (n, width), d loss / d (s * u_i) of each row -> the gradient of the rows as given, into out unless that is
-// empty; du is overwritten. Returns the sum of <u_i, dU_i>: s dL/ds.
-template <typename T>
-double rows_backward(const UnitRows<T>& rows, const at::Tensor& du, T s, const at::Tensor& out) {
-  std::vector<double> along(rows.n);
-  T* first = du.template data_ptr<T>();
-  const RowWriter<T> writer(out.numel() ? out : du);
-  at::parallel_for(0, rows.n, grain(16. * rows.dim), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) {
-      T* d = first + i * rows.width;
-      for (int64_t k = 0; k < rows.dim; k++) d[k] *= s;
-      along[i] = rows.backward(i, d);
-      if (out.numel()) writer.write(i, d, rows.inverse_norm(i));
-    }
-  });
-  double sum = 0;
-  for (const double x : along) sum += x;
-  return sum;
-}
-
-// d loss / d temperature = -s * (s dL/ds), in the type of the temperature tensor.
-template <typename T>
-at::Tensor temperature_gradient(double s_dL_ds, const Scale& scale, const std::optional<at::Tensor>& tensor) {
-  at::Tensor out = new_empty<T>({});
-  *out.template data_ptr<T>() = T(-scale.s * s_dL_ds);
-  return tensor ? out.to(tensor->options()) : out;
 }
 
 }  // namespace ssl_fast

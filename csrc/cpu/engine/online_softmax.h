@@ -1,64 +1,115 @@
-// The walk of all queries over all their keys, in pieces where there are few queries.
+// All queries against all their keys in tiles, once, with a running maximum: right at any temperature and for rows of
+// any norm. A pass keeps of each query the maximum score, the sum and, where asked, the weighted sum of the keys.
+// Tiles have keys as rows, so that keys are read where they lie, and queries as columns, so that maxima and sums are
+// vectors.
 #pragma once
-#include "walk.h"
+#include "scale.h"
+#include "unit_rows.h"
+
+#include <cmath>
+#include <vector>
 
 namespace ssl_fast {
 
-constexpr int64_t kUnitsWanted = 32;  // pieces of work, by the shapes alone, for up to that many threads
-
-// Queries and the keys that they meet: shared by all, (M, D), or with `paired` (N, M, D) a group for each.
+// Up to kTile keys as rows of T.
 template <typename T>
-struct Meeting {
-  const UnitRows<T>& query;
-  const at::Tensor key_rows;
-  const bool paired, normalize_keys;
-  const Scale scale;
-  const Mask<T> mask;       // of keys (rows) and queries (columns)
-  const T sign, magnitude;  // of the scale as the tiles use it
-
-  Meeting(const UnitRows<T>& query, const at::Tensor& key_rows, bool normalize_keys, const Scale& scale,
-          const Mask<T>& mask = {})
-      : query(query),
-        key_rows(key_rows),
-        paired(key_rows.defined() && key_rows.dim() == 3),
-        normalize_keys(normalize_keys),
-        scale(scale),
-        mask(mask),
-        sign(T(scale.sign())),
-        magnitude(sign * T(scale.log2_scale)) {}
-
-  int64_t n() const { return query.n; }
-  int64_t key_count() const { return key_rows.size(-2); }
-  int64_t key_blocks() const { return (key_count() + kTile - 1) / kTile; }
-  int64_t groups() const { return paired ? n() : 1; }
-  Keys<T> keys(int64_t group) const { return {paired ? key_rows.select(0, group) : key_rows, normalize_keys}; }
-
-  // Queries that walk together, whole groups of columns where there are several blocks.
-  int64_t query_block() const {
-    if (paired) return 1;
-    const int64_t blocks = (n() + kTile - 1) / kTile;
-    return std::min(kTile, round_up((n() + blocks - 1) / blocks, kernels<T>().column_group));
-  }
-  int64_t query_blocks() const { return (n() + query_block() - 1) / query_block(); }
-
-  // Query block b packed as columns, into `columns` (kTile * dim).
-  Queries<T> queries(int64_t b, T* columns) const {
-    const int64_t first = b * query_block(), count = std::min(query_block(), n() - first);
-    kernels<T>().pack(query.row(first), query.width, count, query.dim, columns);
-    return {columns, first, count, query.dim, sign, magnitude, mask};
-  }
-
-  int64_t pieces() const {
-    const int64_t wanted = (kUnitsWanted + query_blocks() - 1) / query_blocks();
-    return std::min(wanted, (key_count() + 4 * kTile - 1) / (4 * kTile));
-  }
-
-  // Calls use(query block, piece, first key, last key + 1, workspace) for every piece of every block's keys.
-  template <typename Use>
-  void each_piece(const Use& use) const;
+struct KeyBlock {
+  const T* rows;
+  int64_t stride;
 };
 
-// One thread's memory.
+// Keys (count, dim), block by block: in place where they can be read so, else converted (and normalised) into scratch.
+template <typename T>
+class Keys {
+ public:
+  Keys(const at::Tensor& x, bool normalize)
+      : reader_(x), normalize_(normalize), width(round_up(x.size(1), kernels<T>().lanes)), count(x.size(0)) {}
+
+  static at::Tensor scratch(int64_t width) { return new_zeros<T>({kTile + kTileSlack, width}); }
+
+  // Keys first .. first + n. inverse_norms (n), unless null, gets 1 / max(|x|, eps).
+  KeyBlock<T> block(int64_t first, int64_t n, T* scratch, T* inverse_norms = nullptr) const {
+    // Whole vectors and whole groups of rows are read: in place only where those exist.
+    const bool whole = reader_.dim == width && n % kTileSlack == 0;
+    if (!normalize_ && whole && reader_.direct() && all_finite(first, n))
+      return {reader_.pointer(first), reader_.row_stride()};
+    for (int64_t i = 0; i < n; i++) {
+      T* out = scratch + i * width;
+      const T* row = reader_.row(first + i, out);
+      if (normalize_) {
+        const T inverse = kernels<T>().normalize(row, out, reader_.dim);
+        if (inverse_norms) inverse_norms[i] = inverse;
+      } else {
+        copy_finite(row, out, reader_.dim);
+      }
+    }
+    return {scratch, width};
+  }
+
+ private:
+  bool all_finite(int64_t first, int64_t n) const {
+    for (int64_t i = first; i < first + n; i++)
+      if (!kernels<T>().finite(reader_.pointer(i), reader_.dim)) return false;
+    return true;
+  }
+
+  const RowReader<T> reader_;
+  const bool normalize_;
+
+ public:
+  const int64_t width, count;
+};
+
+// Queries `first` .. `first + n` of unit rows, packed as the columns of tiles.
+template <typename T>
+struct QueryBlock {
+  const T* columns;
+  int64_t first, n, dim;
+  T sign, magnitude;  // of log2_scale; tiles hold sign * dot
+  Mask<T> mask;       // of all keys (rows) and all queries (columns)
+};
+
+// Puts `value` where a pair of the tile does not count.
+template <typename T>
+void exclude(const Mask<T>& mask, T* tile, int64_t m, int64_t n, T value) {
+  for (const int64_t offset : mask.excluded.offsets)
+    for (int64_t r = std::max<int64_t>(0, -offset); r < m && r + offset < n; r++) tile[r * kTile + r + offset] = value;
+  if (mask.row_ids) kernels<T>().exclude_ids(mask, tile, m, n, value);
+}
+
+// The running state of a block of queries. Scores are in powers of two.
+template <typename T>
+struct OnlineSoftmax {
+  T maxima[kTile], tile_sums[kTile], factors[kTile];
+  // float64: beside one large term, thousands of tiles of small ones would be rounded away.
+  double sums[kTile] = {};
+
+  // Maxima start at the lowest finite number: from -Inf, where no pair has counted so far, a difference would be NaN.
+  OnlineSoftmax() { std::fill_n(maxima, kTile, std::numeric_limits<T>::lowest()); }
+
+  // Takes in keys begin .. end. weighted (n, keys.width), unless null, gathers the sum of exp2(score - maximum) * key.
+  // counts with thresholds, unless null, count the keys whose sign * dot is above the threshold.
+  void add(const QueryBlock<T>& queries, const Keys<T>& keys, int64_t begin, int64_t end, T* tile, T* scratch,
+           T* weighted, const T* thresholds, int64_t* counts) {
+    const auto& kernel = kernels<T>();
+    for (int64_t first = begin; first < end; first += kTile) {
+      const int64_t n = std::min(kTile, end - first);
+      const KeyBlock<T> block = keys.block(first, n, scratch);
+      kernel.scores({block.rows, block.stride, queries.columns, n, queries.n, queries.dim, queries.sign}, tile);
+      exclude(queries.mask.of_tile(first, queries.first), tile, n, queries.n, -std::numeric_limits<T>::infinity());
+      if (counts) kernel.count_columns(tile, n, queries.n, thresholds, counts);
+      const bool rose = kernel.online_columns(tile, n, queries.n, queries.magnitude, maxima, tile_sums, factors);
+      for (int64_t c = 0; c < queries.n; c++) sums[c] = sums[c] * factors[c] + tile_sums[c];
+      if (!weighted) continue;
+      if (rose)
+        for (int64_t c = 0; c < queries.n; c++)
+          for (int64_t d = 0; d < keys.width; d++) weighted[c * keys.width + d] *= factors[c];
+      kernel.add_columns(tile, queries.n, n, block.rows, block.stride, keys.width, weighted);
+    }
+  }
+};
+
+// One thread's memory for tiles of queries and keys.
 template <typename T>
 struct Workspace {
   const at::Tensor tile_, scratch_, columns_;
@@ -72,47 +123,105 @@ struct Workspace {
         columns(columns_.template data_ptr<T>()) {}
 };
 
-template <typename T>
-template <typename Use>
-void Meeting<T>::each_piece(const Use& use) const {
-  const int64_t count = pieces(), keys = key_count(), length = (keys + count - 1) / count;
-  at::parallel_for(0, query_blocks() * count, grain(4. * query_block() * length * query.dim),
-                   [&](int64_t begin, int64_t end) {
-                     Workspace<T> space(query);
-                     for (int64_t unit = begin; unit < end; unit++) {
-                       const int64_t piece = unit % count, first = std::min(piece * length, keys);
-                       use(unit / count, piece, first, std::min(first + length, keys), space);
-                     }
-                   });
-}
+// Where there are few queries, their keys are split into pieces, so that up to so many threads have work. The shapes
+// alone decide on the pieces.
+constexpr int64_t kPiecesWanted = 32;
 
-// What the pieces of the walk found, to be merged in their order.
+// Queries and their keys: shared by all queries, (M, D), or with `paired` a group for each query, (N, M, D).
 template <typename T>
-struct Walked {
+struct QueryKeyTiles {
+  const UnitRows<T>& query;
+  const at::Tensor key_rows;
+  const bool paired, normalize_keys;
+  const Scale scale;
+  const Mask<T> mask;       // of keys (rows) and queries (columns)
+  const T sign, magnitude;  // of the scale as the tiles use it
+
+  QueryKeyTiles(const UnitRows<T>& query, const at::Tensor& key_rows, bool normalize_keys, const Scale& scale,
+                const Mask<T>& mask)
+      : query(query),
+        key_rows(key_rows),
+        paired(key_rows.defined() && key_rows.dim() == 3),
+        normalize_keys(normalize_keys),
+        scale(scale),
+        mask(mask),
+        sign(T(scale.sign())),
+        magnitude(sign * T(scale.log2_scale)) {}
+
+  // Keys that are unit rows already, or rows to be taken as they are.
+  static QueryKeyTiles of_unit_rows(const UnitRows<T>& query, const UnitRows<T>& key, const Scale& scale,
+                                    const Mask<T>& mask) {
+    return {query, key.rows.slice(0, 0, key.n), false, scale, mask};
+  }
+
+  int64_t n() const { return query.n; }
+  int64_t key_count() const { return key_rows.size(-2); }
+  int64_t key_blocks() const { return (key_count() + kTile - 1) / kTile; }
+  int64_t groups() const { return paired ? n() : 1; }
+  Keys<T> keys(int64_t group) const { return {paired ? key_rows.select(0, group) : key_rows, normalize_keys}; }
+
+  // Queries of a block: whole groups of columns where there are several blocks.
+  int64_t query_block() const {
+    if (paired) return 1;
+    const int64_t blocks = (n() + kTile - 1) / kTile;
+    return std::min(kTile, round_up((n() + blocks - 1) / blocks, kernels<T>().column_group));
+  }
+  int64_t query_blocks() const { return (n() + query_block() - 1) / query_block(); }
+
+  // Query block b packed as columns, into `columns` (kTile * dim).
+  QueryBlock<T> queries(int64_t b, T* columns) const {
+    const int64_t first = b * query_block(), count = std::min(query_block(), n() - first);
+    kernels<T>().pack(query.row(first), query.width, count, query.dim, columns);
+    return {columns, first, count, query.dim, sign, magnitude, mask};
+  }
+
+  int64_t pieces() const {
+    const int64_t wanted = (kPiecesWanted + query_blocks() - 1) / query_blocks();
+    return std::min(wanted, (key_count() + 4 * kTile - 1) / (4 * kTile));
+  }
+
+  // Calls use(query block, piece, first key, last key + 1, workspace) for every piece of every query block's keys.
+  template <typename Use>
+  void each_piece(const Use& use) const {
+    const int64_t count = pieces(), keys = key_count(), length = (keys + count - 1) / count;
+    at::parallel_for(0, query_blocks() * count, grain(4. * query_block() * length * query.dim),
+                     [&](int64_t begin, int64_t end) {
+                       Workspace<T> space(query);
+                       for (int64_t unit = begin; unit < end; unit++) {
+                         const int64_t piece = unit % count, first = std::min(piece * length, keys);
+                         use(unit / count, piece, first, std::min(first + length, keys), space);
+                       }
+                     });
+  }
+};
+
+// The online softmax of all queries over their keys, in pieces that are merged in their order.
+template <typename T>
+struct PartialSums {
   const int64_t n, width, pieces;
-  at::Tensor weighted;  // (pieces, n, width), the sums of keys; empty unless asked for
-  std::vector<T> maxima;
-  std::vector<double> sums;
-  std::vector<int64_t> counts;
+  at::Tensor weighted;          // (pieces, n, width): sums of exp2(score - maximum) * key; empty unless asked for
+  std::vector<T> maxima;        // (pieces, n)
+  std::vector<double> sums;     // (pieces, n): of exp2(score - maximum)
+  std::vector<int64_t> counts;  // (pieces, n): of keys above the query's threshold; empty without thresholds
 
-  // thresholds: of each query, sign * its positive's similarity; empty where nothing is counted.
-  Walked(const Meeting<T>& meeting, bool with_weighted, const std::vector<T>& thresholds)
-      : n(meeting.n()),
-        width(meeting.query.width),
-        pieces(meeting.pieces()),
+  // thresholds: of each query, sign(s) * its positive's similarity; empty where nothing is counted.
+  PartialSums(const QueryKeyTiles<T>& tiles, bool with_weighted, const std::vector<T>& thresholds)
+      : n(tiles.n()),
+        width(tiles.query.width),
+        pieces(tiles.pieces()),
         weighted(new_zeros<T>({with_weighted ? pieces : 0, n, width})),
         maxima(pieces * n),
         sums(pieces * n),
         counts(thresholds.empty() ? 0 : pieces * n) {
-    meeting.each_piece([&](int64_t block, int64_t piece, int64_t begin, int64_t end, Workspace<T>& space) {
-      const Queries<T> queries = meeting.queries(block, space.columns);
+    tiles.each_piece([&](int64_t block, int64_t piece, int64_t begin, int64_t end, Workspace<T>& space) {
+      const QueryBlock<T> queries = tiles.queries(block, space.columns);
       const int64_t place = piece * n + queries.first;
-      T own[kTile] = {};
-      if (!thresholds.empty()) std::copy_n(thresholds.begin() + queries.first, queries.n, own);
-      Softmax<T> softmax;
-      walk<T>(queries, meeting.keys(meeting.paired ? block : 0), begin, end, space.tile, space.scratch, softmax,
-              with_weighted ? weighted.template data_ptr<T>() + place * width : nullptr, own,
-              counts.empty() ? nullptr : counts.data() + place);
+      T block_thresholds[kTile] = {};
+      if (!thresholds.empty()) std::copy_n(thresholds.begin() + queries.first, queries.n, block_thresholds);
+      OnlineSoftmax<T> softmax;
+      softmax.add(queries, tiles.keys(tiles.paired ? block : 0), begin, end, space.tile, space.scratch,
+                  with_weighted ? weighted.template data_ptr<T>() + place * width : nullptr, block_thresholds,
+                  counts.empty() ? nullptr : counts.data() + place);
       std::copy_n(softmax.maxima, queries.n, maxima.begin() + place);
       std::copy_n(softmax.sums, queries.n, sums.begin() + place);
     });
@@ -124,18 +233,18 @@ struct Walked {
     return count;
   }
 
-  // Merges the pieces of query i: log2 of the sum over the keys that it met.
+  // log2 of the sum of exp2(score) over the keys of query i; -Inf where the mask leaves it none.
   double log_sum(int64_t i) const {
     double highest = std::numeric_limits<T>::lowest(), sum = 0;
     for (int64_t piece = 0; piece < pieces; piece++) highest = std::max(highest, double(maxima[piece * n + i]));
     for (int64_t piece = 0; piece < pieces; piece++)
       if (sums[piece * n + i] != 0) sum += sums[piece * n + i] * std::exp2(maxima[piece * n + i] - highest);
-    // It met none: the sums are of masked entries, each the smallest normal number.
+    // All keys were masked. Our exp2 clamps to the smallest normal number, so the sum is tiny instead of 0.
     if (highest == std::numeric_limits<T>::lowest() && sum < 1) return -std::numeric_limits<double>::infinity();
     return highest + std::log2(sum);
   }
 
-  // The softmax mean (dim) of the keys of query i, with the log2 of the whole sum.
+  // The softmax mean (dim) of the keys of query i, by the log2 of the whole sum, its positive's term included.
   void mean(int64_t i, double whole, T* out, int64_t dim) const {
     std::fill_n(out, dim, T(0));
     for (int64_t piece = 0; piece < pieces; piece++) {

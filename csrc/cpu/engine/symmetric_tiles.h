@@ -1,9 +1,8 @@
-// All pairs of rows and columns in square blocks, with the fixed shift |s|: E_ik = exp(s <u_i, v_k> - |s|)
-// of unit rows is at most 1 and serves the sums of row i and of column k. Where rows and columns are the
-// same, each pair of blocks is computed once.
+// All pairs of two sets of unit rows, tile by tile, with the fixed shift |s|: E_ik = exp(s <u_i, v_k> - |s|) is at most 1
+// and serves the sums of row i and of column k. Where both sets are the same rows, each pair is computed once.
 #pragma once
-#include "unit_rows.h"
 #include "block_schedule.h"
+#include "online_softmax.h"
 
 #include <cmath>
 #include <vector>
@@ -11,15 +10,15 @@
 namespace ssl_fast {
 
 template <typename T>
-struct Blocks {
+struct SymmetricTiles {
   const UnitRows<T>&rows, &columns;
   const Mask<T> mask;
-  const bool symmetric;
+  const bool symmetric;  // whether rows and columns are the same rows
   const at::Tensor packed;
   const T scale, shift;  // in powers of two
-  const int64_t block;
+  const int64_t block;   // rows or columns of a tile
 
-  Blocks(const UnitRows<T>& rows, const UnitRows<T>& columns, const Scale& s, const Mask<T>& mask)
+  SymmetricTiles(const UnitRows<T>& rows, const UnitRows<T>& columns, const Scale& s, const Mask<T>& mask)
       : rows(rows),
         columns(columns),
         mask(mask),
@@ -42,31 +41,33 @@ struct Blocks {
   int64_t first(int64_t b) const { return b * block; }
   int64_t size(int64_t n, int64_t b) const { return std::min(block, n - first(b)); }
 
+  // The tile of row block i and column block j.
   TileInput<T> tile(int64_t i, int64_t j) const {
     const T* packed_columns = packed.template data_ptr<T>() + first(j) * columns.dim;
-    return {rows.row(first(i)), rows.width, packed_columns, size(rows.n, i), size(columns.n, j), rows.dim, scale,
-            mask.seen_from(first(i), first(j))};
+    return {rows.row(first(i)),    rows.width, packed_columns, size(rows.n, i), size(columns.n, j), rows.dim, scale,
+            mask.of_tile(first(i), first(j))};
   }
 
-  // Calls meet(i, j) for every pair of blocks; where symmetric once for both.
-  template <typename Meet>
-  void each(const Meet& meet) const {
+  // Calls visit(i, j) for every pair of blocks; where symmetric, once for (i, j) and (j, i).
+  template <typename Visit>
+  void each(const Visit& visit) const {
     const int64_t grain = ssl_fast::grain(4. * block * block * rows.dim);
     if (symmetric)
-      tournament(count(rows.n), grain, meet);
+      visit_symmetric_pairs(count(rows.n), grain, visit);
     else
-      rotation(count(rows.n), count(columns.n), grain, meet);
+      visit_all_pairs(count(rows.n), count(columns.n), grain, visit);
   }
 };
 
-// The positives' sign(s) * similarity of each row, and what is counted: those above. Empty: nothing is.
+// Counts, for each row and column, the candidates that are more similar than its positive. Counts nothing where
+// positives is empty.
 template <typename T>
 struct RankCounts {
-  std::vector<T> positives;
+  std::vector<T> positives;  // sign(s) * the positive's similarity
   std::vector<int64_t> of_rows, of_columns;
 
   RankCounts() = default;
-  // positive: of n rows and, with columns, of as many columns.
+  // positive: similarities of n rows and, with `columns`, of as many columns.
   RankCounts(const std::optional<at::Tensor>& positive, const Scale& scale, int64_t n, bool columns) {
     if (!positive) return;
     TORCH_CHECK_VALUE(positive->dim() == 1 && positive->size(0) == n, "positive: expected ", n,
@@ -84,53 +85,48 @@ struct RankCounts {
     return out;
   }
 
-  // Of one block of rows and one of columns; on the diagonal of a symmetric matrix rows alone.
-  bool ranks(const Blocks<T>& blocks, int64_t i, int64_t j, Ranks<T>& out) {
+  // What the tile (i, j) counts, into out; on the diagonal of a symmetric matrix for its rows alone. Returns whether
+  // anything is counted.
+  bool of_tile(const SymmetricTiles<T>& tiles, int64_t i, int64_t j, Ranks<T>& out) {
     if (positives.empty()) return false;
-    const int64_t r = blocks.first(i), c = blocks.first(j);
-    std::vector<int64_t>& columns = blocks.symmetric ? of_rows : of_columns;
-    const bool both = !columns.empty() && !(blocks.symmetric && i == j);
+    const int64_t r = tiles.first(i), c = tiles.first(j);
+    std::vector<int64_t>& columns = tiles.symmetric ? of_rows : of_columns;
+    const bool both = !columns.empty() && !(tiles.symmetric && i == j);
     out = {positives.data() + r, positives.data() + c, of_rows.data() + r, both ? columns.data() + c : nullptr};
     return true;
   }
 };
 
-// Adds the sums of E to row_sums (rows) and, unless null, column_sums (columns): where symmetric both are of rows.
+// Adds the sums of E to row_sums (rows) and, unless null, to column_sums (columns). Where symmetric, the two are one.
 template <typename T>
-void fixed_sums(const Blocks<T>& blocks, T* row_sums, T* column_sums, RankCounts<T>& counts) {
-  blocks.each([&](int64_t i, int64_t j) {
+void add_fixed_shift_sums(const SymmetricTiles<T>& tiles, T* row_sums, T* column_sums, RankCounts<T>& counts) {
+  tiles.each([&](int64_t i, int64_t j) {
     Ranks<T> ranks{};
-    const bool ranked = counts.ranks(blocks, i, j, ranks);
-    const bool both = column_sums && !(blocks.symmetric && i == j);
-    kernels<T>().exp_sums(blocks.tile(i, j), blocks.shift, row_sums + blocks.first(i),
-                          both ? column_sums + blocks.first(j) : nullptr, ranked ? &ranks : nullptr);
+    const bool ranked = counts.of_tile(tiles, i, j, ranks);
+    const bool both = column_sums && !(tiles.symmetric && i == j);
+    kernels<T>().exp_sums(tiles.tile(i, j), tiles.shift, row_sums + tiles.first(i),
+                          both ? column_sums + tiles.first(j) : nullptr, ranked ? &ranks : nullptr);
   });
 }
 
-// A power of two near the largest gradient: times 1 / Z, up to exp(80), gradients themselves could overflow.
+// Rows with each other: log2 of the sum of exp2(score_ik) over the k that the mask leaves to row i, for all rows.
 template <typename T>
-T gradient_unit(const std::vector<T>& gradients) {
-  T largest = 0;
-  for (const T x : gradients) largest = std::max(largest, std::abs(x));
-  return largest > 0 && std::isfinite(largest) ? T(std::exp2(std::ilogb(largest))) : T(1);
-}
-
-// Fills a tile with the weights of each pair, and adds the columns that each row receives by them to d_rows,
-// unless null, and the rows that each column receives to d_columns. Where symmetric, d_columns are d_rows.
-template <typename T, typename Weights>
-void add_attractions(const Blocks<T>& blocks, T* d_rows, T* d_columns, const Weights& weights) {
-  const at::Tensor tiles = new_empty<T>({at::get_num_threads(), kTile + kTileSlack, kTile});
-  const int64_t width = blocks.rows.width;
-  blocks.each([&](int64_t i, int64_t j) {
-    const auto& kernel = kernels<T>();
-    T* tile = tiles.template data_ptr<T>() + at::get_thread_num() * tiles.stride(0);
-    const int64_t r = blocks.first(i), c = blocks.first(j);
-    const int64_t m = blocks.size(blocks.rows.n, i), n = blocks.size(blocks.columns.n, j);
-    weights(blocks.tile(i, j), r, c, tile);
-    if (d_rows) kernel.add_rows(tile, m, n, blocks.columns.row(c), width, width, d_rows + r * width);
-    if (d_columns && !(blocks.symmetric && i == j))
-      kernel.add_columns(tile, n, m, blocks.rows.row(r), width, width, d_columns + c * width);
-  });
+std::vector<double> symmetric_log_sums(const UnitRows<T>& unit, const Scale& scale, const Mask<T>& mask,
+                                       RankCounts<T>& counts) {
+  std::vector<double> out(unit.n);
+  if (scale.allows_fixed_shift(unit.normalized)) {
+    const SymmetricTiles<T> tiles(unit, unit, scale, mask);
+    std::vector<T> sums(unit.n);
+    add_fixed_shift_sums(tiles, sums.data(), sums.data(), counts);
+    for (int64_t i = 0; i < unit.n; i++) out[i] = std::log2(double(sums[i])) + tiles.shift;
+    return out;
+  }
+  const PartialSums<T> partial(QueryKeyTiles<T>::of_unit_rows(unit, unit, scale, mask), false, counts.positives);
+  for (int64_t i = 0; i < unit.n; i++) {
+    out[i] = partial.log_sum(i);
+    if (!counts.positives.empty()) counts.of_rows[i] = partial.rank(i);
+  }
+  return out;
 }
 
 }  // namespace ssl_fast

@@ -1,41 +1,16 @@
-// Rows of embeddings of any float dtype and strides, as the tile engine wants them.
+// Rows of any float dtype and strides -> rows of norm 1 and their inverse norms; and gradients back into any dtype.
 #pragma once
 #include "../simd/tile_kernels.h"
+#include "tensors.h"
 
+#include <algorithm>
+#include <cmath>
+#include <limits>
 #include <vector>
 
-#include <ATen/core/Tensor.h>
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 namespace ssl_fast {
-
-inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
-
-template <typename T>
-at::Tensor new_zeros(at::IntArrayRef sizes) {
-  return at::zeros(sizes, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value));
-}
-template <typename T>
-at::Tensor new_empty(at::IntArrayRef sizes) {
-  return at::empty(sizes, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value));
-}
-
-// Threads only where each gets some ten microseconds of work.
-inline int64_t grain(double flops_each) { return int64_t(1e6 / (flops_each + 1)) + 1; }
-
-// Calls use(pointer to the first element of type S) for the float type of x.
-template <typename Use>
-void with_type(const at::Tensor& x, const Use& use) {
-  switch (x.scalar_type()) {
-    case at::kFloat: return use(x.data_ptr<float>());
-    case at::kDouble: return use(x.data_ptr<double>());
-    case at::kBFloat16: return use(x.data_ptr<at::BFloat16>());
-    case at::kHalf: return use(x.data_ptr<at::Half>());
-    default: TORCH_CHECK_TYPE(false, "expected float32, float64, bfloat16 or float16, got ", x.scalar_type());
-  }
-}
 
 // Reads rows of a 2-D tensor (rows, dim) as T. Holds no reference: the tensor must outlive it.
 template <typename T>
@@ -190,31 +165,15 @@ struct UnitRows {
   T *const data_, *const norms_;
 };
 
-// <a_i, b_i> for all rows, rounded as in a tile.
+// <a_i, b_(i + offset)> of as many rows as a has from there on, rounded as in a tile.
 template <typename T>
-std::vector<T> pair_similarities(const UnitRows<T>& a, const UnitRows<T>& b) {
-  std::vector<T> out(a.n);
-  at::parallel_for(0, a.n, grain(8. * a.dim), [&](int64_t begin, int64_t end) {
-    kernels<T>().dots(a.row(begin), b.row(begin), a.width, end - begin, a.dim, out.data() + begin);
+std::vector<T> pair_similarities(const UnitRows<T>& a, const UnitRows<T>& b, int64_t offset = 0) {
+  const int64_t count = a.n - offset;
+  std::vector<T> out(count);
+  at::parallel_for(0, count, grain(8. * a.dim), [&](int64_t begin, int64_t end) {
+    kernels<T>().dots(a.row(begin), b.row(begin + offset), a.width, end - begin, a.dim, out.data() + begin);
   });
   return out;
 }
-
-constexpr double kLn2 = 0.69314718055994531, kLog2E = 1.4426950408889634;
-
-// The scale of scores in powers of two, s * log2(e), and what else a temperature gives.
-struct Scale {
-  double s, log2_scale;
-  // Outside rows.TEMPERATURES (a tensor's value is not checked there) s is NaN.
-  explicit Scale(double temperature)
-      : s(std::abs(temperature) >= 1e-8 && std::abs(temperature) <= 1e8 ? 1 / temperature
-                                                                       : std::numeric_limits<double>::quiet_NaN()),
-        log2_scale(s * kLog2E) {}
-  Scale(double temperature, const std::optional<at::Tensor>& tensor)
-      : Scale(tensor ? tensor->item<double>() : temperature) {}
-  // exp(-2 |s|) must stay a normal number for the sums to take one fixed shift.
-  bool fixed_shift() const { return 2 * std::abs(s) <= 80; }
-  double sign() const { return s < 0 ? -1 : 1; }
-};
 
 }  // namespace ssl_fast

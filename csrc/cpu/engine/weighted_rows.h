@@ -1,47 +1,49 @@
-// Sums weighted by the softmax, which is computed again from the log of its sum: right at any temperature
-// and for rows of any norm, where the fixed shift of blocks.h is not. Which of the two runs is decided here.
+// Sums of rows weighted by a softmax, whose entries are computed again from the log of their sum. They are what
+// gradients of unit rows are made of. With the fixed shift, a pair's weight serves its row and its column; without it,
+// queries and keys are each other's sides.
 #pragma once
 #include "symmetric_tiles.h"
-#include "online_softmax.h"
 
 namespace ssl_fast {
 
-// One side's weights of a pair: exp2(score - log_sum) * weight, for each of its rows; null: it has none.
+// What the forward pass saved of one side of the pairs, and what its rows are weighted with: a pair's weight is
+// exp2(score - log_sum) * gradient. Null: this side has no weights.
 template <typename T>
-struct SoftmaxWeights {
-  const T *log_sums = nullptr, *weights = nullptr;
+struct SavedSums {
+  const T *log_sums = nullptr, *gradients = nullptr;
 };
 
-// A tile (keys first_key .. + m, queries) of the weights of both sides, zero where left out.
+// Fills the tile (keys first_key .. first_key + m, queries) with the sum of both sides' weights, zero where a pair does
+// not count.
 template <typename T>
-void weigh(const Queries<T>& queries, const typename Keys<T>::Block& keys, int64_t first_key, int64_t m,
-           const SoftmaxWeights<T>& of_queries, const SoftmaxWeights<T>& of_keys, T* tile) {
-  T log_sums[kTile] = {}, weights[kTile] = {};
+void fill_weights(const QueryBlock<T>& queries, const KeyBlock<T>& keys, int64_t first_key, int64_t m,
+                  const SavedSums<T>& of_queries, const SavedSums<T>& of_keys, T* tile) {
+  T log_sums[kTile] = {}, gradients[kTile] = {};
   std::copy_n(of_queries.log_sums + queries.first, queries.n, log_sums);
-  std::copy_n(of_queries.weights + queries.first, queries.n, weights);
+  std::copy_n(of_queries.gradients + queries.first, queries.n, gradients);
   const bool both = of_keys.log_sums;
   kernels<T>().scores({keys.rows, keys.stride, queries.columns, m, queries.n, queries.dim, queries.sign}, tile);
-  kernels<T>().softmax_weights(tile, m, queries.n, queries.magnitude, log_sums, weights,
+  kernels<T>().softmax_weights(tile, m, queries.n, queries.magnitude, log_sums, gradients,
                                both ? of_keys.log_sums + first_key : nullptr,
-                               both ? of_keys.weights + first_key : nullptr);
-  leave_out(queries.mask.seen_from(first_key, queries.first), tile, m, queries.n, T(0));
+                               both ? of_keys.gradients + first_key : nullptr);
+  exclude(queries.mask.of_tile(first_key, queries.first), tile, m, queries.n, T(0));
 }
 
-// Adds to du (n, width) of each query the sum over its keys of weight * key. Keys are shared.
+// Adds to du (n, width) of each query the sum over its keys of weight * key. All queries share the keys.
 template <typename T>
-void query_attractions(const Meeting<T>& meeting, const SoftmaxWeights<T>& of_queries,
-                       const SoftmaxWeights<T>& of_keys, T* du) {
-  const int64_t n = meeting.n(), width = meeting.query.width, pieces = meeting.pieces();
+void add_weighted_keys(const QueryKeyTiles<T>& tiles, const SavedSums<T>& of_queries, const SavedSums<T>& of_keys,
+                       T* du) {
+  const int64_t n = tiles.n(), width = tiles.query.width, pieces = tiles.pieces();
   const at::Tensor parts = new_zeros<T>({pieces - 1, n, width});  // the first piece adds to du
-  const Keys<T> keys = meeting.keys(0);
+  const Keys<T> keys = tiles.keys(0);
   T* later = parts.template data_ptr<T>();
-  meeting.each_piece([&](int64_t b, int64_t piece, int64_t begin, int64_t end, Workspace<T>& space) {
-    const Queries<T> queries = meeting.queries(b, space.columns);
+  tiles.each_piece([&](int64_t b, int64_t piece, int64_t begin, int64_t end, Workspace<T>& space) {
+    const QueryBlock<T> queries = tiles.queries(b, space.columns);
     T* out = (piece ? later + (piece - 1) * n * width : du) + queries.first * width;
     for (int64_t first = begin; first < end; first += kTile) {
       const int64_t count = std::min(kTile, end - first);
-      const auto block = keys.block(first, count, space.scratch);
-      weigh(queries, block, first, count, of_queries, of_keys, space.tile);
+      const KeyBlock<T> block = keys.block(first, count, space.scratch);
+      fill_weights(queries, block, first, count, of_queries, of_keys, space.tile);
       kernels<T>().add_columns(space.tile, queries.n, count, block.rows, block.stride, width, out);
     }
   });
@@ -51,80 +53,77 @@ void query_attractions(const Meeting<T>& meeting, const SoftmaxWeights<T>& of_qu
   });
 }
 
-// For each block of keys the sum over their queries of weight * query, one row (width) a key:
-// use(group, first key, keys, block, inverse norms, sums).
+// For each block of keys, the sum over their queries of weight * query, one row (width) a key. Calls
+// use(group, first key, keys, key block, inverse norms, sums).
 template <typename T, typename Use>
-void key_attractions(const Meeting<T>& meeting, const SoftmaxWeights<T>& of_queries, const SoftmaxWeights<T>& of_keys,
-                     const Use& use) {
-  const int64_t width = meeting.query.width, blocks = meeting.key_blocks();
-  at::parallel_for(0, meeting.groups() * blocks, 1, [&](int64_t begin, int64_t end) {
-    Workspace<T> space(meeting.query);
+void each_weighted_query_sum(const QueryKeyTiles<T>& tiles, const SavedSums<T>& of_queries, const SavedSums<T>& of_keys,
+                             const Use& use) {
+  const int64_t width = tiles.query.width, blocks = tiles.key_blocks();
+  at::parallel_for(0, tiles.groups() * blocks, 1, [&](int64_t begin, int64_t end) {
+    Workspace<T> space(tiles.query);
     const at::Tensor sums = new_empty<T>({kTile, width});
     T* sum = sums.template data_ptr<T>();
     for (int64_t unit = begin; unit < end; unit++) {
       const int64_t group = unit / blocks, first = unit % blocks * kTile;
-      const Keys<T> keys = meeting.keys(group);
+      const Keys<T> keys = tiles.keys(group);
       const int64_t count = std::min(kTile, keys.count - first);
       T inverse_norms[kTile];
-      const auto block = keys.block(first, count, space.scratch, inverse_norms);
+      const KeyBlock<T> block = keys.block(first, count, space.scratch, inverse_norms);
       std::fill_n(sum, count * width, T(0));
-      for (int64_t b = meeting.paired ? group : 0; b < (meeting.paired ? group + 1 : meeting.query_blocks()); b++) {
-        const Queries<T> queries = meeting.queries(b, space.columns);
-        weigh(queries, block, first, count, of_queries, of_keys, space.tile);
-        kernels<T>().add_rows(space.tile, count, queries.n, meeting.query.row(queries.first), width, width, sum);
+      for (int64_t b = tiles.paired ? group : 0; b < (tiles.paired ? group + 1 : tiles.query_blocks()); b++) {
+        const QueryBlock<T> queries = tiles.queries(b, space.columns);
+        fill_weights(queries, block, first, count, of_queries, of_keys, space.tile);
+        kernels<T>().add_rows(space.tile, count, queries.n, tiles.query.row(queries.first), width, width, sum);
       }
       use(group, first, count, block, inverse_norms, sum);
     }
   });
 }
 
-// Rows meet each other: the rows of UnitRows as keys that are taken as they are.
+// A power of two near the largest gradient. Gradients are counted in it before they are multiplied by 1 / Z, which is
+// as large as exp(80): the product could overflow.
 template <typename T>
-Meeting<T> with_each_other(const UnitRows<T>& unit, const Scale& scale, const Mask<T>& mask) {
-  return {unit, unit.rows.slice(0, 0, unit.n), false, scale, mask};
+T gradient_unit(const std::vector<T>& gradients) {
+  T largest = 0;
+  for (const T x : gradients) largest = std::max(largest, std::abs(x));
+  return largest > 0 && std::isfinite(largest) ? T(std::exp2(std::ilogb(largest))) : T(1);
 }
 
-template <typename T>
-bool takes_fixed_shift(const UnitRows<T>& rows, const Scale& scale) {
-  return rows.normalized && scale.fixed_shift();
+// With the fixed shift, or none: adds to d_rows (rows, width) of each row the sum over the columns of weight * column,
+// and to d_columns that of each column over the rows; either may be null. Where symmetric, the two are one.
+// weights(tile input, first row, first column, tile) fills a tile with the weights.
+template <typename T, typename Weights>
+void add_weighted_rows(const SymmetricTiles<T>& tiles, T* d_rows, T* d_columns, const Weights& weights) {
+  const at::Tensor memory = new_empty<T>({at::get_num_threads(), kTile + kTileSlack, kTile});
+  const int64_t width = tiles.rows.width;
+  tiles.each([&](int64_t i, int64_t j) {
+    const auto& kernel = kernels<T>();
+    T* tile = memory.template data_ptr<T>() + at::get_thread_num() * memory.stride(0);
+    const int64_t r = tiles.first(i), c = tiles.first(j);
+    const int64_t m = tiles.size(tiles.rows.n, i), n = tiles.size(tiles.columns.n, j);
+    weights(tiles.tile(i, j), r, c, tile);
+    if (d_rows) kernel.add_rows(tile, m, n, tiles.columns.row(c), width, width, d_rows + r * width);
+    if (d_columns && !(tiles.symmetric && i == j))
+      kernel.add_columns(tile, n, m, tiles.rows.row(r), width, width, d_columns + c * width);
+  });
 }
 
-// log2 of the sum of exp2(score_ik) over the k that the mask leaves to row i, for all rows.
+// Rows with each other: adds to du (n, width) of row i the sum over the k that the mask leaves of
+// (g_i P_ik + g_k P_ki) u_k, with P_ik = exp2(score_ik - log_sum_i). Returns the unit that du is counted in.
 template <typename T>
-std::vector<double> symmetric_log_sums(const UnitRows<T>& unit, const Scale& scale, const Mask<T>& mask,
-                                       RankCounts<T>& counts) {
-  std::vector<double> out(unit.n);
-  if (takes_fixed_shift(unit, scale)) {
-    const Blocks<T> blocks(unit, unit, scale, mask);
-    std::vector<T> sums(unit.n);
-    fixed_sums(blocks, sums.data(), sums.data(), counts);
-    for (int64_t i = 0; i < unit.n; i++) out[i] = std::log2(double(sums[i])) + blocks.shift;
-    return out;
-  }
-  const Walked<T> walked(with_each_other(unit, scale, mask), false, counts.positives);
-  for (int64_t i = 0; i < unit.n; i++) {
-    out[i] = walked.log_sum(i);
-    if (!counts.positives.empty()) counts.of_rows[i] = walked.rank(i);
-  }
-  return out;
-}
-
-// Adds to du of row i the sum over the k that the mask leaves of (g_i P_ik + g_k P_ki) u_k, with
-// P_ik = exp2(score_ik - log_sum_i), in units of what is returned.
-template <typename T>
-T symmetric_attractions(const UnitRows<T>& unit, const Scale& scale, const Mask<T>& mask, const std::vector<T>& g,
-                        const T* log_sums, T* du) {
-  if (!takes_fixed_shift(unit, scale)) {
-    const SoftmaxWeights<T> both{log_sums, g.data()};
-    query_attractions(with_each_other(unit, scale, mask), both, both, du);
+T add_symmetric_weighted_rows(const UnitRows<T>& unit, const Scale& scale, const Mask<T>& mask, const std::vector<T>& g,
+                              const T* log_sums, T* du) {
+  if (!scale.allows_fixed_shift(unit.normalized)) {
+    const SavedSums<T> both{log_sums, g.data()};
+    add_weighted_keys(QueryKeyTiles<T>::of_unit_rows(unit, unit, scale, mask), both, both, du);
     return 1;
   }
-  const Blocks<T> blocks(unit, unit, scale, mask);
+  const SymmetricTiles<T> tiles(unit, unit, scale, mask);
   const T g_unit = gradient_unit(g);
   std::vector<T> a(unit.n);
-  for (int64_t i = 0; i < unit.n; i++) a[i] = g[i] / g_unit * T(std::exp2(double(blocks.shift) - log_sums[i]));
-  add_attractions(blocks, du, du, [&](const TileInput<T>& in, int64_t r, int64_t c, T* tile) {
-    kernels<T>().exp_weights(in, blocks.shift, a.data() + r, a.data() + c, tile);
+  for (int64_t i = 0; i < unit.n; i++) a[i] = g[i] / g_unit * T(std::exp2(double(tiles.shift) - log_sums[i]));
+  add_weighted_rows(tiles, du, du, [&](const TileInput<T>& in, int64_t r, int64_t c, T* tile) {
+    kernels<T>().exp_weights(in, tiles.shift, a.data() + r, a.data() + c, tile);
   });
   return g_unit;
 }

@@ -1,4 +1,4 @@
-// What SigLIP needs of a tile, softplus and sigmoid of scores; part of simd_kernels.h.
+// What SigLIP needs of a tile, softplus and sigmoid of scores; part of tile_kernels_impl.h.
 
 // log2(1 + y) for y in [0, 1], to the last digits of a small y too: 2 atanh(z) / ln 2 with
 // z = y / (2 + y) <= 1/3, whose series needs so many terms of z^2 <= 1/9.

@@ -1,4 +1,4 @@
-// What the online softmax does to a tile of dots, column by column; part of simd_kernels.h. A score,
+// What the online softmax does to a tile of dots, column by column; part of tile_kernels_impl.h. A score,
 // magnitude * dot, is not rounded on its own but together with what is subtracted from it.
 // Columns beyond n, up to a whole vector, are computed too and belong to nobody: the tile and the
 // caller's arrays of kTile entries have room for them.
@@ -47,13 +47,13 @@ static void softmax_weights(T* tile, int64_t m, int64_t n, T magnitude, const T*
 }
 
 template <typename T>
-static void leave_out_ids(const Mask<T>& mask, T* tile, int64_t m, int64_t n, T value) {
+static void exclude_ids(const Mask<T>& mask, T* tile, int64_t m, int64_t n, T value) {
   for (int64_t c = 0; c < n; c += kLanes<T>) {
     const IntVec<T> column_ids = load_ids<T>(mask.column_ids + c);
     for (int64_t r = 0; r < m; r++) {
       T* place = tile + r * kTile + c;
       const IntVec<T> equal = column_ids == mask.row_ids[r];
-      store<T>(place, (mask.same ? equal : ~equal) ? load(place) : splat(value));
+      store<T>(place, (mask.equal_ids ? equal : ~equal) ? load(place) : splat(value));
     }
   }
 }

@@ -1,6 +1,6 @@
 // The vector kernels, compiled once for each SIMD level: BYTES is the width of a vector, ROWS x
 // VECTORS the block of a tile that stays in registers, FUSED whether the level multiplies and adds
-// in one rounding. See simd.h for what each one does.
+// in one rounding. See tile_kernels.h for what each one does.
 #include "vectors.h"
 
 // A micro-kernel's accumulators: acc += a (ROWS scalars a step) x b (V vectors a step).
@@ -211,32 +211,32 @@ static void scores(const TileInput<T>& in, T* tile) {
   });
 }
 
-// Whether a block lies inside the tile and meets no left out entry: then nothing in it is masked.
+// Whether a block lies inside the tile and holds no excluded pair: then nothing in it is masked.
 template <typename T, int V>
 static inline bool is_whole(const TileInput<T>& in, int64_t row, int64_t column) {
   bool whole = row + ROWS <= in.m && column + V * kLanes<T> <= in.n && !in.mask.row_ids;
-  for (const int64_t offset : in.mask.left_out.offsets)
+  for (const int64_t offset : in.mask.excluded.offsets)
     whole &= row + offset + ROWS <= column || row + offset >= column + V * kLanes<T>;
   return whole;
 }
 
-// The lanes of a row from this column on that are inside the tile and not left out.
+// The lanes of a row from this column on that are inside the tile and not excluded.
 template <typename T>
 static inline IntVec<T> kept_lanes(const TileInput<T>& in, int64_t row, int64_t column) {
   const int64_t end = row < in.m ? in.n - column : 0;
   IntVec<T> kept = iota<T>() < Int<T>(end);
-  for (const int64_t offset : in.mask.left_out.offsets) {
+  for (const int64_t offset : in.mask.excluded.offsets) {
     const int64_t out = row + offset - column;
     if (out >= 0 && out < kLanes<T>) kept &= iota<T>() != Int<T>(out);
   }
   if (in.mask.row_ids && row < in.m) {
     const IntVec<T> equal = load_ids<T>(in.mask.column_ids + column) == in.mask.row_ids[row];
-    kept &= in.mask.same ? equal : ~equal;
+    kept &= in.mask.equal_ids ? equal : ~equal;
   }
   return kept;
 }
 
-// Turns acc into E = exp2(score - shift), zero beyond the edges and where left out.
+// Turns acc into E = exp2(score - shift), zero beyond the edges and where excluded.
 template <typename T, int V>
 static inline __attribute__((always_inline)) void exponentials(const TileInput<T>& in, T shift, int64_t row,
                                                                int64_t column, Vec<T> (&acc)[ROWS][V]) {
@@ -383,5 +383,5 @@ static constexpr Kernels<T> kTable = {kLanes<T>,
                                       add_columns<T>,
                                       online_columns<T>,
                                       softmax_weights<T>,
-                                      leave_out_ids<T>,
+                                      exclude_ids<T>,
                                       count_columns<T>};

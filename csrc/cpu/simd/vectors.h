@@ -1,5 +1,5 @@
 // Vectors of BYTES bytes through the compiler's vector extension, and exp2 on them.
-// Included by simd_kernels.h inside a namespace and under the target options of one SIMD level.
+// Included by tile_kernels_impl.h inside a namespace and under the target options of one SIMD level.
 // Nothing here may call an inline function of the standard library: its code, compiled for this
 // level, could be the copy the linker keeps for all.
 

@@ -1,0 +1,35 @@
+// From a temperature to the scale of scores, and whether one shift serves all sums.
+#pragma once
+#include "../../common/constants.h"
+
+#include <cmath>
+#include <limits>
+#include <optional>
+
+#include <ATen/core/Tensor.h>
+
+namespace ssl_fast {
+
+// s = 1 / temperature. Scores are in powers of two, log2_scale * <u_i, u_k> = s * log2(e) * <u_i, u_k>, so that exp2
+// needs no further product.
+struct Scale {
+  double s, log2_scale;
+
+  // Outside the range s is NaN. Python checks numbers, but not the value of a tensor.
+  explicit Scale(double temperature)
+      : s(std::abs(temperature) >= kLeastTemperature && std::abs(temperature) <= kMostTemperature
+              ? 1 / temperature
+              : std::numeric_limits<double>::quiet_NaN()),
+        log2_scale(s * kLog2E) {}
+  // tensor: 0-D; where it is given, temperature is not used.
+  Scale(double temperature, const std::optional<at::Tensor>& tensor)
+      : Scale(tensor ? tensor->item<double>() : temperature) {}
+
+  // Whether all sums may take the fixed shift |s| instead of a running maximum. unit_rows: whether the norms of all
+  // rows are at most 1, so that no score is above |s|.
+  bool allows_fixed_shift(bool unit_rows) const { return unit_rows && 2 * std::abs(s) <= kFixedShiftLimit; }
+
+  double sign() const { return s < 0 ? -1 : 1; }
+};
+
+}  // namespace ssl_fast
