@@ -1,5 +1,5 @@
-// Numbers and codes that every layer shares. Python and the Triton kernels hold copies of their own, and a test compares
-// them with ssl_fast._C.constants(), which module.cpp makes of these.
+// Numbers and codes that every layer shares. Python and the Triton kernels hold copies of their own, and a test
+// compares them with ssl_fast._C.constants(), which module.cpp makes of these.
 #pragma once
 #include <cstdint>
 

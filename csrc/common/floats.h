@@ -81,7 +81,8 @@ SSL_FAST_HOST_DEVICE P loaded(const P* from) {
 #ifdef __CUDA_ARCH__
   static_assert(sizeof(P) % 16 == 0);
   uint4 parts[sizeof(P) / 16];
-  SSL_FAST_UNROLL for (int i = 0; i < int(sizeof(P) / 16); i++) parts[i] = reinterpret_cast<const uint4*>(from)[i];
+  SSL_FAST_UNROLL for (int i = 0; i < int(sizeof(P) / 16); i++)
+    parts[i] = reinterpret_cast<const uint4*>(from)[i];
   return bit_cast<P>(parts);
 #else
   return *from;
@@ -95,7 +96,8 @@ SSL_FAST_HOST_DEVICE void store(P* to, const P& pack) {
     uint4 of[sizeof(P) / 16];
   };
   const Parts parts = bit_cast<Parts>(pack);
-  SSL_FAST_UNROLL for (int i = 0; i < int(sizeof(P) / 16); i++) reinterpret_cast<uint4*>(to)[i] = parts.of[i];
+  SSL_FAST_UNROLL for (int i = 0; i < int(sizeof(P) / 16); i++)
+    reinterpret_cast<uint4*>(to)[i] = parts.of[i];
 #else
   *to = pack;
 #endif

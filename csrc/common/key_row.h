@@ -51,14 +51,16 @@ struct KeyRow {
   template <typename Add>
   SSL_FAST_HOST_DEVICE void read(const Add& add) const {
     each([&]<int COUNT>(const Pack<S, COUNT>& s, int64_t) {
-      SSL_FAST_UNROLL for (int v = 0; v < COUNT; v++) add(widened<W>(s.values[v]));
+      SSL_FAST_UNROLL for (int v = 0; v < COUNT; v++)
+        add(widened<W>(s.values[v]));
     });
   }
   template <typename Cast>
   SSL_FAST_HOST_DEVICE void write(const Cast& cast) const {
     each([&]<int COUNT>(const Pack<S, COUNT>& s, int64_t d) {
       Pack<Q, COUNT> out;
-      SSL_FAST_UNROLL for (int v = 0; v < COUNT; v++) out.values[v] = cast(s.values[v]);
+      SSL_FAST_UNROLL for (int v = 0; v < COUNT; v++)
+        out.values[v] = cast(s.values[v]);
       if constexpr (COUNT == 1)
         row[d * row_stride] = out.values[0];
       else
@@ -98,7 +100,10 @@ SSL_FAST_HOST_DEVICE void write_key(const EnqueueTask& task, const CircularWrite
   if (row >= write.rows) return;
   const KeyRow<Q, S, Lanes> key{static_cast<Q*>(task.queue) + write.place(row) * task.queue_row_stride,
                                 static_cast<const S*>(task.keys) + (write.skipped + row) * task.keys_row_stride,
-                                task.dim, task.queue_stride, task.keys_stride, lanes};
+                                task.dim,
+                                task.queue_stride,
+                                task.keys_stride,
+                                lanes};
   if (task.normalize)
     key.normalize();
   else

@@ -1,8 +1,8 @@
 // The momentum update of a list of tensors, in place (reference.ema_update_).
 #include "../common/average.h"
 #include "../operators/ema_pairs.h"
-#include "operators.h"
 #include "engine/unit_rows.h"
+#include "operators.h"
 
 #include <algorithm>
 #include <cstring>

@@ -1,7 +1,7 @@
 // The circular write of keys into a queue (reference.enqueue_).
 #include "../common/circular.h"
-#include "operators.h"
 #include "engine/unit_rows.h"
+#include "operators.h"
 
 #include <cstring>
 
@@ -15,7 +15,8 @@ void write_keys(const Tensor& queue, const CircularWrite& write, const Tensor& k
   const int64_t row_stride = queue.stride(0), stride = queue.stride(1);
   const int64_t key_row_stride = keys.stride(0), key_stride = keys.stride(1);
   const auto copy = [&](const auto* data) {
-    if (std::is_same_v<decltype(data), const Q*> && queue.is_contiguous() && keys.is_contiguous() && write.skipped == 0) {
+    if (std::is_same_v<decltype(data), const Q*> && queue.is_contiguous() && keys.is_contiguous() &&
+        write.skipped == 0) {
       // At most two whole stretches: large copies need not read what they overwrite.
       const int64_t before_wrap = std::min(write.rows, write.size - write.start);
       std::memcpy(rows + write.start * dim, data, before_wrap * dim * sizeof(Q));

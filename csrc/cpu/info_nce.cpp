@@ -28,8 +28,11 @@ struct Problem {
         in_batch(in_batch),
         similarities(pair_similarities(query, positive)),
         // In batch the positive of query i is key i, which is not among its negatives.
-        tiles(query, in_batch ? k : negatives ? *negatives : Tensor(), in_batch || normalize_negatives, scale,
-              Mask<T>::of(in_batch ? kNotSelf : kAll)) {}
+        tiles(query,
+              in_batch    ? k
+              : negatives ? *negatives
+                          : Tensor(),
+              in_batch || normalize_negatives, scale, Mask<T>::of(in_batch ? kNotSelf : kAll)) {}
   Problem(const Problem&) = delete;  // tiles refers to query
 
   int64_t n() const { return query.n; }
@@ -103,20 +106,21 @@ void keys_backward(const Problem<T>& problem, const std::vector<T>& g, const T* 
   const T *rest = log_sums + problem.n(), s = T(problem.tiles.scale.s);
   const QueryKeyTiles<T>& tiles = problem.tiles;
   const int64_t width = problem.query.width, dim = problem.dim();
-  each_weighted_query_sum<T>(tiles, {log_sums, g.data()}, {}, [&](int64_t group, int64_t first, int64_t count,
-                                                            const auto& block, const T* inverse_norms, T* sums) {
-    const RowWriter<T> writer(tiles.paired ? out.select(0, group) : out);
-    for (int64_t j = 0; j < count; j++) {
-      T* row = sums + j * width;
-      const T pull = problem.in_batch ? g[first + j] * rest[first + j] : T(0);
-      const T* q = problem.query.row(problem.in_batch ? first + j : 0);
-      for (int64_t d = 0; d < dim; d++) row[d] = s * (row[d] - pull * q[d]);
-      const T inverse_norm = tiles.normalize_keys ? inverse_norms[j] : T(1);
-      if (tiles.normalize_keys)
-        kernels<T>().normalize_backward(block.rows + j * block.stride, row, dim, inverse_norm);
-      writer.write(first + j, row, inverse_norm);
-    }
-  });
+  each_weighted_query_sum<T>(
+      tiles, {log_sums, g.data()}, {},
+      [&](int64_t group, int64_t first, int64_t count, const auto& block, const T* inverse_norms, T* sums) {
+        const RowWriter<T> writer(tiles.paired ? out.select(0, group) : out);
+        for (int64_t j = 0; j < count; j++) {
+          T* row = sums + j * width;
+          const T pull = problem.in_batch ? g[first + j] * rest[first + j] : T(0);
+          const T* q = problem.query.row(problem.in_batch ? first + j : 0);
+          for (int64_t d = 0; d < dim; d++) row[d] = s * (row[d] - pull * q[d]);
+          const T inverse_norm = tiles.normalize_keys ? inverse_norms[j] : T(1);
+          if (tiles.normalize_keys)
+            kernels<T>().normalize_backward(block.rows + j * block.stride, row, dim, inverse_norm);
+          writer.write(first + j, row, inverse_norm);
+        }
+      });
 }
 
 template <typename T>
@@ -165,10 +169,10 @@ void check_rows(const Tensor& query, const Tensor& positive, const OptionalTenso
   TORCH_CHECK_VALUE(query.dim() == 2 && query.sizes() == positive.sizes() && query.numel() > 0,
                     "positive: expected the shape (N, D) of query, not empty, got ", query.sizes(), " and ",
                     positive.sizes());
-  TORCH_CHECK_VALUE(!negatives || (negatives->size(-1) == query.size(1) && negatives->numel() > 0 &&
-                                   (negatives->dim() == 2 ||
-                                    (negatives->dim() == 3 && negatives->size(0) == query.size(0)))),
-                    "negatives: expected (M, D) or (N, M, D) for query ", query.sizes());
+  TORCH_CHECK_VALUE(
+      !negatives || (negatives->size(-1) == query.size(1) && negatives->numel() > 0 &&
+                     (negatives->dim() == 2 || (negatives->dim() == 3 && negatives->size(0) == query.size(0)))),
+      "negatives: expected (M, D) or (N, M, D) for query ", query.sizes());
 }
 
 }  // namespace
@@ -188,9 +192,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce(const Tensor& query, const T
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
-    const Tensor& gradient, const Tensor& query, const Tensor& positive, const OptionalTensor& negatives,
-    bool in_batch, bool normalize_negatives, double temperature, const OptionalTensor& temperature_tensor,
-    int64_t reduction, const Tensor& sums, const Tensor& key_means, bool negatives_gradient) {
+    const Tensor& gradient, const Tensor& query, const Tensor& positive, const OptionalTensor& negatives, bool in_batch,
+    bool normalize_negatives, double temperature, const OptionalTensor& temperature_tensor, int64_t reduction,
+    const Tensor& sums, const Tensor& key_means, bool negatives_gradient) {
   check_rows(query, positive, negatives);
   TORCH_CHECK_VALUE(in_batch ? !negatives : negatives || !negatives_gradient,
                     "negatives: expected none in batch, and a tensor where their gradient is asked for");

@@ -22,9 +22,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce(const Tensor& query, const T
                                                     double temperature, const OptionalTensor& temperature_tensor,
                                                     int64_t reduction, bool return_stats, bool query_gradient);
 std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
-    const Tensor& gradient, const Tensor& query, const Tensor& positive, const OptionalTensor& negatives,
-    bool in_batch, bool normalize_negatives, double temperature, const OptionalTensor& temperature_tensor,
-    int64_t reduction, const Tensor& sums, const Tensor& key_means, bool negatives_gradient);
+    const Tensor& gradient, const Tensor& query, const Tensor& positive, const OptionalTensor& negatives, bool in_batch,
+    bool normalize_negatives, double temperature, const OptionalTensor& temperature_tensor, int64_t reduction,
+    const Tensor& sums, const Tensor& key_means, bool negatives_gradient);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_lse(const Tensor& a, const OptionalTensor& b,
                                                           const OptionalTensor& ids_a, const OptionalTensor& ids_b,
@@ -35,8 +35,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_lse(const Tensor& a, const
 std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward(
     const Tensor& gradient, const OptionalTensor& column_gradient, const Tensor& a, const OptionalTensor& b,
     const OptionalTensor& ids_a, const OptionalTensor& ids_b, int64_t mask, bool normalize_a, bool normalize_b,
-    double temperature, const OptionalTensor& temperature_tensor, const Tensor& sums, bool a_gradient,
-    bool b_gradient);
+    double temperature, const OptionalTensor& temperature_tensor, const Tensor& sums, bool a_gradient, bool b_gradient);
 
 Tensor pair_similarity(const Tensor& a, const Tensor& b, bool normalize_a, bool normalize_b);
 std::tuple<Tensor, Tensor> pair_similarity_backward(const Tensor& gradient, const Tensor& a, const Tensor& b,
@@ -50,16 +49,14 @@ std::tuple<Tensor, Tensor> similarity_softplus(const Tensor& a, const Tensor& b,
                                                const OptionalTensor& positive);
 std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_softplus_backward(
     const Tensor& gradient, const Tensor& a, const Tensor& b, bool normalize, double temperature,
-    const OptionalTensor& temperature_tensor, const Tensor& bias, const Tensor& sums, bool a_gradient,
-    bool b_gradient);
+    const OptionalTensor& temperature_tensor, const Tensor& bias, const Tensor& sums, bool a_gradient, bool b_gradient);
 
 Tensor positive_loss(const Tensor& lse, const Tensor& positive, const OptionalTensor& weights, bool in_denominator,
                      double temperature, const OptionalTensor& temperature_tensor, int64_t reduction);
 std::tuple<Tensor, Tensor, Tensor> positive_loss_backward(const Tensor& gradient, const Tensor& lse,
                                                           const Tensor& positive, const OptionalTensor& weights,
                                                           bool in_denominator, double temperature,
-                                                          const OptionalTensor& temperature_tensor,
-                                                          int64_t reduction);
+                                                          const OptionalTensor& temperature_tensor, int64_t reduction);
 
 void ema_update_(at::TensorList target, at::TensorList source, double momentum, const OptionalTensor& momentum_tensor,
                  const OptionalTensor& seed);

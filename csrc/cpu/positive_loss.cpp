@@ -82,10 +82,9 @@ void check(const Tensor& lse, const Tensor& positive, const OptionalTensor& weig
                     positive.sizes());
   TORCH_CHECK_TYPE(positive.scalar_type() == at::kFloat || positive.scalar_type() == at::kDouble,
                    "positive: expected float32 or float64, got ", positive.scalar_type());
-  TORCH_CHECK_VALUE(lse.dim() == 1 && lse.numel() > 0 && lse.size(0) % positive.size(0) == 0 &&
-                        lse.scalar_type() == at::kDouble,
-                    "lse: expected float64 of a multiple of ", positive.size(0), " rows, got ", lse.scalar_type(), " ",
-                    lse.sizes());
+  TORCH_CHECK_VALUE(
+      lse.dim() == 1 && lse.numel() > 0 && lse.size(0) % positive.size(0) == 0 && lse.scalar_type() == at::kDouble,
+      "lse: expected float64 of a multiple of ", positive.size(0), " rows, got ", lse.scalar_type(), " ", lse.sizes());
   TORCH_CHECK_VALUE(!weights || weights->sizes() == positive.sizes(), "weights: expected the shape ", positive.sizes(),
                     ", got ", weights ? weights->sizes() : positive.sizes());
 }
@@ -104,8 +103,7 @@ Tensor positive_loss(const Tensor& lse, const Tensor& positive, const OptionalTe
 std::tuple<Tensor, Tensor, Tensor> positive_loss_backward(const Tensor& gradient, const Tensor& lse,
                                                           const Tensor& positive, const OptionalTensor& weights,
                                                           bool in_denominator, double temperature,
-                                                          const OptionalTensor& temperature_tensor,
-                                                          int64_t reduction) {
+                                                          const OptionalTensor& temperature_tensor, int64_t reduction) {
   check(lse, positive, weights, reduction);
   check_upstream(gradient, reduction, lse.size(0));
   const Scale scale(temperature, temperature_tensor);

@@ -156,7 +156,8 @@ struct Backward {
     const UnitRows<T> columns(*problem.b, problem.normalize_b);
     const Tensor du = new_zeros<T>({for_rows ? rows.n : 0, rows.width});
     const Tensor dv = new_zeros<T>({b_gradient ? columns.n : 0, rows.width});
-    T *d_rows = for_rows ? du.template data_ptr<T>() : nullptr, *d_columns = b_gradient ? dv.template data_ptr<T>() : nullptr;
+    T *d_rows = for_rows ? du.template data_ptr<T>() : nullptr,
+      *d_columns = b_gradient ? dv.template data_ptr<T>() : nullptr;
     const T* g = weights.data();
     T unit = 1;
     if (problem.scale.allows_fixed_shift(rows.normalized && columns.normalized)) {
@@ -190,17 +191,18 @@ struct Backward {
     if (!b_gradient) return;
     const RowWriter<T> writer(db);
     const T s = T(problem.scale.s);
-    each_weighted_query_sum<T>(tiles, of_rows, {}, [&](int64_t, int64_t first, int64_t count, const auto& block,
-                                                 const T* inverse_norms, T* sums) {
-      for (int64_t j = 0; j < count; j++) {
-        T* row = sums + j * rows.width;
-        for (int64_t d = 0; d < rows.dim; d++) row[d] *= s;
-        const T inverse_norm = problem.normalize_b ? inverse_norms[j] : T(1);
-        if (problem.normalize_b)
-          kernels<T>().normalize_backward(block.rows + j * block.stride, row, rows.dim, inverse_norm);
-        writer.write(first + j, row, inverse_norm);
-      }
-    });
+    each_weighted_query_sum<T>(
+        tiles, of_rows, {},
+        [&](int64_t, int64_t first, int64_t count, const auto& block, const T* inverse_norms, T* sums) {
+          for (int64_t j = 0; j < count; j++) {
+            T* row = sums + j * rows.width;
+            for (int64_t d = 0; d < rows.dim; d++) row[d] *= s;
+            const T inverse_norm = problem.normalize_b ? inverse_norms[j] : T(1);
+            if (problem.normalize_b)
+              kernels<T>().normalize_backward(block.rows + j * block.stride, row, rows.dim, inverse_norm);
+            writer.write(first + j, row, inverse_norm);
+          }
+        });
   }
 };
 
@@ -212,20 +214,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_lse(const Tensor& a, const
                                                           bool columns, double temperature,
                                                           const OptionalTensor& temperature_tensor,
                                                           const OptionalTensor& positive) {
-  const Problem problem{a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, Scale(temperature, temperature_tensor)};
+  const Problem problem{
+      a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, Scale(temperature, temperature_tensor)};
   problem.check();
   return a.scalar_type() == at::kDouble ? Forward<double>(problem, positive).results()
                                         : Forward<float>(problem, positive).results();
 }
 
-std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward(
-    const Tensor& gradient, const OptionalTensor& column_gradient, const Tensor& a, const OptionalTensor& b,
-    const OptionalTensor& ids_a, const OptionalTensor& ids_b, int64_t mask, bool normalize_a, bool normalize_b,
-    double temperature, const OptionalTensor& temperature_tensor, const Tensor& sums, bool a_gradient,
-    bool b_gradient) {
-  const Problem problem{a,           b,           ids_a,          ids_b,
-                mask,        normalize_a, normalize_b,    column_gradient.has_value(),
-                Scale(temperature, temperature_tensor)};
+std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward(const Tensor& gradient,
+                                                           const OptionalTensor& column_gradient, const Tensor& a,
+                                                           const OptionalTensor& b, const OptionalTensor& ids_a,
+                                                           const OptionalTensor& ids_b, int64_t mask, bool normalize_a,
+                                                           bool normalize_b, double temperature,
+                                                           const OptionalTensor& temperature_tensor, const Tensor& sums,
+                                                           bool a_gradient, bool b_gradient) {
+  const Problem problem{a,
+                        b,
+                        ids_a,
+                        ids_b,
+                        mask,
+                        normalize_a,
+                        normalize_b,
+                        column_gradient.has_value(),
+                        Scale(temperature, temperature_tensor)};
   problem.check();
   check_upstream(gradient, kNone, problem.n());
   if (column_gradient) check_upstream(*column_gradient, kNone, problem.m());

@@ -57,18 +57,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& gradient, cons
   const bool for_rows = a_gradient || temperature_tensor;
   const Tensor du = new_zeros<T>({for_rows ? n : 0, width}), dv = new_zeros<T>({b_gradient ? n : 0, width});
   add_weighted_rows(problem.tiles, for_rows ? du.template data_ptr<T>() : nullptr,
-                  b_gradient ? dv.template data_ptr<T>() : nullptr,
-                  [&](const TileInput<T>& in, int64_t r, int64_t, T* tile) {
-                    kernels<T>().sigmoid_weights(in, problem.bias, g.data() + r, tile);
-                  });
+                    b_gradient ? dv.template data_ptr<T>() : nullptr,
+                    [&](const TileInput<T>& in, int64_t r, int64_t, T* tile) {
+                      kernels<T>().sigmoid_weights(in, problem.bias, g.data() + r, tile);
+                    });
   const Tensor da = a_gradient ? at::empty(a.sizes(), a.options()) : at::empty({0}, a.options());
   const Tensor db = b_gradient ? at::empty(b.sizes(), b.options()) : at::empty({0}, b.options());
   const double s_dL_ds = for_rows ? rows_backward(problem.rows, du, T(scale.s), da) : 0;
   if (b_gradient) rows_backward(problem.columns, dv, T(scale.s), db);
   const Tensor dbias = new_zeros<double>({});
   for (int64_t i = 0; i < n; i++) *dbias.data_ptr<double>() += double(g[i]) * sums.template data_ptr<T>()[n + i];
-  return {da, db, temperature_gradient<T>(s_dL_ds, scale, temperature_tensor),
-          dbias.to(bias.options())};
+  return {da, db, temperature_gradient<T>(s_dL_ds, scale, temperature_tensor), dbias.to(bias.options())};
 }
 
 void check(const Tensor& a, const Tensor& b, const Tensor& bias) {
@@ -83,16 +82,16 @@ std::tuple<Tensor, Tensor> similarity_softplus(const Tensor& a, const Tensor& b,
                                                const OptionalTensor& positive) {
   check(a, b, bias);
   const Scale scale(temperature, temperature_tensor);
-  const auto run = [&]<typename T>() {
-    return forward<T>(Problem<T>(a, b, normalize, scale, bias), scale, positive);
-  };
+  const auto run = [&]<typename T>() { return forward<T>(Problem<T>(a, b, normalize, scale, bias), scale, positive); };
   return a.scalar_type() == at::kDouble ? run.template operator()<double>() : run.template operator()<float>();
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_softplus_backward(
-    const Tensor& gradient, const Tensor& a, const Tensor& b, bool normalize, double temperature,
-    const OptionalTensor& temperature_tensor, const Tensor& bias, const Tensor& sums, bool a_gradient,
-    bool b_gradient) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_softplus_backward(const Tensor& gradient, const Tensor& a,
+                                                                        const Tensor& b, bool normalize,
+                                                                        double temperature,
+                                                                        const OptionalTensor& temperature_tensor,
+                                                                        const Tensor& bias, const Tensor& sums,
+                                                                        bool a_gradient, bool b_gradient) {
   check(a, b, bias);
   check_upstream(gradient, kNone, a.size(0));
   const Scale scale(temperature, temperature_tensor);

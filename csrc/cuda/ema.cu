@@ -11,7 +11,8 @@ template <typename T>
 constexpr int kBlocks = sizeof(T) == 8 ? 2 : 3;
 
 template <typename T, typename S, bool RANDOM, typename Table>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>) ema_kernel(const __grid_constant__ Table table, EmaNumbers numbers) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    ema_kernel(const __grid_constant__ Table table, EmaNumbers numbers) {
   update_chunk<T, S, RANDOM>(table, numbers, blockIdx.x, int(threadIdx.x));
 }
 

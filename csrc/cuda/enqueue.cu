@@ -27,8 +27,8 @@ template <typename Q, typename S>
 __global__ void __launch_bounds__(kWarp* kRows, 4) enqueue_kernel(EnqueueTask task) {
   __shared__ int64_t counted;
   if (threadIdx.x == 0 && threadIdx.y == 0)
-    counted = int64_t(atomicAdd(reinterpret_cast<unsigned long long*>(task.queue_ptr),
-                                static_cast<unsigned long long>(kOneReader)));
+    counted = int64_t(
+        atomicAdd(reinterpret_cast<unsigned long long*>(task.queue_ptr), static_cast<unsigned long long>(kOneReader)));
   __syncthreads();
   const CountedPointer read(counted);
   const CircularWrite write(read.pointer, task.size, task.count);

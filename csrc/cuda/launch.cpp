@@ -1,4 +1,5 @@
-// The operators on CUDA tensors that have kernels in C++: checks, streams and devices. Schemas: ../operators/schemas.cpp.
+// The operators on CUDA tensors that have kernels in C++: checks, streams and devices. Schemas:
+// ../operators/schemas.cpp.
 #include "../operators/ema_pairs.h"
 #include "kernels.h"
 
@@ -64,7 +65,8 @@ std::map<std::pair<Element, Element>, Group> groups_of(const EmaPairs& pairs) {
   for (size_t i = 0; i < pairs.target.size(); i++) {
     const Tensor &t = pairs.target[i], &s = pairs.source[i];
     const bool averaged = at::isFloatingType(t.scalar_type());
-    Group& group = groups[averaged ? std::pair(element_of(t), element_of(s)) : std::pair(Element::kByte, Element::kByte)];
+    Group& group =
+        groups[averaged ? std::pair(element_of(t), element_of(s)) : std::pair(Element::kByte, Element::kByte)];
     group.target.push_back(t.data_ptr());
     group.source.push_back(s.const_data_ptr());
     group.count.push_back(averaged ? t.numel() : int64_t(t.nbytes()));
@@ -86,7 +88,7 @@ void ema_update_(at::TensorList target, at::TensorList source, double momentum, 
   const EmaNumbers numbers = numbers_of(momentum, momentum_tensor, seed, target[0].device());
   update_pairs(target, source, [&](const EmaPairs& pairs) {
     for (const auto& [types, group] : groups_of(pairs)) {
-      const EmaList list{types.first,          types.second,        int64_t(group.count.size()), group.target.data(),
+      const EmaList list{types.first,         types.second,       int64_t(group.count.size()), group.target.data(),
                          group.source.data(), group.count.data(), group.tensor.data()};
       C10_CUDA_CHECK(ema(list, numbers, c10::cuda::getCurrentCUDAStream()));
     }
@@ -104,10 +106,17 @@ void enqueue_(const Tensor& queue, const Tensor& queue_ptr, const Tensor& given,
   if (given.size(0) == 0) return;
   const c10::cuda::CUDAGuard guard(queue.device());
   const Tensor keys = given.is_alias_of(queue) ? given.clone() : given;  // they may be rows of the queue itself
-  const EnqueueTask task{queue.data_ptr(), keys.const_data_ptr(), queue_ptr.data_ptr<int64_t>(),
-                         queue.size(0),    keys.size(0),          queue.size(1),
-                         queue.stride(0),  queue.stride(1),       keys.stride(0),
-                         keys.stride(1),   normalize};
+  const EnqueueTask task{queue.data_ptr(),
+                         keys.const_data_ptr(),
+                         queue_ptr.data_ptr<int64_t>(),
+                         queue.size(0),
+                         keys.size(0),
+                         queue.size(1),
+                         queue.stride(0),
+                         queue.stride(1),
+                         keys.stride(0),
+                         keys.stride(1),
+                         normalize};
   C10_CUDA_CHECK(enqueue(task, element_of(queue), element_of(keys), c10::cuda::getCurrentCUDAStream()));
   for (const Tensor* written : {&queue, &queue_ptr})
     if (!written->is_inference()) written->unsafeGetTensorImpl()->bump_version();

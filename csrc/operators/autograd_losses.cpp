@@ -66,9 +66,8 @@ struct InfoNce : torch::autograd::Function<InfoNce> {
                                const OptionalTensor& negatives, bool normalize_negatives, double temperature,
                                const OptionalTensor& temperature_tensor, int64_t reduction, bool return_stats) {
     const bool query_gradient = query.requires_grad() || wants_gradient(temperature_tensor);
-    auto [loss, stats, sums, key_means] =
-        call_info_nce(query, positive, negatives, normalize_negatives, temperature, temperature_tensor, reduction,
-                      return_stats, query_gradient);
+    auto [loss, stats, sums, key_means] = call_info_nce(query, positive, negatives, normalize_negatives, temperature,
+                                                        temperature_tensor, reduction, return_stats, query_gradient);
     // A queue that needs no gradient is not kept: MoCo writes to it before the backward pass.
     const bool negatives_gradient = negatives ? negatives->requires_grad() : positive.requires_grad();
     const Tensor kept = negatives_gradient ? or_undefined(negatives) : Tensor();
@@ -91,16 +90,14 @@ struct InfoNce : torch::autograd::Function<InfoNce> {
             .call(gradients[0], saved[0], saved[1], negatives, ctx->saved_data["in_batch"].toBool(),
                   ctx->saved_data["normalize_negatives"].toBool(), ctx->saved_data["temperature"].toDouble(),
                   temperature_tensor, ctx->saved_data["reduction"].toInt(), saved[4], saved[5], negatives_gradient);
-    return {dq, dk, negatives ? dn : Tensor(), {}, {}, temperature_tensor ? dtemperature : Tensor(),
-            {}, {}};
+    return {dq, dk, negatives ? dn : Tensor(), {}, {}, temperature_tensor ? dtemperature : Tensor(), {}, {}};
   }
 };
 
 Four info_nce(const Tensor& query, const Tensor& positive, const OptionalTensor& negatives, bool normalize_negatives,
               double temperature, const OptionalTensor& temperature_tensor, int64_t reduction, bool return_stats,
               bool query_gradient) {
-  if (!tracked(query) && !tracked(positive) && !tracked(negatives) &&
-      !tracked(temperature_tensor))
+  if (!tracked(query) && !tracked(positive) && !tracked(negatives) && !tracked(temperature_tensor))
     return call_info_nce(query, positive, negatives, normalize_negatives, temperature, temperature_tensor, reduction,
                          return_stats, query_gradient);
   const variable_list out = InfoNce::apply(query, positive, negatives, normalize_negatives, temperature,

@@ -22,13 +22,13 @@ Four call_lse(const Tensor& a, const OptionalTensor& b, const OptionalTensor& id
 
 struct SimilarityLse : torch::autograd::Function<SimilarityLse> {
   static variable_list forward(AutogradContext* ctx, const Tensor& a, const OptionalTensor& b,
-                               const OptionalTensor& ids_a, const OptionalTensor& ids_b, int64_t mask,
-                               bool normalize_a, bool normalize_b, bool columns, double temperature,
+                               const OptionalTensor& ids_a, const OptionalTensor& ids_b, int64_t mask, bool normalize_a,
+                               bool normalize_b, bool columns, double temperature,
                                const OptionalTensor& temperature_tensor, const OptionalTensor& positive) {
     auto [lse, column_lse, ranks, sums] = call_lse(a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns,
                                                    temperature, temperature_tensor, positive);
-    ctx->save_for_backward({a, or_undefined(b), or_undefined(ids_a), or_undefined(ids_b),
-                            or_undefined(temperature_tensor), sums});
+    ctx->save_for_backward(
+        {a, or_undefined(b), or_undefined(ids_a), or_undefined(ids_b), or_undefined(temperature_tensor), sums});
     ctx->saved_data["mask"] = mask;
     ctx->saved_data["normalize_a"] = normalize_a;
     ctx->saved_data["normalize_b"] = normalize_b;
@@ -51,8 +51,17 @@ struct SimilarityLse : torch::autograd::Function<SimilarityLse> {
                   optional(saved[3]), ctx->saved_data["mask"].toInt(), ctx->saved_data["normalize_a"].toBool(),
                   ctx->saved_data["normalize_b"].toBool(), ctx->saved_data["temperature"].toDouble(),
                   temperature_tensor, saved[5], a_gradient, b_gradient);
-    return {a_gradient ? da : Tensor(), b_gradient ? db : Tensor(), {}, {}, {}, {}, {}, {}, {},
-            temperature_tensor ? dtemperature : Tensor(), {}};
+    return {a_gradient ? da : Tensor(),
+            b_gradient ? db : Tensor(),
+            {},
+            {},
+            {},
+            {},
+            {},
+            {},
+            {},
+            temperature_tensor ? dtemperature : Tensor(),
+            {}};
   }
 };
 
@@ -91,7 +100,9 @@ struct PairSimilarity : torch::autograd::Function<PairSimilarity> {
                         .call(gradients[0], saved[0], saved[1], ctx->saved_data["normalize_a"].toBool(),
                               ctx->saved_data["normalize_b"].toBool());
     return {ctx->saved_data["a_gradient"].toBool() ? da : Tensor(),
-            ctx->saved_data["b_gradient"].toBool() ? db : Tensor(), {}, {}};
+            ctx->saved_data["b_gradient"].toBool() ? db : Tensor(),
+            {},
+            {}};
   }
 };
 
@@ -131,8 +142,8 @@ Two class_similarity(const Tensor& x, const Tensor& labels) {
 
 using SoftplusSignature = Two(const Tensor&, const Tensor&, bool, double, const OptionalTensor&, const Tensor&,
                               const OptionalTensor&);
-using SoftplusBackwardSignature = Four(const Tensor&, const Tensor&, const Tensor&, bool, double,
-                                       const OptionalTensor&, const Tensor&, const Tensor&, bool, bool);
+using SoftplusBackwardSignature = Four(const Tensor&, const Tensor&, const Tensor&, bool, double, const OptionalTensor&,
+                                       const Tensor&, const Tensor&, bool, bool);
 
 Two call_softplus(const Tensor& a, const Tensor& b, bool normalize, double temperature,
                   const OptionalTensor& temperature_tensor, const Tensor& bias, const OptionalTensor& positive) {
@@ -166,9 +177,13 @@ struct SimilaritySoftplus : torch::autograd::Function<SimilaritySoftplus> {
             .call(gradients[0].select(0, 0), saved[0], saved[1], ctx->saved_data["normalize"].toBool(),
                   ctx->saved_data["temperature"].toDouble(), temperature_tensor, saved[3], saved[4], a_gradient,
                   b_gradient);
-    return {a_gradient ? da : Tensor(), b_gradient ? db : Tensor(), {}, {},
+    return {a_gradient ? da : Tensor(),
+            b_gradient ? db : Tensor(),
+            {},
+            {},
             temperature_tensor ? dtemperature : Tensor(),
-            ctx->saved_data["bias_gradient"].toBool() ? dbias : Tensor(), {}};
+            ctx->saved_data["bias_gradient"].toBool() ? dbias : Tensor(),
+            {}};
   }
 };
 
@@ -209,8 +224,7 @@ struct PositiveLoss : torch::autograd::Function<PositiveLoss> {
     auto [dlse, dpositive, dtemperature] =
         find<PositiveBackwardSignature>("ssl_fast::positive_loss_backward")
             .call(gradients[0], saved[0], saved[1], optional(saved[2]), ctx->saved_data["in_denominator"].toBool(),
-                  ctx->saved_data["temperature"].toDouble(), temperature_tensor,
-                  ctx->saved_data["reduction"].toInt());
+                  ctx->saved_data["temperature"].toDouble(), temperature_tensor, ctx->saved_data["reduction"].toInt());
     return {dlse, dpositive, {}, {}, {}, temperature_tensor ? dtemperature : Tensor(), {}};
   }
 };
@@ -230,8 +244,7 @@ TORCH_LIBRARY_IMPL(ssl_fast, Autograd, m) {
   m.impl("class_similarity", &class_similarity);
   m.impl("similarity_softplus", &similarity_softplus);
   m.impl("positive_loss", &positive_loss);
-  for (const char* backward :
-       {"similarity_lse_backward", "pair_similarity_backward", "class_similarity_backward",
-        "similarity_softplus_backward", "positive_loss_backward"})
+  for (const char* backward : {"similarity_lse_backward", "pair_similarity_backward", "class_similarity_backward",
+                               "similarity_softplus_backward", "positive_loss_backward"})
     m.impl(backward, torch::autograd::autogradNotImplementedFallback());
 }

@@ -1,5 +1,5 @@
-// All pairs of two sets of unit rows, tile by tile, with the fixed shift |s|: E_ik = exp(s <u_i, v_k> - |s|) is at most 1
-// and serves the sums of row i and of column k. Where both sets are the same rows, each pair is computed once.
+// All pairs of two sets of unit rows, tile by tile, with the fixed shift |s|: E_ik = exp(s <u_i, v_k> - |s|) is at most
+// 1 and serves the sums of row i and of column k. Where both sets are the same rows, each pair is computed once.
 #pragma once
 #include "block_schedule.h"
 #include "online_softmax.h"
@@ -44,8 +44,8 @@ struct SymmetricTiles {
   // The tile of row block i and column block j.
   TileInput<T> tile(int64_t i, int64_t j) const {
     const T* packed_columns = packed.template data_ptr<T>() + first(j) * columns.dim;
-    return {rows.row(first(i)),    rows.width, packed_columns, size(rows.n, i), size(columns.n, j), rows.dim, scale,
-            mask.of_tile(first(i), first(j))};
+    return {rows.row(first(i)), rows.width, packed_columns, size(rows.n, i),
+            size(columns.n, j), rows.dim,   scale,          mask.of_tile(first(i), first(j))};
   }
 
   // Calls visit(i, j) for every pair of blocks; where symmetric, once for (i, j) and (j, i).

@@ -8,7 +8,7 @@
 
 namespace ssl_fast {
 
-#define DECLARE_LEVEL(level)              \
+#define DECLARE_LEVEL(level)             \
   const Kernels<float>& level##_float(); \
   const Kernels<double>& level##_double();
 DECLARE_LEVEL(plain)

@@ -17,4 +17,3 @@ namespace plain {
 const Kernels<float>& plain_float() { return plain::kTable<float>; }
 const Kernels<double>& plain_double() { return plain::kTable<double>; }
 }  // namespace ssl_fast
-

@@ -246,8 +246,7 @@ static inline __attribute__((always_inline)) void exponentials(const TileInput<T
     for (int v = 0; v < V; v++) acc[r][v] = exp2v<T>(acc[r][v] * in.scale - shift);
   if (is_whole<T, V>(in, row, column)) return;
   for (int r = 0; r < ROWS; r++)
-    for (int v = 0; v < V; v++)
-      acc[r][v] = keep<T>(kept_lanes(in, row + r, column + v * kLanes<T>), acc[r][v]);
+    for (int v = 0; v < V; v++) acc[r][v] = keep<T>(kept_lanes(in, row + r, column + v * kLanes<T>), acc[r][v]);
 }
 
 // Ranks of one block of dots: those above (or not comparable to) the positive's, by rows and by columns.
