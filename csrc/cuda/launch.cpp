@@ -1,5 +1,5 @@
-// The operators on CUDA tensors that have kernels in C++: checks, streams and devices. Schemas:
-// ../operators/schemas.cpp.
+// The operators on CUDA tensors that have kernels in C++: checks, streams and devices.
+// Schemas: ../operators/schemas.cpp.
 #include "../operators/ema_pairs.h"
 #include "kernels.h"
 
