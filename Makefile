@@ -78,9 +78,10 @@ $(VENV)/docs.stamp: $(VENV)/install.stamp
 	@$(QUIETLY) "Installing MkDocs (20 seconds)" $(BIN)/python -m pip install --no-build-isolation -e ".[docs]"
 	@touch $@
 
-lint: setup ## format, style and types of the Python code
+lint: setup ## format, style and types of the code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
