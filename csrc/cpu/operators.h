@@ -1,4 +1,5 @@
-// The operators on the CPU. Schemas and what the arguments mean: ../operators/schemas.cpp.
+// The operators on the CPU. These declarations are also the signatures by which autograd calls the operators on any
+// device. What the arguments mean: ../operators/schemas.cpp. Shapes: N and M rows, D numbers a row.
 #pragma once
 #include <optional>
 #include <tuple>
@@ -10,56 +11,122 @@ namespace ssl_fast::cpu {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& z1, const Tensor& z2, double temperature,
-                                           const OptionalTensor& temperature_tensor, int64_t reduction,
-                                           bool return_stats);
-std::tuple<Tensor, Tensor, Tensor> nt_xent_backward(const Tensor& gradient, const Tensor& z1, const Tensor& z2,
-                                                    double temperature, const OptionalTensor& temperature_tensor,
-                                                    int64_t reduction, const Tensor& sums);
+// Returns loss () or (2 N), stats (4) or (0), sums (2, 2 N).
+std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& z1,  // (N, D)
+                                           const Tensor& z2,  // (N, D)
+                                           double temperature,
+                                           const OptionalTensor& temperature_tensor,  // ()
+                                           int64_t reduction, bool return_stats);
+// Returns the gradients of z1 (N, D), z2 (N, D) and the temperature ().
+std::tuple<Tensor, Tensor, Tensor> nt_xent_backward(const Tensor& gradient,  // () or (2 N)
+                                                    const Tensor& z1,        // (N, D)
+                                                    const Tensor& z2,        // (N, D)
+                                                    double temperature,
+                                                    const OptionalTensor& temperature_tensor,  // ()
+                                                    int64_t reduction,
+                                                    const Tensor& sums);  // (2, 2 N)
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce(const Tensor& query, const Tensor& positive,
-                                                    const OptionalTensor& negatives, bool normalize_negatives,
-                                                    double temperature, const OptionalTensor& temperature_tensor,
+// Returns loss () or (N), stats (4) or (0), sums (2, N), key_means (N, D) or (0, D).
+std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce(const Tensor& query,              // (N, D)
+                                                    const Tensor& positive,           // (N, D)
+                                                    const OptionalTensor& negatives,  // (M, D) or (N, M, D)
+                                                    bool normalize_negatives, double temperature,
+                                                    const OptionalTensor& temperature_tensor,  // ()
                                                     int64_t reduction, bool return_stats, bool query_gradient);
-std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
-    const Tensor& gradient, const Tensor& query, const Tensor& positive, const OptionalTensor& negatives, bool in_batch,
-    bool normalize_negatives, double temperature, const OptionalTensor& temperature_tensor, int64_t reduction,
-    const Tensor& sums, const Tensor& key_means, bool negatives_gradient);
+// Returns the gradients of query (N, D), positive (N, D), negatives in their shape or (0), and the temperature ().
+std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(const Tensor& gradient,           // () or (N)
+                                                             const Tensor& query,              // (N, D)
+                                                             const Tensor& positive,           // (N, D)
+                                                             const OptionalTensor& negatives,  // (M, D) or (N, M, D)
+                                                             bool in_batch, bool normalize_negatives,
+                                                             double temperature,
+                                                             const OptionalTensor& temperature_tensor,  // ()
+                                                             int64_t reduction,
+                                                             const Tensor& sums,       // (2, N)
+                                                             const Tensor& key_means,  // (N, D) or (0, D)
+                                                             bool negatives_gradient);
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_lse(const Tensor& a, const OptionalTensor& b,
-                                                          const OptionalTensor& ids_a, const OptionalTensor& ids_b,
+// Returns lse (N) and column_lse (M) or (0), both float64; ranks (0, 1 or 2, N), int64; sums (2, N) or (2, N + M).
+std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_lse(const Tensor& a,              // (N, D)
+                                                          const OptionalTensor& b,      // (M, D)
+                                                          const OptionalTensor& ids_a,  // (N), int64
+                                                          const OptionalTensor& ids_b,  // (M), int64
                                                           int64_t mask, bool normalize_a, bool normalize_b,
                                                           bool columns, double temperature,
-                                                          const OptionalTensor& temperature_tensor,
-                                                          const OptionalTensor& positive);
-std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward(
-    const Tensor& gradient, const OptionalTensor& column_gradient, const Tensor& a, const OptionalTensor& b,
-    const OptionalTensor& ids_a, const OptionalTensor& ids_b, int64_t mask, bool normalize_a, bool normalize_b,
-    double temperature, const OptionalTensor& temperature_tensor, const Tensor& sums, bool a_gradient, bool b_gradient);
+                                                          const OptionalTensor& temperature_tensor,  // ()
+                                                          const OptionalTensor& positive);           // (N)
+// Returns the gradients of a (N, D) and b (M, D), each (0) where it is not wanted, and the temperature ().
+std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward(const Tensor& gradient,                 // (N)
+                                                           const OptionalTensor& column_gradient,  // (M)
+                                                           const Tensor& a,                        // (N, D)
+                                                           const OptionalTensor& b,                // (M, D)
+                                                           const OptionalTensor& ids_a,            // (N), int64
+                                                           const OptionalTensor& ids_b,            // (M), int64
+                                                           int64_t mask, bool normalize_a, bool normalize_b,
+                                                           double temperature,
+                                                           const OptionalTensor& temperature_tensor,  // ()
+                                                           const Tensor& sums,  // (2, N) or (2, N + M)
+                                                           bool a_gradient, bool b_gradient);
 
-Tensor pair_similarity(const Tensor& a, const Tensor& b, bool normalize_a, bool normalize_b);
-std::tuple<Tensor, Tensor> pair_similarity_backward(const Tensor& gradient, const Tensor& a, const Tensor& b,
+// Returns the similarities (N).
+Tensor pair_similarity(const Tensor& a,  // (N, D)
+                       const Tensor& b,  // (N, D)
+                       bool normalize_a, bool normalize_b);
+// Returns the gradients of a and b (N, D).
+std::tuple<Tensor, Tensor> pair_similarity_backward(const Tensor& gradient,  // (N)
+                                                    const Tensor& a,         // (N, D)
+                                                    const Tensor& b,         // (N, D)
                                                     bool normalize_a, bool normalize_b);
 
-std::tuple<Tensor, Tensor> class_similarity(const Tensor& x, const Tensor& labels);
-Tensor class_similarity_backward(const Tensor& gradient, const Tensor& x, const Tensor& labels);
+// Returns the similarities (N) and how many rows they are summed over (N), int64.
+std::tuple<Tensor, Tensor> class_similarity(const Tensor& x,        // (N, D)
+                                            const Tensor& labels);  // (N), int64
+// Returns the gradient of x (N, D).
+Tensor class_similarity_backward(const Tensor& gradient,  // (N)
+                                 const Tensor& x,         // (N, D)
+                                 const Tensor& labels);   // (N), int64
 
-std::tuple<Tensor, Tensor> similarity_softplus(const Tensor& a, const Tensor& b, bool normalize, double temperature,
-                                               const OptionalTensor& temperature_tensor, const Tensor& bias,
-                                               const OptionalTensor& positive);
-std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_softplus_backward(
-    const Tensor& gradient, const Tensor& a, const Tensor& b, bool normalize, double temperature,
-    const OptionalTensor& temperature_tensor, const Tensor& bias, const Tensor& sums, bool a_gradient, bool b_gradient);
+// Returns sums (2, N), and ranks (0 or 2, N), int64.
+std::tuple<Tensor, Tensor> similarity_softplus(const Tensor& a,  // (N, D)
+                                               const Tensor& b,  // (N, D)
+                                               bool normalize, double temperature,
+                                               const OptionalTensor& temperature_tensor,  // ()
+                                               const Tensor& bias,                        // ()
+                                               const OptionalTensor& positive);           // (N)
+// Returns the gradients of a and b (N, D), each (0) where it is not wanted, the temperature () and the bias ().
+std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_softplus_backward(const Tensor& gradient,  // (N)
+                                                                        const Tensor& a,         // (N, D)
+                                                                        const Tensor& b,         // (N, D)
+                                                                        bool normalize, double temperature,
+                                                                        const OptionalTensor& temperature_tensor,  // ()
+                                                                        const Tensor& bias,                        // ()
+                                                                        const Tensor& sums,  // (2, N)
+                                                                        bool a_gradient, bool b_gradient);
 
-Tensor positive_loss(const Tensor& lse, const Tensor& positive, const OptionalTensor& weights, bool in_denominator,
-                     double temperature, const OptionalTensor& temperature_tensor, int64_t reduction);
-std::tuple<Tensor, Tensor, Tensor> positive_loss_backward(const Tensor& gradient, const Tensor& lse,
-                                                          const Tensor& positive, const OptionalTensor& weights,
+// Returns the loss, () or (R N).
+Tensor positive_loss(const Tensor& lse,              // (R N), float64
+                     const Tensor& positive,         // (N)
+                     const OptionalTensor& weights,  // (N)
+                     bool in_denominator, double temperature,
+                     const OptionalTensor& temperature_tensor,  // ()
+                     int64_t reduction);
+// Returns the gradients of lse (R N), positive (N) and the temperature ().
+std::tuple<Tensor, Tensor, Tensor> positive_loss_backward(const Tensor& gradient,         // () or (R N)
+                                                          const Tensor& lse,              // (R N), float64
+                                                          const Tensor& positive,         // (N)
+                                                          const OptionalTensor& weights,  // (N)
                                                           bool in_denominator, double temperature,
-                                                          const OptionalTensor& temperature_tensor, int64_t reduction);
+                                                          const OptionalTensor& temperature_tensor,  // ()
+                                                          int64_t reduction);
 
-void ema_update_(at::TensorList target, at::TensorList source, double momentum, const OptionalTensor& momentum_tensor,
-                 const OptionalTensor& seed);
-void enqueue_(const Tensor& queue, const Tensor& queue_ptr, const Tensor& keys, bool normalize);
+void ema_update_(at::TensorList target,  // of any shapes
+                 at::TensorList source,  // of the same shapes
+                 double momentum,
+                 const OptionalTensor& momentum_tensor,  // one float32 or float64
+                 const OptionalTensor& seed);            // one int64
+void enqueue_(const Tensor& queue,                       // (K, D)
+              const Tensor& queue_ptr,                   // one int64
+              const Tensor& keys,                        // (B, D)
+              bool normalize);
 
 }  // namespace ssl_fast::cpu

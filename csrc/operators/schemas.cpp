@@ -1,9 +1,15 @@
-// Every operator of the package: its schema, and the CPU kernels. Those for GPUs are in kernels/ (Triton) and, for
-// the last two, cuda/; fake kernels (shapes without data) in ssl_fast/native.py, autograd in autograd_*.cpp.
+// The schema of every operator, on one page, and the CPU's implementations. An operator's other parts: CUDA and Triton
+// implementations in cuda/ and kernels/, fake kernels (shapes without data) in Python, autograd in autograd_*.cpp.
 //
-// temperature: used unless temperature_tensor (0-D) is given. reduction: 0 none, 1 mean, 2 sum.
-// stats (4) = top1, top5, mean positive and mean negative similarity; empty unless asked for.
-// sums: what the backward pass needs of the denominators; its meaning belongs to the backend.
+// What the arguments mean everywhere:
+//   N, M, D            rows of one side, rows of the other, and numbers of a row
+//   rows               any of float32, float64, bfloat16 and float16, with any strides
+//   temperature        a number; it is not used where temperature_tensor () is given
+//   reduction          0 none, 1 mean, 2 sum
+//   loss, gradient     () where the loss is reduced, else one number a row
+//   stats              (4): top1, top5, mean similarity of positives, of negatives; (0) unless asked for
+//   sums               what the backward pass needs of the denominators: its shape and meaning belong to the backend
+//   x_gradient         whether the gradient of x is wanted; without it, x's output is empty or zero
 #include <string>
 
 #include <torch/library.h>
@@ -11,78 +17,101 @@
 #include "../cpu/operators.h"
 
 TORCH_LIBRARY(ssl_fast, m) {
+  // NT-Xent of two views z1, z2 (N, D) of the same images. The loss has 2 N rows: those of z1, then those of z2.
   m.def(
       "nt_xent(Tensor z1, Tensor z2, float temperature, Tensor? temperature_tensor, int reduction, bool return_stats)"
       " -> (Tensor loss, Tensor stats, Tensor sums)");
+  // Returns the gradients of z1 (N, D), z2 (N, D) and the temperature ().
   m.def(
       "nt_xent_backward(Tensor gradient, Tensor z1, Tensor z2, float temperature, Tensor? temperature_tensor,"
       " int reduction, Tensor sums) -> (Tensor z1, Tensor z2, Tensor temperature)");
 
-  // negatives: none (the other positives), (M, D) shared or (N, M, D) paired. query_gradient: also
-  // return key_means (N, D), the softmax mean of the keys, which the gradients of query and
-  // temperature need; autograd sets it.
+  // InfoNCE of query and positive (N, D). negatives: (M, D) for all queries, (N, M, D) for each its own, or none: then
+  // the other positives are a query's negatives. query_gradient, which autograd sets: also return key_means (N, D), the
+  // mean of a query's keys by the softmax, of which the gradients of query and temperature are made; else (0, D).
   m.def(
       "info_nce(Tensor query, Tensor positive, Tensor? negatives, bool normalize_negatives, float temperature,"
       " Tensor? temperature_tensor, int reduction, bool return_stats, bool query_gradient=False)"
       " -> (Tensor loss, Tensor stats, Tensor sums, Tensor key_means)");
-  // negatives: given only for their gradient, never a queue. negatives_gradient: of those, or in batch
-  // of the positives, at two products more; without it that output holds zeros or nothing.
+  // negatives: as above, but given only where negatives_gradient asks for their gradient: a queue is not kept for the
+  // backward pass. in_batch: whether there were none. Then negatives_gradient is about the positives in their second
+  // role. It costs two products more. Returns the gradients of query and positive (N, D), of negatives in their shape
+  // or (0), and of the temperature ().
   m.def(
       "info_nce_backward(Tensor gradient, Tensor query, Tensor positive, Tensor? negatives, bool in_batch,"
       " bool normalize_negatives, float temperature, Tensor? temperature_tensor, int reduction, Tensor sums,"
       " Tensor key_means, bool negatives_gradient)"
       " -> (Tensor query, Tensor positive, Tensor negatives, Tensor temperature)");
 
-  // u, v: unit rows of a (N, D) and b (M, D), or the rows as they are. lse_i = log of the sum over the k that mask
-  // allows of exp(s <u_i, v_k>), s = 1 / temperature; -inf where it allows none. In float64: losses subtract a
-  // score from it, and both are as large as s. mask: 0 all, 1 k != i, 2 ids differ,
-  // 3 ids equal, and k != i where b is none: then b is a, ids_a serve both and half the products do.
-  // columns: also column_lse (M) over each column. positive (N), cosine similarities: ranks (1, N), with columns
-  // (2, N), count the allowed k more similar, by the sign of s; else (0, N).
+  // The primitive. u, v are the unit rows of a (N, D) and b (M, D), or where normalize_a or normalize_b is false the
+  // rows as they are. lse (N): lse_i = log of the sum of exp(s <u_i, v_k>) over the k that mask allows, s = 1 /
+  // temperature; -Inf where it allows none. It is float64, because losses subtract a score from it and both are as
+  // large as s.
+  //   mask (common/constants.h)  0 all k, 1 k != i, 2 ids differ, 3 ids are equal
+  //   b none                     b is a, ids_a serve both sides, mask 3 leaves out k = i too; half the products suffice
+  //   ids_a, ids_b               int64 (N) and (M) where the mask has ids, else none
+  //   columns                    also column_lse (M) over each column; else (0)
+  //   positive                   (N), similarities, or none
+  //   ranks                      int64 (1, N), with columns (2, N): how many allowed k are more similar than positive,
+  //                              by the sign of s; (0, N) without positive
   m.def(
       "similarity_lse(Tensor a, Tensor? b, Tensor? ids_a, Tensor? ids_b, int mask, bool normalize_a, bool normalize_b,"
       " bool columns, float temperature, Tensor? temperature_tensor, Tensor? positive)"
       " -> (Tensor lse, Tensor column_lse, Tensor ranks, Tensor sums)");
+  // gradient (N) is of lse, column_gradient (M) of column_lse. Returns the gradients of a (N, D), b (M, D) and the
+  // temperature ().
   m.def(
       "similarity_lse_backward(Tensor gradient, Tensor? column_gradient, Tensor a, Tensor? b, Tensor? ids_a,"
       " Tensor? ids_b, int mask, bool normalize_a, bool normalize_b, float temperature, Tensor? temperature_tensor,"
       " Tensor sums, bool a_gradient, bool b_gradient) -> (Tensor a, Tensor b, Tensor temperature)");
-  // <u_i, v_i> of the rows that belong together, rounded as in similarity_lse: equal rows tie.
+
+  // <u_i, v_i> (N) of the rows of a and b (N, D) that belong together, rounded as in similarity_lse: where two rows are
+  // equal, so are their similarities.
   m.def("pair_similarity(Tensor a, Tensor b, bool normalize_a, bool normalize_b) -> Tensor");
+  // gradient (N). Returns the gradients of a and b (N, D).
   m.def(
       "pair_similarity_backward(Tensor gradient, Tensor a, Tensor b, bool normalize_a, bool normalize_b)"
       " -> (Tensor a, Tensor b)");
-  // similarities (N): the sum of <u_i, u_p> over the other rows p with i's label, int64 (N); positives (N): how many.
+
+  // x (N, D), labels int64 (N). similarities (N): the sum of <u_i, u_p> over the other rows p with the label of row i.
+  // positives, int64 (N): how many those are.
   m.def("class_similarity(Tensor x, Tensor labels) -> (Tensor similarities, Tensor positives)");
+  // gradient (N), of similarities. Returns the gradient of x (N, D).
   m.def("class_similarity_backward(Tensor gradient, Tensor x, Tensor labels) -> Tensor");
-  // sums (2, N): over k != i of softplus(x_ik) and of sigmoid(x_ik), x_ik = s <u_i, v_k> + bias (0-D). ranks as above.
+
+  // a, b (N, D), bias (), positive (N) or none. With x_ik = s <u_i, v_k> + bias, sums (2, N) are over k != i of
+  // softplus(x_ik) and of sigmoid(x_ik). ranks (2, N) or (0, N) as in similarity_lse.
   m.def(
       "similarity_softplus(Tensor a, Tensor b, bool normalize, float temperature, Tensor? temperature_tensor,"
       " Tensor bias, Tensor? positive) -> (Tensor sums, Tensor ranks)");
+  // gradient (N), of sums[0]. Returns the gradients of a and b (N, D), the temperature () and the bias ().
   m.def(
       "similarity_softplus_backward(Tensor gradient, Tensor a, Tensor b, bool normalize, float temperature,"
       " Tensor? temperature_tensor, Tensor bias, Tensor sums, bool a_gradient, bool b_gradient)"
       " -> (Tensor a, Tensor b, Tensor temperature, Tensor bias)");
 
-  // Of x = lse - s w p, rows below one another as often as lse (R N) is longer than positive (N), p, and weights (N),
-  // w, which get no gradient: x, or where the positive is in the denominator softplus(x). Reduced. For the CPU alone:
-  // elsewhere similarity.positive_loss is plain PyTorch.
+  // The loss of rows from lse (R N), float64, and the similarities of their positives, positive (N). weights (N), or
+  // none for 1, get no gradient. Row i has the positive k = i mod N, and x_i = lse_i - s weights_k positive_k. Its loss
+  // is x_i, or where the positive is in the denominator too, softplus(x_i). On the CPU alone: elsewhere
+  // ssl_fast.similarity.positive_loss is plain PyTorch.
   m.def(
       "positive_loss(Tensor lse, Tensor positive, Tensor? weights, bool in_denominator, float temperature,"
       " Tensor? temperature_tensor, int reduction) -> Tensor");
+  // Returns the gradients of lse (R N), positive (N) and the temperature ().
   m.def(
       "positive_loss_backward(Tensor gradient, Tensor lse, Tensor positive, Tensor? weights, bool in_denominator,"
       " float temperature, Tensor? temperature_tensor, int reduction)"
       " -> (Tensor lse, Tensor positive, Tensor temperature)");
 
-  // target = momentum * target + (1 - momentum) * source; integers are copied. momentum: used unless
-  // momentum_tensor (one float) is given. seed (one int64): bfloat16 targets are rounded at random.
-  // Those named triton are the same work by the Triton kernels, beside those in C++ (backends.py).
+  // target = momentum * target + (1 - momentum) * source, tensors of any shapes; integers are copied. momentum is not
+  // used where momentum_tensor, one float32 or float64, is given. With seed, one int64, bfloat16 targets are rounded at
+  // random. An operator named triton does the same work by a Triton kernel, beside the one in C++.
   const std::string ema_arguments =
       "(Tensor(a!)[] target, Tensor[] source, float momentum, Tensor? momentum_tensor=None, Tensor? seed=None) -> ()";
   m.def(("ema_update_" + ema_arguments).c_str());
   m.def(("triton_ema_update_" + ema_arguments).c_str());
-  // Row j of keys, normalised where asked, to row (queue_ptr + j) mod K.
+  // Row j of keys (B, D), normalised where asked, goes to row (queue_ptr + j) mod K of queue (K, D); queue_ptr, one
+  // int64, advances.
   const std::string enqueue_arguments =
       "(Tensor(a!) queue, Tensor(b!) queue_ptr, Tensor keys, bool normalize=False) -> ()";
   m.def(("enqueue_" + enqueue_arguments).c_str());
