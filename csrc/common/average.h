@@ -1,10 +1,10 @@
-// The momentum update (reference.ema_update_): of one element, and of what one thread of a launch has to do.
+// The momentum update (reference.ema_update_) of one element, and the share of one thread of a CUDA launch.
 #pragma once
 #include "chunks.h"
 
 namespace ssl_fast {
 
-// momentum and 1 - momentum; NaN where it is no number from 0 to 1, which only the device may know.
+// momentum and 1 - momentum; NaN where momentum is not from 0 to 1. The host cannot check a momentum on the device.
 template <typename W>
 struct Weights {
   W kept, added;
@@ -19,18 +19,18 @@ struct Weights {
 template <typename T, typename S, typename W>
 SSL_FAST_HOST_DEVICE W averaged(T t, S s, const Weights<W>& weights) {
   const W wide = widened<W>(t);
-  // With momentum 1 the target stays, beside Inf too.
+  // With momentum 1 the target stays even if the source is Inf: 0 * Inf would be NaN.
   return weights.added == 0 ? wide : wide * weights.kept + widened<W>(s) * weights.added;
 }
 
-// 32 bits that look random; every input gives another output.
+// A bijection of 32-bit numbers whose outputs look random.
 SSL_FAST_HOST_DEVICE uint32_t mixed(uint32_t x) {
   x = (x ^ x >> 16) * 0x7FEB352D;
   x = (x ^ x >> 15) * 0x846CA68B;
   return x ^ x >> 16;
 }
 
-// A stream of random bits for the elements of one tensor of a list; all of an element's come from these numbers.
+// Random bits for the elements of one tensor of a list, by the seed, the tensor's place and the element's place alone.
 struct RandomBits {
   uint32_t key;
   SSL_FAST_HOST_DEVICE RandomBits(int64_t seed, uint32_t tensor)
@@ -40,7 +40,8 @@ struct RandomBits {
   }
 };
 
-// One of the two bfloat16 around x, with x as the mean: up by the share of the gap that x has passed.
+// One of the two bfloat16 numbers around x. The chance of the upper one is x's distance from the lower one as a share
+// of the gap, so that the mean is x.
 SSL_FAST_HOST_DEVICE Bfloat16 rounded_at_random(float x, uint32_t random) {
   const uint32_t wide = bit_cast<uint32_t>(x);
   Bfloat16 out(x);
@@ -48,7 +49,8 @@ SSL_FAST_HOST_DEVICE Bfloat16 rounded_at_random(float x, uint32_t random) {
   return out;
 }
 
-// momentum: used unless a pointer to one is given. seed: null to round to the nearest. Read where the work is done.
+// The numbers of an update. momentum is not used where a pointer to one is given. seed: null to round to the nearest.
+// Pointers are read where the work is done: on the device.
 struct EmaNumbers {
   double momentum;
   const float* momentum_float;
@@ -59,7 +61,8 @@ struct EmaNumbers {
   }
 };
 
-// Thread `thread` of block `block`. T, S: of target and source, both uint8_t for a copy. RANDOM: with a seed.
+// The share of thread `thread` of block `block`. T, S: the types of target and source, both uint8_t for a copy. RANDOM:
+// whether there is a seed.
 template <typename T, typename S, bool RANDOM, typename Table>
 SSL_FAST_HOST_DEVICE void update_chunk(const Table& table, const EmaNumbers& numbers, uint32_t block, int thread) {
   const int entry = table.entry_of(block);

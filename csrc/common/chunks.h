@@ -1,7 +1,7 @@
-// Many tensors in one launch: each is cut into chunks, a block a chunk, and a table says where they lie.
+// Many tensors in one launch: each is cut into chunks, a block takes a chunk, and a table says where the tensors lie.
 //
-// The table is an argument of the kernel, by value: nothing is copied to the device before, so there is
-// nothing to keep, to wait for or to invalidate, and a CUDA graph holds it as it holds any argument.
+// The table is an argument of the kernel, by value. Nothing is copied to the device before the launch, so there is no
+// buffer to keep alive or to wait for, and a CUDA graph keeps the table as it keeps any argument.
 #pragma once
 #include "floats.h"
 
@@ -10,11 +10,11 @@
 namespace ssl_fast {
 
 constexpr int kThreads = 256;
-constexpr int kEach = 16;  // elements a thread: up to 128 bytes of each side on their way at once
+constexpr int kEach = 16;  // elements a thread: it loads up to 128 bytes of each side before it waits
 constexpr int64_t kChunk = kThreads * kEach;
 constexpr int64_t kMostBlocks = (int64_t(1) << 31) - 1;
-// Entries of the two sizes of table: within the 4 KB that all kernels' arguments may have, and within the
-// 32764 bytes of CUDA 12.1 and later (compute capability 7.0 and up).
+// How many tensors a table of either size holds. The arguments of any kernel may take 4 KB, and since CUDA 12.1 (with
+// compute capability 7.0 and up) 32764 bytes.
 constexpr int kSmallTable = 124, kLargeTable = 1020;
 
 template <int CAPACITY>
@@ -27,7 +27,7 @@ struct ChunkTable {
   uint32_t tensor[CAPACITY];  // its place in the whole list
   int32_t entries;
 
-  // The entry that a chunk of the launch belongs to: the first whose end lies beyond it.
+  // The entry that a chunk of the launch belongs to: the first entry whose end is greater.
   SSL_FAST_HOST_DEVICE int entry_of(uint32_t chunk) const {
     int first = 0, last = entries - 1;
     while (first < last) {
@@ -46,7 +46,7 @@ struct ChunkTable {
 
 inline int64_t chunks_of(int64_t count) { return count / kChunk + (count % kChunk != 0); }
 
-// Entries [first, last) of a list, in one launch of so many blocks.
+// One launch: entries first .. last - 1 of a list, in `blocks` blocks.
 struct Launch {
   int64_t first, last, blocks;
 };
@@ -64,7 +64,7 @@ inline std::vector<Launch> launches_of(const int64_t* counts, int64_t tensors) {
   return out;
 }
 
-// The table of one launch over lists of addresses, counts and places.
+// The table of one launch, from the whole list's addresses, counts and places.
 template <typename Table>
 Table table_of(const Launch& launch, void* const* target, const void* const* source, const int64_t* count,
                const uint32_t* tensor) {
@@ -86,13 +86,13 @@ Table table_of(const Launch& launch, void* const* target, const void* const* sou
 template <typename T, typename S, typename Combine>
 SSL_FAST_HOST_DEVICE void combine_chunk(T* target, const S* source, int64_t count, int thread, const Combine& combine) {
   constexpr int kPacked = kPack<T, S>, kPacks = kEach / kPacked;
-  // A view may begin anywhere: 16 bytes at once only where both sides allow it.
+  // A view may begin at any element, so 16 bytes are moved at once only where both addresses are aligned.
   const int64_t packs = aligned(target, source) ? count / kPacked : 0;
   auto* wide_target = reinterpret_cast<Pack<T, kPacked>*>(target);
   auto* wide_source = reinterpret_cast<const Pack<S, kPacked>*>(source);
   Pack<T, kPacked> t[kPacks];
   Pack<S, kPacked> s[kPacks];
-  SSL_FAST_UNROLL for (int k = 0; k < kPacks; k++) {  // all loads before the first store
+  SSL_FAST_UNROLL for (int k = 0; k < kPacks; k++) {  // all loads come before the first store
     const int64_t place = thread + k * kThreads;
     if (place < packs) {
       t[k] = loaded(wide_target + place);

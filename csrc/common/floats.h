@@ -11,7 +11,7 @@ struct Bfloat16 {
   Bfloat16() = default;
   SSL_FAST_HOST_DEVICE explicit Bfloat16(float x) {
     const uint32_t wide = bit_cast<uint32_t>(x);
-    // To the nearest, ties to even; NaN stays NaN, which the sum could carry into Inf.
+    // Rounds to the nearest, ties to even. NaN is handled apart, because the addition could carry it into Inf.
     bits = x != x ? 0x7FC0 : (wide + 0x7FFF + ((wide >> 16) & 1)) >> 16;
   }
   SSL_FAST_HOST_DEVICE explicit operator float() const { return bit_cast<float>(uint32_t(bits) << 16); }
@@ -29,7 +29,7 @@ struct Half {
       bits = sign | (magnitude > 0x7F800000 ? 0x7E00 : 0x7C00);
     else if (magnitude < 0x38800000)  // below 2^-14: adding 1/2 leaves multiples of 2^-24 in the last bits
       bits = sign | (bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3F000000);
-    else  // another bias of the exponent, to the nearest, ties to even
+    else  // changes the bias of the exponent, and rounds to the nearest, ties to even
       bits = sign | ((magnitude - 0x38000000 + 0xFFF + (magnitude >> 13 & 1)) >> 13);
 #endif
   }
@@ -47,11 +47,11 @@ struct Half {
   }
 };
 
-// The arithmetic of two dtypes: float64 only where one of them is.
+// The type in which numbers of types T and S are combined: float64 if one of them is, else float32.
 template <typename T, typename S>
 using Wide = std::conditional_t<std::is_same_v<T, double> || std::is_same_v<S, double>, double, float>;
 
-// float64 becomes a 16-bit float by way of float32, as in torch.
+// Rounds to T. float64 becomes a 16-bit float by way of float32, as in torch.
 template <typename T, typename W>
 SSL_FAST_HOST_DEVICE T narrowed(W x) {
   if constexpr (sizeof(T) == 2)
@@ -67,7 +67,7 @@ SSL_FAST_HOST_DEVICE W widened(T x) {
     return static_cast<W>(x);
 }
 
-// Elements that one access of 16 bytes moves, or a few such accesses of the wider of two types.
+// COUNT elements that are moved at once. kPack: so many that the narrower of two types fills 16 bytes.
 template <typename T, int COUNT>
 struct alignas(sizeof(T) * COUNT < 16 ? sizeof(T) * COUNT : 16) Pack {
   T values[COUNT];
@@ -75,7 +75,7 @@ struct alignas(sizeof(T) * COUNT < 16 ? sizeof(T) * COUNT : 16) Pack {
 template <typename T, typename S>
 constexpr int kPack = 16 / (sizeof(T) < sizeof(S) ? sizeof(T) : sizeof(S));
 
-// nvcc may split the copy of a struct into its members' accesses: ask for 16 bytes at once.
+// Moves a Pack by accesses of 16 bytes. nvcc may split the copy of a struct into accesses of its members.
 template <typename P>
 SSL_FAST_HOST_DEVICE P loaded(const P* from) {
 #ifdef __CUDA_ARCH__

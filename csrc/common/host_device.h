@@ -1,4 +1,4 @@
-// Code for both sides: nvcc compiles it for the device, the host's compiler for the CPU path and the tests.
+// What marks code that nvcc compiles for the device, and the host's compiler for the CPU operators and the tests.
 #pragma once
 #include <cstdint>
 
@@ -12,7 +12,7 @@
 
 namespace ssl_fast {
 
-// The bits of a number of the same size.
+// The bits of `from` as a value of another type of the same size.
 template <typename To, typename From>
 SSL_FAST_HOST_DEVICE To bit_cast(const From& from) {
   static_assert(sizeof(To) == sizeof(From));

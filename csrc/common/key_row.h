@@ -8,7 +8,7 @@
 
 namespace ssl_fast {
 
-// 2^-e with 2^e <= largest < 2^(e + 1): exact to multiply by. For all numbers, NaN and Inf too, it is finite.
+// 2^-e with 2^e <= largest < 2^(e + 1): multiplying by it is exact. It is finite even if `largest` is 0, NaN or Inf.
 SSL_FAST_HOST_DEVICE float largest_power(float largest) {
   const uint32_t exponent = bit_cast<uint32_t>(largest) >> 23 & 0xFF;
   return bit_cast<float>((0xFE - (exponent < 1 ? 1 : exponent > 0xFD ? 0xFD : exponent)) << 23);
@@ -18,16 +18,16 @@ SSL_FAST_HOST_DEVICE double largest_power(double largest) {
   return bit_cast<double>((0x7FE - (exponent < 1 ? 1 : exponent > 0x7FD ? 0x7FD : exponent)) << 52);
 }
 
-// 1 / max(|x|, eps) less the factor `power`, by which x was multiplied before its squares were summed.
+// What power * x is multiplied with to give x / max(|x|, eps). squares: the sum of the squares of power * x.
 SSL_FAST_HOST_DEVICE double inverse_norm(double squares, double power) {
   const double norm = sqrt(squares), least = power * kEps;
   const double infinity = bit_cast<double>(uint64_t(0x7FF0000000000000));
-  // A row that holds Inf becomes NaN; a NaN stays.
+  // A row that holds Inf or NaN becomes NaN.
   return norm < infinity ? 1 / (norm <= least ? least : norm) : infinity - infinity;
 }
 
-// A key (dim) and its row of the queue. Lanes (a warp; one on the host) share the work: lane `lane` of
-// `count`, with max and sum over all of them.
+// A key (dim) and its row of the queue. The lanes of a warp, or the one lane of the host, share the work: this is lane
+// lanes.lane of lanes.count, and lanes.max and lanes.sum combine the numbers of all.
 template <typename Q, typename S, typename Lanes>
 struct KeyRow {
   using W = Wide<S, S>;
@@ -36,8 +36,8 @@ struct KeyRow {
   int64_t dim, row_stride, key_stride;
   const Lanes& lanes;
 
-  // This lane's share of the key: use(pack, place of its first element), with 16 bytes at once where both
-  // sides allow it, else packs of one.
+  // Calls use(pack, place of its first element) for this lane's share of the key. Packs have 16 bytes where both
+  // addresses are aligned and contiguous, else one element.
   template <typename Use>
   SSL_FAST_HOST_DEVICE void each(const Use& use) const {
     constexpr int64_t kPacked = kPack<Q, S>;
@@ -71,7 +71,8 @@ struct KeyRow {
   SSL_FAST_HOST_DEVICE void copy() const {
     write([](S s) { return narrowed<Q>(widened<Wide<Q, S>>(s)); });
   }
-  // Squares in float64: the norm is then exact to the last digit. The key is read again each time, from the cache.
+  // The squares are summed in float64, so that the norm is exact to the last digit. The key is read three times, from
+  // the cache.
   SSL_FAST_HOST_DEVICE void normalize() const {
     W largest = 0;
     read([&](W x) { largest = fabs(x) > largest ? fabs(x) : largest; });
@@ -83,7 +84,7 @@ struct KeyRow {
   }
 };
 
-// The write of all keys (count, dim), of which each row is one call.
+// The write of all keys (count, dim); write_key does one of them.
 struct EnqueueTask {
   void* queue;
   const void* keys;
@@ -93,7 +94,7 @@ struct EnqueueTask {
   bool normalize;
 };
 
-// Key write.skipped + row, where there is one. All lanes call with the same row.
+// Writes key write.skipped + row, if there is one. All lanes of a warp call with the same row.
 template <typename Q, typename S, typename Lanes>
 SSL_FAST_HOST_DEVICE void write_key(const EnqueueTask& task, const CircularWrite& write, int64_t row,
                                     const Lanes& lanes) {

@@ -1,5 +1,5 @@
-// What SupCon subtracts: the sum over the other rows p of row i's label of <u_i, u_p> = <u_i, S_c - u_i> with the
-// class sum S_c, and its gradient. With T_c the sum of g_p u_p over the class:
+// What SupCon subtracts from a row's log-sum-exp: the sum of <u_i, u_p> over the other rows p with the label of row i.
+// With S_c the sum of the class's unit rows it is <u_i, S_c - u_i>, and with T_c the sum of g_p u_p over the class
 //   dU_i = g_i (S_c - u_i) + T_c - g_i u_i.
 #include "../operators/checks.h"
 #include "engine/loss_rows.h"
@@ -9,7 +9,7 @@
 namespace ssl_fast::cpu {
 namespace {
 
-// Labels as classes 0, 1, ..., in the order of the labels.
+// Labels (N) as classes numbered 0, 1, ... in the order of the labels, and how many rows each class has.
 struct Classes {
   std::vector<int64_t> of, sizes;
   explicit Classes(const Tensor& labels) : of(int64_values(labels)) {
@@ -24,7 +24,8 @@ struct Classes {
   }
 };
 
-// The sum of weight_i u_i over each class, (classes, width): a thread has some of the columns of all rows.
+// The sum of weight_i u_i over each class, (classes, width). Threads share the columns, so that each sum is in the
+// order of the rows.
 template <typename T, typename Weight>
 Tensor class_sums(const UnitRows<T>& unit, const Classes& classes, const Weight& weight) {
   Tensor sums = new_zeros<T>({int64_t(classes.sizes.size()), unit.width});

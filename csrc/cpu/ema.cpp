@@ -10,7 +10,7 @@
 namespace ssl_fast::cpu {
 namespace {
 
-// A stretch of elements of one pair of tensors: threads share all tensors evenly, whatever their sizes.
+// A stretch of elements of one pair of tensors. Threads share stretches instead of tensors, whose sizes differ.
 struct Stretch {
   size_t tensor;
   int64_t begin, end;
@@ -26,7 +26,7 @@ void average(T* __restrict__ t, const S* __restrict__ s, int64_t n, double momen
     for (int64_t i = 0; i < n; i++) t[i] = narrowed<T>(averaged(t[i], s[i], weights));
 }
 
-// From element `first` of the tensor on.
+// t and s begin at element `first` of their tensors: an element's random bits come from its place.
 template <typename S>
 void average_at_random(at::BFloat16* t, const S* s, int64_t first, int64_t n, double momentum,
                        const RandomBits& random) {

@@ -17,7 +17,7 @@ void write_keys(const Tensor& queue, const CircularWrite& write, const Tensor& k
   const auto copy = [&](const auto* data) {
     if (std::is_same_v<decltype(data), const Q*> && queue.is_contiguous() && keys.is_contiguous() &&
         write.skipped == 0) {
-      // At most two whole stretches: large copies need not read what they overwrite.
+      // At most two stretches are copied whole: a large memcpy need not read what it overwrites.
       const int64_t before_wrap = std::min(write.rows, write.size - write.start);
       std::memcpy(rows + write.start * dim, data, before_wrap * dim * sizeof(Q));
       std::memcpy(rows, data + before_wrap * dim, (write.rows - before_wrap) * dim * sizeof(Q));
@@ -26,7 +26,7 @@ void write_keys(const Tensor& queue, const CircularWrite& write, const Tensor& k
     for (int64_t j = 0; j < write.rows; j++) {
       Q* out = rows + write.place(j) * row_stride;
       const auto* in = data + (write.skipped + j) * key_row_stride;
-      if (stride == 1 && key_stride == 1)  // loops apart, so that this one is vectorised
+      if (stride == 1 && key_stride == 1)  // a loop of its own, which the compiler vectorises
         for (int64_t d = 0; d < dim; d++) out[d] = static_cast<Q>(in[d]);
       else
         for (int64_t d = 0; d < dim; d++) out[d * stride] = static_cast<Q>(in[d * key_stride]);
@@ -35,7 +35,7 @@ void write_keys(const Tensor& queue, const CircularWrite& write, const Tensor& k
   with_type(keys, copy);
 }
 
-// In float32, of float64 in float64.
+// The unit rows (rows, dim) of x, in float32, or in float64 where x is.
 Tensor unit_rows(const Tensor& x) {
   const auto unit = [&]<typename T>() {
     UnitRows<T> rows(x.size(0), x.size(1));

@@ -1,8 +1,8 @@
-// InfoNCE in one pass over the negatives. With P_ij the softmax of query i over its positive k_i and
-// its negatives n_j, and V_i = sum_j P_ij n_j kept from the forward pass:
+// InfoNCE in one pass over the negatives. With P_ij the softmax of query i over its positive k_i and its negatives n_j,
+// and V_i = sum_j P_ij n_j (`key_means`), which the forward pass keeps:
 //   dq_i = s g_i [ V_i - r_i k_i ],  dk_i = -s g_i r_i q_i,  dn_j = s sum_i g_i P_ij q_i,
-// where r_i = 1 - P_i+ is summed from the negatives, not subtracted. In batch the negatives are the
-// other positives, and dk gets dn besides.
+// where r_i = 1 - P_i+ is computed from the sum over the negatives, not by that subtraction. In batch the negatives are
+// the other positives, and dk_i is the sum of both.
 #include "../operators/checks.h"
 #include "engine/input_gradients.h"
 #include "engine/loss_rows.h"
@@ -12,7 +12,7 @@
 namespace ssl_fast::cpu {
 namespace {
 
-// The queries, their positives and their negatives: in batch the other positives.
+// The queries, their positives and their negatives, which in batch are the other positives.
 template <typename T>
 struct Problem {
   UnitRows<T> query, positive;
@@ -20,7 +20,7 @@ struct Problem {
   std::vector<T> similarities;  // <q_i, k_i>
   const QueryKeyTiles<T> tiles;
 
-  // A backward pass without a gradient of the negatives has no keys.
+  // A backward pass that computes no gradient of the negatives is not given them: its tiles have no keys.
   Problem(const Tensor& q, const Tensor& k, const OptionalTensor& negatives, bool in_batch, bool normalize_negatives,
           const Scale& scale)
       : query(q, true),
@@ -33,7 +33,7 @@ struct Problem {
               : negatives ? *negatives
                           : Tensor(),
               in_batch || normalize_negatives, scale, Mask<T>::of(in_batch ? kNotSelf : kAll)) {}
-  Problem(const Problem&) = delete;  // tiles refers to query
+  Problem(const Problem&) = delete;  // `tiles` refers to `query`
 
   int64_t n() const { return query.n; }
   int64_t dim() const { return query.dim; }
@@ -99,8 +99,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Problem<T>& problem, in
   return {reduce<T>(loss_rows, reduction), stats, sums, key_means};
 }
 
-// dn_j for all keys into gradient rows (contiguous, shaped as the keys), through the normalisation
-// if there is one; in batch key i gets dk_i besides, as query i's positive.
+// Writes dn_j of all keys, through the normalisation if there is one, to `out` (contiguous, shaped as the keys). In
+// batch key i is the positive of query i too, and dk_i is added.
 template <typename T>
 void keys_backward(const Problem<T>& problem, const std::vector<T>& g, const T* log_sums, const Tensor& out) {
   const T *rest = log_sums + problem.n(), s = T(problem.tiles.scale.s);

@@ -1,7 +1,7 @@
-// NT-Xent with the fixed shift |s|: E_ik = exp(s <u_i, u_k> - |s|) is symmetric, so each pair of
-// blocks is computed once and serves the rows of both. The tiles leave out row i itself and its
-// partner p(i): with R_i the sum over the negatives and Z_i = R_i + E_ip(i), the loss is
-// log(1 + R_i / E_ip(i)), exact near 0 too, and with a_i = g_i / Z_i and r_i = R_i / Z_i
+// NT-Xent with the fixed shift |s|: E_ik = exp(s <u_i, u_k> - |s|) is symmetric, so each pair of blocks is computed
+// once and serves the rows of both. The mask excludes row i itself and its partner p(i), the same image in the other
+// view. With R_i the sum over the negatives and Z_i = R_i + E_ip(i), the loss of row i is log(1 + R_i / E_ip(i)), which
+// is exact near 0 too, and with a_i = g_i / Z_i and r_i = R_i / Z_i
 //   dU_i = s [ sum_{negatives k} E_ik (a_i + a_k) u_k - (g_i r_i + g_p(i) r_p(i)) u_p(i) ].
 // Where exp(-2|s|) would be no normal number, the running maximum of engine/online_softmax.h takes over.
 #include "../operators/checks.h"
@@ -13,7 +13,7 @@
 namespace ssl_fast::cpu {
 namespace {
 
-// Row i's partner p(i) is the same image in the other view.
+// The rows of the first view are 0 .. n / 2, those of the second follow in the same order.
 inline int64_t partner(int64_t i, int64_t n) { return i < n / 2 ? i + n / 2 : i - n / 2; }
 template <typename T>
 Mask<T> negatives_of(const UnitRows<T>& unit) {
@@ -28,7 +28,8 @@ UnitRows<T> both_views(const Tensor& z1, const Tensor& z2) {
   return unit;
 }
 
-// Sum of <u_i, u_k> over all i and all k other than i and p(i), in O(N D).
+// The sum of <u_i, u_k> over all i and all k other than i and p(i), in O(N D): of the square of the sum of all rows,
+// less the terms that do not count.
 template <typename T>
 double negative_similarity_sum(const UnitRows<T>& unit, double positive_sum) {
   std::vector<double> total(unit.dim);

@@ -1,5 +1,6 @@
-// The losses of rows from the log-sum-exps over their negatives and the similarities of their positives, in one call:
-// ten small operations of PyTorch forward, and as many backward, cost more than the tiles of a small batch.
+// The losses of rows from the log-sum-exps over their negatives and the similarities of their positives. It is one
+// operator, because ten small operations of PyTorch forward, and as many backward, cost more than a small batch's
+// tiles.
 #include "../operators/checks.h"
 #include "engine/input_gradients.h"
 #include "engine/loss_rows.h"
@@ -8,7 +9,7 @@
 namespace ssl_fast::cpu {
 namespace {
 
-// Row i of lse (directions * n) and what is subtracted from it: x_i = lse_i - s w_k p_k, k = i mod n.
+// x_i = lse_i - s w_k p_k for row i of lse (count), with k = i mod positives the row's positive.
 template <typename T>
 class PositiveRows {
  public:
@@ -49,7 +50,7 @@ template <typename T>
 Tensor forward(const PositiveRows<T>& rows, bool in_denominator, int64_t reduction) {
   std::vector<double> losses(rows.count);
   at::parallel_for(0, rows.count, grain(100), [&](int64_t begin, int64_t end) {
-    // Each is rounded before they are summed, as a user would who sums them.
+    // Each loss is rounded to T before the sum, so that the sum is that of the losses which reduction none returns.
     for (int64_t i = begin; i < end; i++) losses[i] = T(in_denominator ? softplus(rows.x(i)) : rows.x(i));
   });
   return reduce<T>(losses, reduction);

@@ -1,7 +1,7 @@
-// The primitive: lse_i = log sum_k exp(s <u_i, v_k>) over the pairs that a mask leaves, and its gradient.
+// The primitive: lse_i = log sum_k exp(s <u_i, v_k>) over the pairs that the mask allows, and its gradient.
 // With P the softmax of the rows and Q of the columns, W_ik = g_i P_ik + h_k Q_ik:
-//   dU_i = s sum_k W_ik v_k,  dV_k = s sum_i W_ik u_i;  where v is u, dU_i gets both.
-// Three ways: rows with each other (half the products), rows and columns at once, or the rows over all keys.
+//   dU_i = s sum_k W_ik v_k,  dV_k = s sum_i W_ik u_i;  where v is u, dU_i is the sum of both.
+// There are three ways: rows with each other (half the products), sums of rows and columns at once, or of rows alone.
 #include "../operators/checks.h"
 #include "engine/input_gradients.h"
 #include "engine/loss_rows.h"
@@ -38,7 +38,7 @@ struct Problem {
     if (!ids || !wanted) return !ids && !wanted;
     return ids->dim() == 1 && ids->size(0) == count && ids->scalar_type() == at::kLong;
   }
-  // Of rows a and columns b.
+  // The mask of rows a and columns b.
   template <typename T>
   Mask<T> mask_of(const Ids<T>& ids) const {
     const MaskCode code = mask == kIdsEqual && symmetric() ? kIdsEqualNotSelf : MaskCode(mask);
@@ -99,8 +99,9 @@ struct Forward {
     for (int64_t i = 0; i < count; i++) {
       const double log_sum = log_sums[i];
       (i < n ? lse : column_lse).template data_ptr<double>()[i < n ? i : i - n] = log_sum * kLn2;
-      // A row without pairs has no weights: any finite number does. What rounding takes from a sum of
-      // |s| = 1000 would be in all weights: it is kept too.
+      // The log sum of a row without pairs is -Inf; it is saved as 0, because the row has no weights and any finite
+      // number will do. A log sum may be as large as |s| = 1000, and an error of its rounding would be in all weights,
+      // so what rounding took from it is saved too.
       const double whole = std::isinf(log_sum) ? 0 : log_sum;
       high[i] = T(whole);
       low[i] = T(whole - high[i]);
@@ -116,7 +117,7 @@ struct Backward {
   const Mask<T> mask;
   const bool a_gradient, b_gradient;
   const T *high, *low;
-  std::vector<T> weights;  // upstream gradients of rows, then of columns, less what rounding took from the sums
+  std::vector<T> weights;  // upstream gradients of rows, then of columns, corrected by what rounding took from log sums
   Tensor da, db;
   double s_dL_ds = 0;
 
@@ -144,7 +145,7 @@ struct Backward {
     if (problem.symmetric()) {
       const Tensor du = new_zeros<T>({rows.n, rows.width});
       const T unit = add_symmetric_weighted_rows(rows, problem.scale, mask, weights, high, du.template data_ptr<T>());
-      s_dL_ds = rows_backward(rows, du, T(problem.scale.s) * unit, da) / 2;  // each pair from both sides
+      s_dL_ds = rows_backward(rows, du, T(problem.scale.s) * unit, da) / 2;  // du holds each pair from both sides
     } else if (problem.columns) {
       both_directions(rows, for_rows);
     } else {

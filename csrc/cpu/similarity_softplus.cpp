@@ -1,5 +1,5 @@
-// What SigLIP sums (Zhai et al. 2023, eq. 1): softplus(x_ik) over k != i, x_ik = s <u_i, v_k> + bias, whose
-// derivative is the sigmoid: with W_ik = g_i sigmoid(x_ik)
+// What SigLIP sums (Zhai et al. 2023, eq. 1): softplus(x_ik) over k != i, with x_ik = s <u_i, v_k> + bias. The
+// derivative of softplus is the sigmoid: with W_ik = g_i sigmoid(x_ik)
 //   dU_i = s sum_k W_ik v_k,  dV_k = s sum_i W_ik u_i,  dbias = sum_ik W_ik.
 #include "../operators/checks.h"
 #include "engine/input_gradients.h"
@@ -10,7 +10,7 @@
 namespace ssl_fast::cpu {
 namespace {
 
-// As the vector kernels want it: in powers of two, and NaN with low bits of zero (simd/vectors.h).
+// The bias in powers of two. Inf becomes NaN, and the NaN has low bits of zero, as simd/vectors.h needs it.
 template <typename T>
 T bias_of(const Tensor& bias) {
   const double value = bias.item<double>();

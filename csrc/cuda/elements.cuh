@@ -1,10 +1,10 @@
-// From an element type to code of that type.
+// Calls code that is compiled for one element type.
 #pragma once
 #include "kernels.h"
 
 namespace ssl_fast::cuda {
 
-// use(null pointer to the float type).
+// Calls use(null pointer of the float type).
 template <typename Use>
 cudaError_t with_float(Element type, const Use& use) {
   switch (type) {

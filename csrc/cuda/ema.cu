@@ -1,4 +1,4 @@
-// The momentum update (reference.ema_update_): for each pair of dtypes a launch for up to 1020 tensors.
+// The momentum update (reference.ema_update_), in one launch for up to 1020 tensors of each pair of dtypes.
 #include <cuda_runtime.h>
 
 #include "elements.cuh"
@@ -6,7 +6,7 @@
 namespace ssl_fast::cuda {
 namespace {
 
-// Blocks of a multiprocessor that the registers must suffice for; float64 takes more of them.
+// How many blocks of a multiprocessor the registers must suffice for. float64 takes more registers.
 template <typename T>
 constexpr int kBlocks = sizeof(T) == 8 ? 2 : 3;
 

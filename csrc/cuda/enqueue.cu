@@ -6,12 +6,12 @@
 namespace ssl_fast::cuda {
 namespace {
 
-constexpr int kWarp = 32, kRows = 8;  // of a block: a warp a key
+constexpr int kWarp = 32, kRows = 8;  // of a block: a warp takes a key
 
 struct WarpLanes {
   int lane;
   static constexpr int count = kWarp;
-  // The same order of operations in every lane, whatever runs beside: the same bits each time.
+  // The order of operations is the same in every lane and every run, and so are the bits of the result.
   template <typename W>
   __device__ W max(W x) const {
     for (int step = kWarp / 2; step > 0; step /= 2) x = fmax(x, __shfl_xor_sync(~0u, x, step));

@@ -1,4 +1,4 @@
-// What launch.cpp asks of the .cu files: raw pointers and sizes, no ATen, so that they compile in seconds.
+// What launch.cpp calls in the .cu files. They take raw pointers and sizes, without ATen, and so compile in seconds.
 #pragma once
 #include "../common/average.h"
 #include "../common/key_row.h"
@@ -9,7 +9,8 @@ namespace ssl_fast::cuda {
 
 enum class Element { kFloat, kDouble, kBfloat16, kHalf, kByte };
 
-// Pairs of the same two element types (both kByte: copied). tensor: the place of each in the whole list.
+// Pairs of tensors of the same two element types; both kByte: they are copied. tensor: the place of each in the whole
+// list.
 struct EmaList {
   Element target_type, source_type;
   int64_t entries;

@@ -52,7 +52,7 @@ EmaNumbers numbers_of(double momentum, const OptionalTensor& momentum_tensor, co
   return numbers;
 }
 
-// Pairs of the same two element types: the arrays of an EmaList.
+// The arrays of an EmaList: pairs of tensors of the same two element types.
 struct Group {
   std::vector<void*> target;
   std::vector<const void*> source;
@@ -82,7 +82,7 @@ void ema_update_(at::TensorList target, at::TensorList source, double momentum, 
     const Tensor& x = i < target.size() ? target[i] : source[i - target.size()];
     TORCH_CHECK_VALUE(x.is_cuda() && x.device() == target[0].device(), "expected all tensors on one GPU, got one on ",
                       target[0].device(), " and one on ", x.device());
-    if (at::isFloatingType(x.scalar_type())) element_of(x);  // of another type: an error before the first is written
+    if (at::isFloatingType(x.scalar_type())) element_of(x);  // raises its error before the first is written
   }
   const c10::cuda::CUDAGuard guard(target[0].device());
   const EmaNumbers numbers = numbers_of(momentum, momentum_tensor, seed, target[0].device());
@@ -105,7 +105,7 @@ void enqueue_(const Tensor& queue, const Tensor& queue_ptr, const Tensor& given,
                     queue_ptr.device());
   if (given.size(0) == 0) return;
   const c10::cuda::CUDAGuard guard(queue.device());
-  const Tensor keys = given.is_alias_of(queue) ? given.clone() : given;  // they may be rows of the queue itself
+  const Tensor keys = given.is_alias_of(queue) ? given.clone() : given;  // keys may be rows of the queue itself
   const EnqueueTask task{queue.data_ptr(),
                          keys.const_data_ptr(),
                          queue_ptr.data_ptr<int64_t>(),

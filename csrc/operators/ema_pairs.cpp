@@ -9,7 +9,7 @@ namespace {
 
 using at::Tensor;
 
-// Whether an entry of the target lies, or may lie, where another tensor of either list does.
+// Whether the memory of an entry of the target overlaps, or may overlap, that of another tensor of either list.
 bool memory_is_shared(at::TensorList target, at::TensorList source) {
   struct Span {
     const char *begin, *end;
@@ -29,7 +29,7 @@ bool memory_is_shared(at::TensorList target, at::TensorList source) {
     add(source[i], false);
   }
   std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
-  // The furthest ends so far, of what is written and of all.
+  // The furthest ends so far: of the spans that are written, and of all spans.
   const char *written_end = nullptr, *end = nullptr;
   for (const Span& span : spans) {
     if (span.begin < written_end || (span.written && span.begin < end)) return true;
@@ -43,7 +43,8 @@ bool pair_in_memory(const Tensor& t, const Tensor& s) {
   return t.is_non_overlapping_and_dense() && t.strides() == s.strides();
 }
 
-// shared: whether a source may lie in the memory of its target, which is written first.
+// first: the place of target[0] in the caller's list. shared: whether a source may overlap its target; then it is
+// copied.
 void update_disjoint(at::TensorList target, at::TensorList source, uint32_t first, bool shared,
                      const std::function<void(const EmaPairs&)>& update) {
   EmaPairs pairs;

@@ -12,7 +12,7 @@
 
 namespace ssl_fast {
 
-// Reads rows of a 2-D tensor (rows, dim) as T. Holds no reference: the tensor must outlive it.
+// Reads the rows of a tensor (rows, dim) as numbers of type T. It holds no reference: the tensor must outlive it.
 template <typename T>
 class RowReader {
  public:
@@ -25,7 +25,7 @@ class RowReader {
   int64_t row_stride() const { return row_stride_; }
   const T* pointer(int64_t row) const { return static_cast<const T*>(data_) + row * row_stride_; }
 
-  // The row where it lies if it can be used there, else converted into scratch (dim).
+  // Row i: in place if its numbers are of type T and contiguous, else converted into scratch (dim).
   const T* row(int64_t i, T* scratch) const {
     if (direct()) return pointer(i);
     switch (dtype_) {
@@ -52,7 +52,7 @@ class RowReader {
   const int64_t rows, dim;
 };
 
-// A finite number too large for float16 becomes its largest.
+// x, or if it is finite and too large for float16, the largest float16 of its sign.
 template <typename T>
 T saturated(T x) {
   const T largest = 65504;
@@ -67,14 +67,15 @@ class RowWriter {
     with_type(x, [&](auto* data) { data_ = data; });
   }
 
-  // inverse_norm: 1 / max(|x|, eps) of the row; 1 where it was taken as it is.
+  // Writes row (dim) as row i. inverse_norm: 1 / max(|x|, eps) of the input row, or 1 where it was not normalised.
   void write(int64_t i, T* row, T inverse_norm) const {
     switch (dtype_) {
       case at::kFloat: return convert<float>(i, row);
       case at::kDouble: return convert<double>(i, row);
       case at::kBFloat16: return convert<at::BFloat16>(i, row);
       default:
-        // dU / eps, the gradient of a zero row, is beyond float16. Of others, Inf tells a gradient scaler to back off.
+        // The gradient of a zero row is dU / eps, which float16 cannot hold, so it saturates. In the gradient of any
+        // other row an Inf stays: it tells a gradient scaler to lower its scale.
         if (inverse_norm >= T(1 / kEps)) std::transform(row, row + dim_, row, saturated<T>);
         convert<at::Half>(i, row);
     }
@@ -92,7 +93,8 @@ class RowWriter {
   const int64_t dim_;
 };
 
-// A row taken as it is. Inf makes it NaN, as in unit rows: a score of -Inf would be a finite loss.
+// Copies a row (dim) that is not to be normalised. A row that holds Inf becomes NaN, as it does when it is normalised:
+// with a score of -Inf the loss would be finite.
 template <typename T>
 void copy_finite(const T* row, T* out, int64_t dim) {
   if (!kernels<T>().finite(row, dim))
@@ -101,8 +103,8 @@ void copy_finite(const T* row, T* out, int64_t dim) {
     std::copy_n(row, dim, out);
 }
 
-// Rows (n + slack, width), columns beyond dim and rows beyond n zero: unit rows and 1 / max(|x|, eps),
-// or the rows as they are.
+// Rows (n + kTileSlack, width), zero beyond n and beyond dim. With `normalized` they are u = x / max(|x|, eps) and
+// inverse_norms (n) holds 1 / max(|x|, eps); else they are the rows as given.
 template <typename T>
 struct UnitRows {
   const int64_t n, dim, width;
@@ -122,7 +124,7 @@ struct UnitRows {
   }
   UnitRows(const at::Tensor& x, bool normalize) : UnitRows(x.size(0), x.size(1), normalize) { fill(x, 0); }
 
-  // Rows `first` and after from those of x.
+  // Fills the rows from `first` on with those of x (rows, dim).
   void fill(const at::Tensor& x, int64_t first) {
     const RowReader<T> reader(x);
     T* norms = norms_ + first;
@@ -141,7 +143,7 @@ struct UnitRows {
   T* row(int64_t i) const { return data_ + i * width; }
   T inverse_norm(int64_t i) const { return normalized ? norms_[i] : T(1); }
 
-  // d (dim), the gradient of row i here, becomes that of the row as given. Returns <u_i, d>.
+  // Turns d (dim), the gradient of row i of `rows`, into the gradient of the row as given. Returns <u_i, d>.
   T backward(int64_t i, T* d) const {
     if (normalized) return kernels<T>().normalize_backward(row(i), d, dim, norms_[i]);
     T along = 0;
@@ -149,7 +151,7 @@ struct UnitRows {
     return along;
   }
 
-  // The rows packed as columns for TileInput.
+  // The rows packed as the columns of a TileInput.
   at::Tensor packed() const {
     const int64_t group = kernels<T>().column_group, groups = (n + group - 1) / group;
     at::Tensor out = new_empty<T>({groups * group, dim});
@@ -165,7 +167,7 @@ struct UnitRows {
   T *const data_, *const norms_;
 };
 
-// <a_i, b_(i + offset)> of as many rows as a has from there on, rounded as in a tile.
+// <a_i, b_(i + offset)> for i = 0 .. a.n - offset - 1, rounded as in a tile.
 template <typename T>
 std::vector<T> pair_similarities(const UnitRows<T>& a, const UnitRows<T>& b, int64_t offset = 0) {
   const int64_t count = a.n - offset;

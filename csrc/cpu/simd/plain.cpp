@@ -1,4 +1,4 @@
-// Vectors that every processor of the target has (SSE2 on x86-64, NEON on arm64).
+// The vector kernels for what every processor of the target has: SSE2 on x86-64, NEON on arm64.
 #include "tile_kernels.h"
 
 #define BYTES 16

@@ -1,7 +1,7 @@
 // What SigLIP needs of a tile, softplus and sigmoid of scores; part of tile_kernels_impl.h.
 
-// log2(1 + y) for y in [0, 1], to the last digits of a small y too: 2 atanh(z) / ln 2 with
-// z = y / (2 + y) <= 1/3, whose series needs so many terms of z^2 <= 1/9.
+// log2(1 + y) = 2 atanh(z) / ln 2 for y in [0, 1], with z = y / (2 + y) <= 1/3. It is exact to the last digits for a
+// small y too. The series of atanh in z^2 <= 1/9 needs kAtanhTerms terms.
 template <typename T>
 constexpr int kAtanhTerms = sizeof(T) == 4 ? 7 : 16;
 
@@ -14,11 +14,11 @@ static inline Vec<T> log2_of_1_plus(Vec<T> y, Vec<T> z) {
   return z * p * T(2.8853900817779268147);  // 2 / ln 2
 }
 
-// x -> softplus, and returns the sigmoid; of x in powers of two. y = 2^-|x| cannot overflow.
+// Turns x into log2(1 + 2^x) and returns 1 / (1 + 2^-x). Both are made of y = 2^-|x|, which cannot overflow.
 template <typename T>
 static inline Vec<T> softplus_and_sigmoid(Vec<T>& x) {
   const Vec<T> y = exp2v<T>(x > 0 ? -x : x);
-  const Vec<T> both = T(1) / ((y + T(1)) * (y + T(2)));  // one division for two
+  const Vec<T> both = T(1) / ((y + T(1)) * (y + T(2)));  // one division serves both
   const Vec<T> sigmoid = both * (y + T(2)) * (x > 0 ? splat<T>(1) : y);
   x = (x > 0 ? x : splat<T>(0)) + log2_of_1_plus<T>(y, y * both * (y + T(1)));
   return sigmoid;

@@ -1,7 +1,7 @@
-// What the online softmax does to a tile of dots, column by column; part of tile_kernels_impl.h. A score,
-// magnitude * dot, is not rounded on its own but together with what is subtracted from it.
-// Columns beyond n, up to a whole vector, are computed too and belong to nobody: the tile and the
-// caller's arrays of kTile entries have room for them.
+// What the online softmax does to a tile of dots, column by column; part of tile_kernels_impl.h. A score is
+// magnitude * dot. It is not rounded on its own but together with what is subtracted from it.
+// Columns from n on, up to a whole vector, are computed too and not used: the tile and the caller's arrays of kTile
+// entries have room for them.
 
 template <typename T>
 static bool online_columns(T* tile, int64_t m, int64_t n, T magnitude, T* maxima, T* sums, T* factors) {
@@ -63,7 +63,7 @@ static void count_columns(const T* tile, int64_t m, int64_t n, const T* threshol
   for (int64_t c = 0; c < n; c += kLanes<T>) {
     const Vec<T> threshold = load(thresholds + c);
     IntVec<T> above{};
-    // A comparison that holds is -1.
+    // Where a comparison holds, its lane is -1.
     for (int64_t r = 0; r < m; r++) above += ~(load(tile + r * kTile + c) <= threshold);
     for (int i = 0; i < kLanes<T> && c + i < n; i++) counts[c + i] -= above[i];
   }

@@ -1,11 +1,11 @@
-// The vector kernels, compiled once for each SIMD level: BYTES is the width of a vector, ROWS x
-// VECTORS the block of a tile that stays in registers, FUSED whether the level multiplies and adds
-// in one rounding. See tile_kernels.h for what each one does.
+// The vector kernels, compiled once for each SIMD level. BYTES is the width of a vector, ROWS x VECTORS the block of a
+// tile that stays in registers, and FUSED says whether the level multiplies and adds with one rounding.
+// tile_kernels.h says what each kernel does.
 #include "vectors.h"
 
-// A micro-kernel's accumulators: acc += a (ROWS scalars a step) x b (V vectors a step).
-// ByColumn: the ROWS scalars of a step are contiguous (a + k * a_stride + r); else each row is
-// (a + r * a_stride + k). One chain of sums for each entry, in the order of k.
+// Adds to the micro-kernel's accumulators the products of a and b over `steps` values of k: at each step ROWS scalars
+// of a with V vectors of b. Scalar r of step k is a[k * a_stride + r] if ByColumn, else a[r * a_stride + k]. Each entry
+// is one chain of sums in the order of k.
 template <typename T, int V, bool ByColumn>
 static inline __attribute__((always_inline)) void multiply(const T* a, int64_t a_stride, const T* b, int64_t b_stride,
                                                            int64_t steps, Vec<T> (&acc)[ROWS][V]) {
@@ -61,7 +61,7 @@ static inline double root(double x) { return __builtin_sqrt(x); }
 
 template <typename T>
 static bool finite(const T* x, int64_t dim) {
-  // 0 * NaN and 0 * Inf are NaN.
+  // 0 * NaN and 0 * Inf are NaN, and every other product is 0.
   Vec<T> acc[2] = {};
   int64_t d = 0;
   for (; d + 2 * kLanes<T> <= dim; d += 2 * kLanes<T>)
@@ -81,8 +81,8 @@ static T normalize(const T* x, T* u, int64_t dim) {
     multiply_row(x, inverse, u, dim);
     return inverse;
   }
-  // The squares overflow, or the row holds Inf or NaN. Such a row becomes NaN, and always the same one:
-  // exp2v needs its low bits to be zero.
+  // The squares overflow, or the row holds Inf or NaN. In the second case the row becomes NaN with low bits of zero,
+  // as exp2v needs it.
   if (!finite(x, dim)) {
     for (int64_t d = 0; d < dim; d++) u[d] = T(__builtin_nanf(""));
     return T(__builtin_nanf(""));
@@ -102,8 +102,8 @@ static T normalize_backward(const T* u, T* du, int64_t dim, T inverse_norm) {
   return along;
 }
 
-// a * b + c in one rounding exactly where the compiler contracts the tiles' sums to that. FUSED is
-// set by hand: g++ 12 does not define __FMA__ for a target that a pragma sets.
+// a * b + c, with one rounding exactly where the compiler contracts the sums of a tile to one. FUSED is set by hand,
+// because g++ 12 does not define __FMA__ for a target that a pragma sets.
 #if FUSED
 static inline float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 static inline double multiply_add(double a, double b, double c) { return __builtin_fma(a, b, c); }
@@ -117,7 +117,7 @@ static void average(T* t, const T* s, int64_t n, T momentum, T rest) {
   constexpr int64_t step = 4 * kLanes<T>;
   int64_t i = 0;
   for (; i + step <= n; i += step) {
-    // Ahead of the hardware's prefetcher, which starts anew in each stretch.
+    // The hardware's prefetcher starts anew in each stretch, so these lines would come late.
     __builtin_prefetch(t + i + 16 * step, 1);
     __builtin_prefetch(s + i + 16 * step);
 #pragma GCC unroll 4
@@ -134,8 +134,8 @@ static void pack(const T* rows, int64_t row_stride, int64_t n, int64_t dim, T* c
   for (int64_t first = 0; first < n; first += kGroup<T>) {
     const int64_t count = least(kGroup<T>, n - first);
     T* group = columns + first * dim;
-    // A cache line of each row at a time: rows a power of two apart share few cache sets, which cannot
-    // hold a line of each row until it is used up.
+    // Take one cache line of each row at a time: rows a power of two apart share few cache sets, and those cannot
+    // hold a line of every row until all of it is used.
     constexpr int64_t line = 64 / sizeof(T);
     for (int64_t begin = 0; begin < dim; begin += line) {
       const int64_t end = least(begin + line, dim);
@@ -149,7 +149,7 @@ static void pack(const T* rows, int64_t row_stride, int64_t n, int64_t dim, T* c
   }
 }
 
-// Longer dots are sums of parts of this length: one chain of 4096 terms would lose three digits.
+// A longer dot is a sum of parts of this length, because one chain of 4096 terms would lose three digits.
 constexpr int64_t kChain = 256;
 
 template <typename T>
@@ -169,7 +169,7 @@ static void dots(const T* a, const T* b, int64_t row_stride, int64_t n, int64_t 
   }
 }
 
-// Calls use(first row, first column, acc) for each block of scores of V vectors of columns.
+// Calls use(first row, first column, acc) for each block of ROWS rows and V vectors of columns, acc their dots.
 template <typename T, int V, class Use>
 static inline __attribute__((always_inline)) void score_group(const TileInput<T>& in, int64_t column, const Use& use) {
   const T* group = in.columns + column / kGroup<T> * kGroup<T> * in.dim + column % kGroup<T>;
@@ -189,7 +189,7 @@ static inline __attribute__((always_inline)) void score_group(const TileInput<T>
   }
 }
 
-// All blocks of a tile: full groups, then the last columns with as few vectors as hold them.
+// The same for all blocks of a tile: full groups of columns, then the last ones with as few vectors as hold them.
 template <typename T, class Use>
 static inline __attribute__((always_inline)) void each_block(const TileInput<T>& in, const Use& use) {
   int64_t column = 0;
@@ -249,7 +249,7 @@ static inline __attribute__((always_inline)) void exponentials(const TileInput<T
     for (int v = 0; v < V; v++) acc[r][v] = keep<T>(kept_lanes(in, row + r, column + v * kLanes<T>), acc[r][v]);
 }
 
-// Ranks of one block of dots: those above (or not comparable to) the positive's, by rows and by columns.
+// Counts, for the rows and the columns of one block of dots, those that are not <= the positive's: NaN counts.
 template <typename T, int V>
 static inline void count_above(const TileInput<T>& in, const Ranks<T>& ranks, int64_t row, int64_t column,
                                const Vec<T> (&dots)[ROWS][V]) {
@@ -263,7 +263,7 @@ static inline void count_above(const TileInput<T>& in, const Ranks<T>& ranks, in
       const IntVec<T> kept = kept_lanes(in, row + r, first);
       const Vec<T> dot = dots[r][v] * sign;
       const IntVec<T> above = kept & ~(dot <= splat<T>(ranks.row_positives[row + r]));
-      for (int i = 0; i < kLanes<T>; i++) ranks.row_counts[row + r] -= above[i];  // true is -1
+      for (int i = 0; i < kLanes<T>; i++) ranks.row_counts[row + r] -= above[i];  // a lane that is true is -1
       down += kept & ~(dot <= load(thresholds));
     }
     if (!ranks.column_counts) continue;
@@ -318,7 +318,8 @@ static void exp_weights(const TileInput<T>& in, T shift, const T* row_weights, c
   });
 }
 
-// out (count, width) += A (count, steps) * b (steps, width), A a tile or a tile transposed.
+// out (count, V vectors of width) += A (count, steps) * b (steps, width), where A is the tile or, ByColumn, its
+// transpose.
 template <typename T, int V, bool ByColumn>
 static void add_block(const T* tile, int64_t count, int64_t steps, const T* b, int64_t b_stride, int64_t width,
                       T* out) {
@@ -341,7 +342,7 @@ static void add_product(const T* tile, int64_t count, int64_t steps, const T* b,
   int64_t left = width / kLanes<T>;
   int64_t d = 0;
   while (left > 0) {
-    // 4 = 2 + 2 and 2 are fuller in registers than 3 + 1.
+    // Of four vectors take 2 and 2: with 3 and 1 the second block would leave registers unused.
     const int64_t take = left >= VECTORS && left != VECTORS + 1 ? VECTORS : least(left, 2);
     if (take == 1) add_block<T, 1, ByColumn>(tile, count, steps, b + d, b_stride, width, out + d);
     if (take == 2) add_block<T, 2, ByColumn>(tile, count, steps, b + d, b_stride, width, out + d);

@@ -1,7 +1,7 @@
 // Vectors of BYTES bytes through the compiler's vector extension, and exp2 on them.
-// Included by tile_kernels_impl.h inside a namespace and under the target options of one SIMD level.
-// Nothing here may call an inline function of the standard library: its code, compiled for this
-// level, could be the copy the linker keeps for all.
+// tile_kernels_impl.h includes this inside a namespace and under the target options of one SIMD level. Nothing here may
+// call an inline function of the standard library: the linker keeps one copy of such a function for the whole program,
+// and that could be the one compiled for this level.
 
 template <typename T>
 struct VecOf;
@@ -50,7 +50,7 @@ template <typename T>
 static inline Vec<T> splat(T x) {
   return Vec<T>{} + x;
 }
-// 0, 1, 2, ... as integers
+// The integers 0, 1, 2, ...
 template <typename T>
 static inline IntVec<T> iota() {
   IntVec<T> v{};
@@ -62,7 +62,7 @@ template <typename T>
 static inline Vec<T> keep(IntVec<T> mask, Vec<T> x) {
   return (Vec<T>)((IntVec<T>)x & mask);
 }
-// The sum of the lanes, halves first: a fixed order.
+// The sum of the lanes in a fixed order: halves are added to each other until one number is left.
 template <typename T>
 static inline T sum_lanes(Vec<T> v) {
   T part[kLanes<T>];
@@ -72,9 +72,9 @@ static inline T sum_lanes(Vec<T> v) {
   return part[0];
 }
 
-// What exp2 needs of each type. `shifter` is 1.5 * 2^(mantissa bits): adding it rounds to an integer
-// that stands in the low bits. The polynomial is the relative minimax of 2^f on |f| <= 1/2 with
-// constant term 1, highest power first; its error is 2e-9 for float and 3.4e-18 for double.
+// What exp2 needs of each type. `shifter` is 1.5 * 2^(mantissa bits): adding it to a number rounds that to an integer,
+// which then stands in the low bits. The polynomial, highest power first, is the relative minimax approximation of 2^f
+// on |f| <= 1/2 with constant term 1; its error is 2e-9 for float and 3.4e-18 for double.
 template <typename T>
 struct Exp2;
 template <>
@@ -94,10 +94,10 @@ struct Exp2<double> {
                                           0.2402265069591013126,     0.69314718055994532581};
 };
 
-// exp2 of t = n + f, |f| <= 1/2: the polynomial in f, with n added to the exponent. Below the
-// smallest normal power the result is that power, not 0: at most 1e-38 of any sum that holds
-// exp2(0). NaN whose low bits are zero, as every row's and every operation's are, stays
-// NaN: its bits get nothing added. For t up to 127 (1023).
+// exp2(t) for t up to 127 (double: 1023). With t = n + f, |f| <= 1/2, it is the polynomial in f with n added to its
+// exponent. Where exp2(t) is below the smallest normal number the result is that number instead of 0, which is at most
+// 1e-38 of a sum that holds exp2(0). A NaN stays NaN if its low bits are zero, since then nothing is added to its bits;
+// normalize() and every operation on a NaN give such a NaN.
 template <typename T>
 static inline Vec<T> exp2v(Vec<T> t) {
   typedef Exp2<T> E;
