@@ -94,13 +94,13 @@ void check(const Tensor& x, const Tensor& labels) {
 
 std::tuple<Tensor, Tensor> class_similarity(const Tensor& x, const Tensor& labels) {
   check(x, labels);
-  return x.scalar_type() == at::kDouble ? forward<double>(x, labels) : forward<float>(x, labels);
+  return in_compute_type(x, [&]<typename T>() { return forward<T>(x, labels); });
 }
 
 Tensor class_similarity_backward(const Tensor& gradient, const Tensor& x, const Tensor& labels) {
   check(x, labels);
   check_upstream(gradient, kNone, x.size(0));
-  return x.scalar_type() == at::kDouble ? backward<double>(gradient, x, labels) : backward<float>(gradient, x, labels);
+  return in_compute_type(x, [&]<typename T>() { return backward<T>(gradient, x, labels); });
 }
 
 }  // namespace ssl_fast::cpu

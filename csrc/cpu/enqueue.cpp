@@ -37,12 +37,11 @@ void write_keys(const Tensor& queue, const CircularWrite& write, const Tensor& k
 
 // The unit rows (rows, dim) of x, in float32, or in float64 where x is.
 Tensor unit_rows(const Tensor& x) {
-  const auto unit = [&]<typename T>() {
+  return in_compute_type(x, [&]<typename T>() {
     UnitRows<T> rows(x.size(0), x.size(1));
     rows.fill(x, 0);
     return rows.rows.slice(0, 0, rows.n).slice(1, 0, rows.dim);
-  };
-  return x.scalar_type() == at::kDouble ? unit.template operator()<double>() : unit.template operator()<float>();
+  });
 }
 
 }  // namespace

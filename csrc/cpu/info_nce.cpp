@@ -184,11 +184,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce(const Tensor& query, const T
   check_rows(query, positive, negatives);
   check_reduction(reduction);
   const Scale scale(temperature, temperature_tensor);
-  const auto run = [&]<typename T>() {
+  return in_compute_type(query, [&]<typename T>() {
     return forward<T>({query, positive, negatives, !negatives, normalize_negatives, scale}, reduction, return_stats,
                       query_gradient);
-  };
-  return query.scalar_type() == at::kDouble ? run.template operator()<double>() : run.template operator()<float>();
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
@@ -199,11 +198,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
   TORCH_CHECK_VALUE(in_batch ? !negatives : negatives || !negatives_gradient,
                     "negatives: expected none in batch, and a tensor where their gradient is asked for");
   const Scale scale(temperature, temperature_tensor);
-  const auto run = [&]<typename T>() {
+  return in_compute_type(query, [&]<typename T>() {
     return backward<T>({query, positive, negatives, in_batch, normalize_negatives, scale}, gradient, query, positive,
                        negatives, reduction, temperature_tensor, sums, key_means, negatives_gradient);
-  };
-  return query.scalar_type() == at::kDouble ? run.template operator()<double>() : run.template operator()<float>();
+  });
 }
 
 }  // namespace ssl_fast::cpu

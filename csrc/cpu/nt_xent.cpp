@@ -116,8 +116,7 @@ std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& z1, const Tensor& z2, d
   check_row_pair("z2", z2, "z1", z1);
   check_reduction(reduction);
   const Scale scale(temperature, temperature_tensor);
-  return z1.scalar_type() == at::kDouble ? forward<double>(z1, z2, scale, reduction, return_stats)
-                                         : forward<float>(z1, z2, scale, reduction, return_stats);
+  return in_compute_type(z1, [&]<typename T>() { return forward<T>(z1, z2, scale, reduction, return_stats); });
 }
 
 std::tuple<Tensor, Tensor, Tensor> nt_xent_backward(const Tensor& gradient, const Tensor& z1, const Tensor& z2,
@@ -125,9 +124,8 @@ std::tuple<Tensor, Tensor, Tensor> nt_xent_backward(const Tensor& gradient, cons
                                                     int64_t reduction, const Tensor& sums) {
   check_row_pair("z2", z2, "z1", z1);
   const Scale scale(temperature, temperature_tensor);
-  return z1.scalar_type() == at::kDouble
-             ? backward<double>(gradient, z1, z2, scale, temperature_tensor, reduction, sums)
-             : backward<float>(gradient, z1, z2, scale, temperature_tensor, reduction, sums);
+  return in_compute_type(
+      z1, [&]<typename T>() { return backward<T>(gradient, z1, z2, scale, temperature_tensor, reduction, sums); });
 }
 
 }  // namespace ssl_fast::cpu

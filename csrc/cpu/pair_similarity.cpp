@@ -44,16 +44,14 @@ std::tuple<Tensor, Tensor> backward(const Tensor& gradient, const Tensor& a, con
 
 Tensor pair_similarity(const Tensor& a, const Tensor& b, bool normalize_a, bool normalize_b) {
   check_row_pair("b", b, "a", a);
-  return a.scalar_type() == at::kDouble ? forward<double>(a, b, normalize_a, normalize_b)
-                                        : forward<float>(a, b, normalize_a, normalize_b);
+  return in_compute_type(a, [&]<typename T>() { return forward<T>(a, b, normalize_a, normalize_b); });
 }
 
 std::tuple<Tensor, Tensor> pair_similarity_backward(const Tensor& gradient, const Tensor& a, const Tensor& b,
                                                     bool normalize_a, bool normalize_b) {
   check_row_pair("b", b, "a", a);
   check_upstream(gradient, kNone, a.size(0));
-  return a.scalar_type() == at::kDouble ? backward<double>(gradient, a, b, normalize_a, normalize_b)
-                                        : backward<float>(gradient, a, b, normalize_a, normalize_b);
+  return in_compute_type(a, [&]<typename T>() { return backward<T>(gradient, a, b, normalize_a, normalize_b); });
 }
 
 }  // namespace ssl_fast::cpu

@@ -96,9 +96,9 @@ Tensor positive_loss(const Tensor& lse, const Tensor& positive, const OptionalTe
                      double temperature, const OptionalTensor& temperature_tensor, int64_t reduction) {
   check(lse, positive, weights, reduction);
   const Scale scale(temperature, temperature_tensor);
-  return positive.scalar_type() == at::kDouble
-             ? forward(PositiveRows<double>(lse, positive, weights, scale), in_denominator, reduction)
-             : forward(PositiveRows<float>(lse, positive, weights, scale), in_denominator, reduction);
+  return in_compute_type(positive, [&]<typename T>() {
+    return forward(PositiveRows<T>(lse, positive, weights, scale), in_denominator, reduction);
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor> positive_loss_backward(const Tensor& gradient, const Tensor& lse,
@@ -108,11 +108,10 @@ std::tuple<Tensor, Tensor, Tensor> positive_loss_backward(const Tensor& gradient
   check(lse, positive, weights, reduction);
   check_upstream(gradient, reduction, lse.size(0));
   const Scale scale(temperature, temperature_tensor);
-  const auto run = [&](const auto& rows) {
+  return in_compute_type(positive, [&]<typename T>() {
+    const PositiveRows<T> rows(lse, positive, weights, scale);
     return backward(gradient, rows, in_denominator, scale, temperature_tensor, reduction);
-  };
-  return positive.scalar_type() == at::kDouble ? run(PositiveRows<double>(lse, positive, weights, scale))
-                                               : run(PositiveRows<float>(lse, positive, weights, scale));
+  });
 }
 
 }  // namespace ssl_fast::cpu

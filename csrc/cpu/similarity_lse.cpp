@@ -218,8 +218,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_lse(const Tensor& a, const
   const Problem problem{
       a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, Scale(temperature, temperature_tensor)};
   problem.check();
-  return a.scalar_type() == at::kDouble ? Forward<double>(problem, positive).results()
-                                        : Forward<float>(problem, positive).results();
+  return in_compute_type(a, [&]<typename T>() { return Forward<T>(problem, positive).results(); });
 }
 
 std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward(const Tensor& gradient,
@@ -241,13 +240,12 @@ std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward(const Tensor& gradien
   problem.check();
   check_upstream(gradient, kNone, problem.n());
   if (column_gradient) check_upstream(*column_gradient, kNone, problem.m());
-  const auto run = [&]<typename T>() -> std::tuple<Tensor, Tensor, Tensor> {
+  return in_compute_type(a, [&]<typename T>() -> std::tuple<Tensor, Tensor, Tensor> {
     check_saved<T>("sums", sums, {2, problem.sums()});
     const Backward<T> result(problem, gradient, column_gradient, sums, a_gradient, b_gradient,
                              temperature_tensor.has_value());
     return {result.da, result.db, temperature_gradient<T>(result.s_dL_ds, problem.scale, temperature_tensor)};
-  };
-  return a.scalar_type() == at::kDouble ? run.template operator()<double>() : run.template operator()<float>();
+  });
 }
 
 }  // namespace ssl_fast::cpu

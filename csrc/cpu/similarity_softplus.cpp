@@ -82,8 +82,8 @@ std::tuple<Tensor, Tensor> similarity_softplus(const Tensor& a, const Tensor& b,
                                                const OptionalTensor& positive) {
   check(a, b, bias);
   const Scale scale(temperature, temperature_tensor);
-  const auto run = [&]<typename T>() { return forward<T>(Problem<T>(a, b, normalize, scale, bias), scale, positive); };
-  return a.scalar_type() == at::kDouble ? run.template operator()<double>() : run.template operator()<float>();
+  return in_compute_type(
+      a, [&]<typename T>() { return forward<T>(Problem<T>(a, b, normalize, scale, bias), scale, positive); });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_softplus_backward(const Tensor& gradient, const Tensor& a,
@@ -95,11 +95,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_softplus_backward(const Te
   check(a, b, bias);
   check_upstream(gradient, kNone, a.size(0));
   const Scale scale(temperature, temperature_tensor);
-  const auto run = [&]<typename T>() {
+  return in_compute_type(a, [&]<typename T>() {
     return backward<T>(gradient, a, b, Problem<T>(a, b, normalize, scale, bias), scale, temperature_tensor, bias, sums,
                        a_gradient, b_gradient);
-  };
-  return a.scalar_type() == at::kDouble ? run.template operator()<double>() : run.template operator()<float>();
+  });
 }
 
 }  // namespace ssl_fast::cpu

@@ -24,6 +24,12 @@ at::Tensor new_empty(at::IntArrayRef sizes) {
 // How many items of so many floating-point operations each are worth a thread: about ten microseconds of work.
 inline int64_t grain(double flops_each) { return int64_t(1e6 / (flops_each + 1)) + 1; }
 
+// Calls run.operator()<T>() with the type T in which x is computed: float64 for float64, else float32.
+template <typename Run>
+auto in_compute_type(const at::Tensor& x, const Run& run) {
+  return x.scalar_type() == at::kDouble ? run.template operator()<double>() : run.template operator()<float>();
+}
+
 // Calls use(pointer to the first element of type S) for the float type S of x.
 template <typename Use>
 void with_type(const at::Tensor& x, const Use& use) {
