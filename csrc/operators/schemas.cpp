@@ -93,7 +93,7 @@ TORCH_LIBRARY(ssl_fast, m) {
   // The loss of rows from lse (R N), float64, and the similarities of their positives, positive (N). weights (N), or
   // none for 1, get no gradient. Row i has the positive k = i mod N, and x_i = lse_i - s weights_k positive_k. Its loss
   // is x_i, or where the positive is in the denominator too, softplus(x_i). On the CPU alone: elsewhere
-  // ssl_fast.similarity.positive_loss is plain PyTorch.
+  // positive_loss in ssl_fast/operators/calls.py is plain PyTorch.
   m.def(
       "positive_loss(Tensor lse, Tensor positive, Tensor? weights, bool in_denominator, float temperature,"
       " Tensor? temperature_tensor, int reduction) -> Tensor");

@@ -2,31 +2,32 @@
 
 import pytest
 
-from ssl_fast import checks, native, rows, similarity
+from ssl_fast.formulas import rows, scalars
+from ssl_fast.operators import calls, codes, loading
 
 pytestmark = pytest.mark.skipif(
-    native.extension is None, reason=f"the compiled extension is missing, {native.why_missing}"
+    loading.extension is None, reason=f"the compiled extension is missing, {loading.why_missing}"
 )
 
 
 @pytest.fixture(scope="module")
 def compiled() -> dict[str, float]:
-    return native.extension.constants()
+    return loading.extension.constants()
 
 
 def test_python_has_the_values_of_the_extension(compiled):
     assert compiled["EPS"] == rows.EPS
-    assert (compiled["LEAST_TEMPERATURE"], compiled["MOST_TEMPERATURE"]) == rows.TEMPERATURES
-    assert (compiled["LN2"], compiled["LOG2E"]) == (similarity.LN2, similarity.LOG2E)
+    assert (compiled["LEAST_TEMPERATURE"], compiled["MOST_TEMPERATURE"]) == scalars.TEMPERATURES
+    assert (compiled["LN2"], compiled["LOG2E"]) == (calls.LN2, calls.LOG2E)
 
 
 def test_masks_of_the_operator_have_the_codes_of_the_extension(compiled):
     for name in ("ALL", "NOT_SELF", "IDS_DIFFER", "IDS_EQUAL"):
-        assert compiled[name] == getattr(similarity, name), name
+        assert compiled[name] == getattr(codes, name), name
 
 
 def test_reductions_have_the_codes_of_the_extension(compiled):
-    assert [compiled[name.upper()] for name in checks.REDUCTIONS] == list(range(len(checks.REDUCTIONS)))
+    assert [compiled[name.upper()] for name in codes.REDUCTIONS] == list(range(len(codes.REDUCTIONS)))
 
 
 def test_triton_kernels_have_the_values_of_the_extension(compiled):
