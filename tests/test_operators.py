@@ -42,6 +42,34 @@ def test_the_operator_itself_refuses_shapes_it_would_misread(name, arguments):
 
 
 @only_compiled
+@pytest.mark.parametrize(
+    ("name", "arguments", "place"),
+    [
+        (
+            "similarity_lse",
+            (torch.ones(4, 5), torch.ones(4, 5), None, None, 1, True, True, True, 0.1, None, torch.ones(4)),
+            10,
+        ),
+        (
+            "similarity_softplus",
+            (torch.ones(4, 5), torch.ones(4, 5), True, 0.1, None, torch.zeros(()), torch.ones(4)),
+            6,
+        ),
+        ("positive_loss", (torch.ones(8, dtype=torch.float64), torch.ones(4), torch.ones(4), False, 0.1, None, 1), 2),
+    ],
+)
+def test_only_what_gets_a_gradient_makes_a_graph(name, arguments, place):
+    """`place` is the one tensor argument without a gradient: positive, or the weights of positive_loss."""
+    for i, x in enumerate(arguments):
+        if isinstance(x, torch.Tensor):
+            leaf = x.clone().requires_grad_()
+            outputs = getattr(torch.ops.ssl_fast, name)(*arguments[:i], leaf, *arguments[i + 1 :])
+            first = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
+            assert first.requires_grad == (i != place)
+            assert i == place or torch.autograd.grad(first.sum(), leaf)[0].shape == leaf.shape
+
+
+@only_compiled
 @every_case(of=OPERATOR_CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(case, dtype):
