@@ -66,7 +66,7 @@ bench: $(VENV)/bench.stamp ## time and memory beside other libraries, saved unde
 	$(BIN)/python -m bench $(BENCH)
 
 $(VENV)/bench.stamp: $(VENV)/extension.stamp
-	@$(QUIETLY) "Installing the libraries that ssl_fast is measured beside (1 minute)" \
+	@SSL_FAST_NATIVE=0 $(QUIETLY) "Installing the libraries that ssl_fast is measured beside (1 minute)" \
 		$(BIN)/python -m pip install --no-build-isolation -e ".[bench]"
 	@touch $@
 
@@ -75,7 +75,7 @@ docs: $(VENV)/docs.stamp ## the documentation as a site, under build/site; a bro
 	@echo "Open build/site/index.html."
 
 $(VENV)/docs.stamp: $(VENV)/install.stamp
-	@$(QUIETLY) "Installing MkDocs (20 seconds)" $(BIN)/python -m pip install --no-build-isolation -e ".[docs]"
+	@SSL_FAST_NATIVE=0 $(QUIETLY) "Installing MkDocs (20 seconds)" $(BIN)/python -m pip install --no-build-isolation -e ".[docs]"
 	@touch $@
 
 lint: setup ## format, style and types of the code
