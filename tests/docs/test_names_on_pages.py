@@ -47,11 +47,7 @@ def there(name: str) -> bool:
     return any(True for folder in FOLDERS for _ in (ROOT / folder).glob(f"**/{name}"))
 
 
-# Pages whose paths are still moving.
-MOVING = ("README.md", "docs/gpu-engine.md")
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in ("CHANGELOG.md", *MOVING)])
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
 def test_files_that_pages_name_exist(page):
     assert [name for name in named_paths(page) if not there(name)] == []
 
