@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 import ssl_fast
 
 ROOT = Path(__file__).parents[2]
@@ -16,10 +18,11 @@ def test_the_citation_is_of_this_version():
     assert found("CITATION.cff", r"^version: (.+)$") == [ssl_fast.__version__]
 
 
-def test_pre_commit_formats_as_make_lint_does():
-    pinned = found("pyproject.toml", r'"ruff==([\d.]+)"')
+@pytest.mark.parametrize(("tool", "hook"), [("ruff", "ruff-pre-commit"), ("clang-format", "mirrors-clang-format")])
+def test_pre_commit_formats_as_make_lint_does(tool, hook):
+    pinned = found("pyproject.toml", rf'"{tool}==([\d.]+)"')
     assert len(pinned) == 1
-    assert found(".pre-commit-config.yaml", r"ruff-pre-commit\n +rev: v([\d.]+)") == pinned
+    assert found(".pre-commit-config.yaml", rf"{hook}\n +rev: v([\d.]+)") == pinned
 
 
 def test_workflows_call_targets_that_exist():
