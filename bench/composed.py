@@ -176,8 +176,8 @@ LOSSES = {
     "InfoNCE by ids": Loss(
         "info_nce",
         _excluded,
-        "[x(rows), x(rows), x(queue_size).detach(), 0.1, 'mean', False,"
-        " (torch.arange(rows), torch.arange(queue_size))]",
+        "dict(query=x(rows), positive=x(rows), negatives=x(queue_size).detach(),"
+        " exclude=(torch.arange(rows), torch.arange(queue_size)))",
     ),
     "instances": Loss("instance_discrimination", _instances, "[x(rows), torch.arange(rows), x(queue_size).detach()]"),
 }

@@ -80,11 +80,14 @@ def x(*sizes):
 def inputs(rows, queue_size):
     return {inputs}
 
+def loss(given):
+    return functional.{operator}(**given) if isinstance(given, dict) else functional.{operator}(*given)
+
 with ssl_fast.backend({backend!r}):
-    functional.{operator}(*inputs(4, {queue_size} and 4)).backward()
+    loss(inputs(4, {queue_size} and 4)).backward()
     large = inputs({rows}, {queue_size})
     added = measure.watch_memory()
-    functional.{operator}(*large).backward()
+    loss(large).backward()
 print(added())
 """
 
@@ -103,9 +106,9 @@ def loss_memory(
 ) -> int | None:
     """Bytes of resident memory that one forward and backward pass adds to its inputs, in a process of its own.
 
-    inputs: the arguments as Python, of rows and queue_size, where x(rows) is (rows, dim) in float32, whose gradient
-    counts. With queue_size a NegativeQueue follows TWO_ROWS. None where no process can set its peak back (only Linux
-    lets it).
+    inputs: the arguments as Python, a list or a dict, of rows and queue_size, where x(rows) is (rows, dim) in float32,
+    whose gradient counts. With queue_size a NegativeQueue follows TWO_ROWS. None where no process can set its peak
+    back (only Linux lets it).
     """
     if queue_size and inputs == TWO_ROWS:
         inputs = f"{TWO_ROWS} + [NegativeQueue(queue_size, {dim})]"

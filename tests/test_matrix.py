@@ -17,7 +17,7 @@ KNOWN: dict[tuple[str, str], str] = {}
 
 def subjects():
     """Losses, updates and the operators that they call, by name; of an operator that cannot be called here, why."""
-    found = {f"functional.{name}": matrix.loss_subject(name) for name in functional.__all__}
+    found = {f"functional.{name}": matrix.loss_subject(name) for name in functional.__all__ if name != "nce_normalizer"}
     found |= matrix.UPDATES
     calls = {}
     for subject in found.values():

@@ -114,14 +114,14 @@ def test_gradients_after_ddp_are_those_of_the_global_batch(small):
 def test_bytes_are_those_of_the_arithmetic(small):
     """docs/distributed.md: of n rows of D float32 numbers on each of W ranks."""
     world, rows = len(COUNTS), 10 * 4 * 4
-    numbers = (world - 1) * 8  # the ranks' counts, and once the ids' of the images
+    numbers = (world - 1) * 8  # the ranks' counts
     for found in small:
         gathered, passed = found["bytes"]["gather"], found["bytes"]["ring"]
         assert gathered["reduce"] == (world - 1) * rows
         assert gathered["pass"] == 0
-        assert (world - 1) * rows <= gathered["gather"] <= (world - 1) * rows + numbers * (1 + 10)
-        # Forward and backward the keys and ids, but to the last; backward their gradients, home too.
-        assert passed["pass"] == 2 * (world - 1) * (rows + 10 * 8) + world * rows
+        assert (world - 1) * rows <= gathered["gather"] <= (world - 1) * rows + numbers
+        # Forward and backward the keys, but to the last; backward their gradients, home too.
+        assert passed["pass"] == 2 * (world - 1) * rows + world * rows
         assert passed["reduce"] == 0
         assert passed["gather"] <= numbers
 
