@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from . import measure, report
-from .suites import SUITES, Work
+from .suites import SUITES
+from .work import Work
 
 
 def measured(work: Work, limits: dict[str, float], threads: int, seconds: float) -> dict:

@@ -14,7 +14,7 @@ from ssl_fast import functional
 
 from .measure import TWO_ROWS
 from .peers import eager_info_nce, eager_nt_xent, installed
-from .suites import TEMPERATURE, Work, steps, verified
+from .work import TEMPERATURE, Work, steps, verified
 
 DIM = 128
 BANK = 16384  # images of the bank, rows of the queue

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -14,46 +13,11 @@ import ssl_fast
 from ssl_fast import functional, reference
 
 from . import peers
+from .work import TEMPERATURE, Work, steps, verified
 
-TEMPERATURE = 0.1
 # The reference stores the matrix: above this its float64 no longer fits, and ours, which the tests
 # hold to it, stands in.
 LARGEST_REFERENCE = 16384
-
-
-@dataclass
-class Work:
-    """One row: `runs` by name, ours is "ssl_fast"; flops and bytes that the work needs, where known."""
-
-    suite: str
-    name: str
-    size: int
-    runs: dict[str, Callable[[], object]]
-    flops: float = 0.0
-    bytes: float = 0.0
-    memory: dict[str, object] | None = None  # arguments of measure.loss_memory
-    about: dict[str, object] = field(default_factory=dict)
-    threads: int | None = None  # of the whole run unless given
-
-
-def verified(losses: dict[str, Callable], truth: Tensor, inputs: tuple[Tensor, ...]) -> dict[str, Callable]:
-    """The losses, after each has given the float64 truth: no wrong answer is timed."""
-    for name, loss in losses.items():
-        value = loss(*inputs).item()
-        if not abs(value - truth.item()) <= 1e-4 * abs(truth.item()):
-            raise AssertionError(f"{name} gives {value}, the float64 reference {truth.item()}")
-    return losses
-
-
-def steps(losses: dict[str, Callable], inputs: tuple[Tensor, ...]) -> dict[str, Callable]:
-    """Forward and backward of each loss."""
-
-    def step(loss):
-        for x in inputs:
-            x.grad = None
-        loss(*inputs).backward()
-
-    return {name: lambda loss=loss: step(loss) for name, loss in losses.items()}
 
 
 def _forwards(losses: dict[str, Callable], inputs: tuple[Tensor, ...]) -> dict[str, Callable]:

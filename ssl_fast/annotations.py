@@ -8,10 +8,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from typing_extensions import Unpack as Unpack  # of typing from Python 3.11 on
 
+from .formulas.scalars import Scalar as Scalar
 from .formulas.statistics import ContrastiveStats
 from .parallel.group import Ring
 
-Scalar: TypeAlias = float | Tensor  # a tensor is 0-D and may get a gradient
 Temperature: TypeAlias = float | Tensor | nn.Module  # a module returns a 0-D tensor
 Group: TypeAlias = dist.ProcessGroup | Ring | None
 LossAndStats: TypeAlias = tuple[Tensor, ContrastiveStats]

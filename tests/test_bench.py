@@ -7,7 +7,8 @@ import torch
 
 from bench import __main__ as command
 from bench import report, suites
-from bench.suites import SUITES, Work
+from bench.suites import SUITES
+from bench.work import Work
 
 
 @pytest.fixture(autouse=True)

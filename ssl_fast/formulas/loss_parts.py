@@ -6,16 +6,14 @@ tests/oracle.py, in float64 NumPy, holds them: a fault here would be on both sid
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .scalars import Scalar
 from .statistics import ContrastiveStats
 from .sums import row_totals, softplus
-
-if TYPE_CHECKING:
-    from ..annotations import Scalar
 
 
 def von_mises_fisher_weights(similarity: Tensor, sigma: float) -> Tensor:

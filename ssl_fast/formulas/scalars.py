@@ -6,15 +6,12 @@ The scale is s = 1 / temperature, of any sign but not zero.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ..annotations import Scalar
-
-
+Scalar: TypeAlias = "float | Tensor"  # a tensor is 0-D and may get a gradient
 # Sizes of a temperature. Beyond these, logits in float32 are rounding noise or all equal.
 TEMPERATURES = (1e-8, 1e8)
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .scalars import Scalar
 from .sums import total
-
-if TYPE_CHECKING:
-    from ..annotations import Scalar
 
 
 class ContrastiveStats(NamedTuple):
