@@ -119,16 +119,15 @@ def queue(quick: bool) -> Iterator[Work]:
 
 def step(quick: bool) -> Iterator[Work]:
     """A whole training step on digits, and what its parts take: their ratios are shares of the step."""
-    from ssl_fast.train import data, methods, recipes
-    from ssl_fast.train.augment import Augment
+    from ssl_fast.train import data, models, recipes
 
     dataset = data.load("digits")
     generator, index = torch.Generator().manual_seed(0), torch.arange(256)
     images = dataset.train_images[:256]
     for name in ("simclr-small", "moco-v2-small"):
         recipe = recipes.RECIPES[name]
-        augments = [Augment(dataset, view, recipe.normalize_images) for view in recipe.views]
-        method = methods.build(recipe, dataset.channels, dataset.image_size, dataset.train_count)
+        augments = [data.Augment(dataset, view, recipe.normalize_images) for view in recipe.views]
+        method = models.build(recipe, dataset.channels, dataset.image_size, dataset.train_count)
         optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-3)
         embeddings = torch.randn(2, 256, recipe.projection_dim, requires_grad=True)
 
@@ -144,7 +143,7 @@ def step(quick: bool) -> Iterator[Work]:
 
         def loss(method=method, recipe=recipe, embeddings=embeddings):
             pair = embeddings.unbind()
-            if isinstance(method, methods.MoCo):
+            if isinstance(method, models.MoCo):
                 value = functional.info_nce(*pair, method.queue, recipe.temperature, return_stats=True)[0]
             else:
                 value = functional.nt_xent(*pair, recipe.temperature, return_stats=True)[0]

@@ -25,11 +25,11 @@ from lightly.models.utils import deactivate_requires_grad, update_momentum
 from torch import Tensor, nn
 
 from ssl_fast.train import data
-from ssl_fast.train.batches import Batch, Batches
-from ssl_fast.train.methods import Method, build
-from ssl_fast.train.optim import optimizer_of, schedule_of
+from ssl_fast.train.data.batches import Batch, Batches
+from ssl_fast.train.engine.optimizer import optimizer_of, schedule_of
+from ssl_fast.train.evaluation.report import accuracies
+from ssl_fast.train.models import Method, build
 from ssl_fast.train.recipes import RECIPES, Recipe
-from ssl_fast.train.report import accuracies
 
 from . import measure, report
 

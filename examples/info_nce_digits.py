@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ssl_fast.compat.info_nce import InfoNCE  # was: from info_nce import InfoNCE
 from ssl_fast.train import data
-from ssl_fast.train.evaluate import knn_accuracy
+from ssl_fast.train.evaluation import knn_accuracy
 
 BATCH, NEGATIVES, SIDE = 256, 512, 16
 

@@ -24,7 +24,7 @@ from ssl_fast.compat.pytorch_metric_learning import (
     NTXentLoss,
 )  # was: ... pytorch_metric_learning.losses
 from ssl_fast.train import data
-from ssl_fast.train.evaluate import knn_accuracy
+from ssl_fast.train.evaluation import knn_accuracy
 
 BATCH, MEMORY, MOMENTUM, SIDE, DIM = 256, 1024, 0.98, 16, 64
 

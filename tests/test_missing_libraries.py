@@ -81,7 +81,7 @@ class Finder:
 sys.meta_path.insert(0, Finder())
 """
 FEW = ["tests/test_peers.py", "tests/compat/test_compat_lightly.py", "tests/kernels/test_quick_gpu.py",
-       "tests/train/test_report.py", "tests/train/test_device_step.py"]  # fmt: skip
+       "tests/train/evaluation/test_report.py", "tests/train/engine/test_device_step.py"]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_without_libraries_all_is_collected_and_skips_are_explained(paths, tmp_p
     answer = subprocess.run([*command, *paths], cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr
     assert "tests/test_peers.py:0: lightly is not installed" in answer.stdout
-    assert "tests/train/test_report.py:0: matplotlib is not installed" in answer.stdout
+    assert "tests/train/evaluation/test_report.py:0: matplotlib is not installed" in answer.stdout
     assert "test_each_loss_waits_for_nothing" in answer.stdout
 
 

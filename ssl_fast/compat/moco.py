@@ -36,7 +36,7 @@ class MoCo(nn.Module):
     statistics are no part of the update. Unlike the original, it runs on the CPU, on one device and under
     DistributedDataParallel; the queue is written round and round, with any batch size, which is the original's
     wherever that accepts the size; the update is in place. On one process the shuffle changes no batch norm but those
-    in groups: `ssl_fast.train.batch_norm.in_groups(model.encoder_q, 4)`, and the same of encoder_k.
+    in groups: `ssl_fast.train.models.in_groups(model.encoder_q, 4)`, and the same of encoder_k.
 
     State dict: encoder_q.*, encoder_k.*, queue (dim, K), a view of the keys as rows, and queue_ptr (1,), so that
     checkpoints are exchanged with the original.

@@ -21,37 +21,37 @@ def _lazily(module: str, function: str = "main") -> Callable[[list[str]], int]:
 # name: what runs it, what it does, the extra that brings the packages it needs
 COMMANDS = {
     "recipes": (
-        _lazily("..train.cli", "recipes_main"),
+        _lazily("..train.commands.recipes"),
         "list what can be trained, or print one recipe: ssl-fast recipes moco-v2",
         "train",
     ),
     "train": (
-        _lazily("..train.cli", "train_main"),
+        _lazily("..train.commands.train"),
         "train an encoder: ssl-fast train simclr-small --data digits",
         "train",
     ),
     "eval": (
-        _lazily("..train.evaluation"),
+        _lazily("..train.commands.eval"),
         "kNN, linear and low-label accuracy of a checkpoint; a map",
         "train",
     ),
     "compare": (
-        _lazily("..train.compare"),
+        _lazily("..train.commands.compare"),
         "draw several runs together",
         "train",
     ),
     "study": (
-        _lazily("..train.study"),
+        _lazily("..train.commands.study"),
         "an ablation of the papers in miniature: ssl-fast study temperature",
         "train",
     ),
     "export": (
-        _lazily("..train.export"),
+        _lazily("..train.commands.export"),
         "an encoder's weights for torchvision, timm, safetensors, ONNX or MoCo's own code",
         "train",
     ),
     "import-moco": (
-        _lazily("..train.export", "import_main"),
+        _lazily("..train.commands.import_moco"),
         "a checkpoint of facebookresearch/moco as one of ours",
         "train",
     ),

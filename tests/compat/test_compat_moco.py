@@ -21,7 +21,7 @@ from watch import Watch
 
 import ssl_fast
 from ssl_fast.compat import moco as ours
-from ssl_fast.train.batch_norm import in_groups
+from ssl_fast.train.models import in_groups
 
 ROOT = Path(__file__).parents[2]
 
@@ -223,7 +223,7 @@ def test_the_queue_stays_rows(way):
 @pytest.mark.parametrize("mlp", [False, True])
 def test_checkpoints_of_the_original(mlp):
     torchvision = pytest.importorskip("torchvision")
-    from ssl_fast.train.moco_format import Original, from_moco
+    from ssl_fast.train.models.moco_checkpoint import Original, from_moco
 
     original = Original("resnet18", 16, 32, 2 if mlp else 1)
     moco = ours.MoCo(torchvision.models.resnet18, dim=16, K=32, mlp=mlp)

@@ -5,7 +5,7 @@ They are not in conftest.py: a process that a test starts finds that name in tes
 
 import dataclasses
 
-from ssl_fast.train import data
+from ssl_fast.train.data import datasets
 from ssl_fast.train.recipes import RECIPES
 
 TRAIN_IMAGES, TEST_IMAGES = 104, 40  # 104: three batches of 32 and a rest
@@ -22,8 +22,8 @@ def small_recipe(name: str, **changes):
 
 
 def limit_digits(monkeypatch, train_images, test_images):
-    """Makes data.load return the first of the digits."""
-    load = data.load
+    """Makes datasets.load return the first of the digits."""
+    load = datasets.load
 
     def load_few(spec):
         whole = load(spec)
@@ -32,4 +32,4 @@ def limit_digits(monkeypatch, train_images, test_images):
         few = {f"{part}_{kind}": getattr(whole, f"{part}_{kind}")[: counts[part]] for part, kind in parts}
         return dataclasses.replace(whole, **few)
 
-    monkeypatch.setattr(data, "load", load_few)
+    monkeypatch.setattr(datasets, "load", load_few)

@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from . import plots
-from .command import exit_code
+from ..evaluation import plots
+from .exit_code import exit_code
 
 CONFIG, LOG = "config.yaml", "log.csv"  # in the folder of a run
 # Columns of the log, and what their best value is; the last epoch's of all.

@@ -1,4 +1,4 @@
-"""SimCLR and MoCo v2 on scikit-learn's digits: trained, compared, drawn. `python -m ssl_fast.train.demo`."""
+"""SimCLR and MoCo v2 on scikit-learn's digits: trained, compared, drawn. `python -m ssl_fast.train.commands.demo`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ import tyro
 from rich.console import Console
 from torch import nn
 
-from . import checkpoint, data, evaluate, files, loop, plots, report, view
-from .augment import Augment
-from .encoders import create
-from .recipes import RECIPES
+from .. import files
+from ..data import datasets
+from ..data.batch_augmentation import Augment
+from ..engine import checkpoint, training_loop
+from ..evaluation import plots, report
+from ..evaluation.features import encode
+from ..models.encoders import create
+from ..recipes import RECIPES, small
 
 LABELS = {"simclr-small": "SimCLR", "moco-v2-small": "MoCo v2"}
 SHOWN_PAIRS = 10
@@ -31,8 +35,8 @@ def demo(seed: int = 0, epochs: int | None = None, folder: Path = Path("runs/dem
         folder: Where pictures, results.json and the runs go.
     """
     started = time.monotonic()
-    dataset = data.load("digits")
-    assert isinstance(dataset, data.Dataset)
+    dataset = datasets.load("digits")
+    assert isinstance(dataset, datasets.Dataset)
     encoders: dict[str, Any] = {"raw pixels": nn.Flatten(), "untrained encoder": None}
     histories = {}
     for name, label in LABELS.items():
@@ -46,7 +50,7 @@ def demo(seed: int = 0, epochs: int | None = None, folder: Path = Path("runs/dem
         path = folder / name / checkpoint.LAST
         path.unlink(missing_ok=True)
         print(f"Training {label} on {len(dataset.train_images)} digits, {recipe.epochs} epochs")
-        encoders[label] = loop.train(name, recipe, "digits", folder / name).encoder.cpu()
+        encoders[label] = training_loop.train(name, recipe, "digits", folder / name).encoder.cpu()
         histories[label] = checkpoint.load(path)["history"]
     rows = {label: report.accuracies(encoder, dataset, False, "cpu") for label, encoder in encoders.items()}
     _draw(dataset, encoders, histories, seed, folder)
@@ -57,8 +61,10 @@ def demo(seed: int = 0, epochs: int | None = None, folder: Path = Path("runs/dem
     print(f"{results['seconds']:.0f} s. In {folder}: curves.png, pairs.png, maps.png, results.json, logs")
 
 
-def _draw(dataset: data.Dataset, encoders: dict[str, Any], histories: dict[str, Any], seed: int, folder: Path) -> None:
-    augment = Augment(dataset, view.SMALL, normalize=False)
+def _draw(
+    dataset: datasets.Dataset, encoders: dict[str, Any], histories: dict[str, Any], seed: int, folder: Path
+) -> None:
+    augment = Augment(dataset, small.VIEW, normalize=False)
     generator = torch.Generator().manual_seed(seed)
     plots.curves(histories, folder / "curves.png")
     some = dataset.train_images[:SHOWN_PAIRS]
@@ -67,7 +73,7 @@ def _draw(dataset: data.Dataset, encoders: dict[str, Any], histories: dict[str, 
     # Transformed images: those that pixels mix up and invariant features do not.
     images = augment.transform_test(dataset.test_images, generator)
     shown = {label: encoder for label, encoder in encoders.items() if label != "raw pixels"}
-    features = {label: evaluate.features(encoder, images) for label, encoder in shown.items()}
+    features = {label: encode(encoder, images) for label, encoder in shown.items()}
     plots.maps(features, dataset.test_labels, folder / "maps.png")
 
 

@@ -13,9 +13,15 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from . import batches, checkpoint, data, evaluate, files, linear, plots, report
-from .command import exit_code
-from .export import encoder_of
+from .. import files
+from ..data import datasets
+from ..data.batches import plain_batches
+from ..engine import checkpoint
+from ..engine.export_formats import encoder_of
+from ..evaluation import plots, report
+from ..evaluation.features import encode_batches
+from ..evaluation.linear_probe import probe_images
+from .exit_code import exit_code
 
 MAPPED = 2000  # images of a map, at most: t-SNE takes its time
 
@@ -48,7 +54,7 @@ def evaluation(
         workers: Processes that load the images of a folder.
     """
     contents = checkpoint.load(path)
-    dataset = data.load(data_spec or contents["data"])
+    dataset = datasets.load(data_spec or contents["data"])
     if dataset.channels != contents["channels"]:
         raise ValueError(f"data: expected {contents['channels']} channels as trained, got {dataset.channels}")
     if k is not None and k < 1:
@@ -62,9 +68,8 @@ def evaluation(
         encoder, dataset, recipe.normalize_images, device, measures, k=k, views=recipe.views, **seen
     )
     if linear_epochs:
-        protocol = linear.PROTOCOLS.get(name) or linear.PROTOCOLS[recipe.method]
-        protocol = dataclasses.replace(protocol, epochs=linear_epochs)
-        figures |= linear.probe_images(encoder, dataset, protocol, recipe.normalize_images, device, **seen)
+        protocol = dataclasses.replace(recipe.linear_protocol, epochs=linear_epochs)
+        figures |= probe_images(encoder, dataset, protocol, recipe.normalize_images, device, **seen)
     table = Table("measure", name, title=f"{name} on {dataset.name}, epoch {contents['epoch']}")
     for measure, value in figures.items():
         table.add_row(measure.replace("_", " "), f"{value:.3f}")
@@ -73,6 +78,6 @@ def evaluation(
         found = {"checkpoint": str(path), "recipe": name, "data": dataset.name, "epoch": contents["epoch"], **figures}
         files.write_text(output, json.dumps(found, indent=1) + "\n")
     if map is not None:
-        plain = batches.plain(dataset, "test", recipe.normalize_images, device, **seen)
-        features, labels = evaluate.features_of(encoder, plain)
+        plain = plain_batches(dataset, "test", recipe.normalize_images, device, **seen)
+        features, labels = encode_batches(encoder, plain)
         plots.maps({name: features[:MAPPED]}, labels[:MAPPED], map)

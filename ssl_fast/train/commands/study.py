@@ -19,11 +19,15 @@ from rich.table import Table
 from torch import nn
 from tyro.conf import Positional, arg
 
-from . import checkpoint, data, files, loop, plots, report, view
-from .command import exit_code
-from .encoders import create
-from .recipes import RECIPES, Recipe
-from .settings import Settings
+from .. import files
+from ..data import datasets
+from ..engine import checkpoint, training_loop
+from ..engine.settings import Settings
+from ..evaluation import plots, report
+from ..models.encoders import create
+from ..recipes import RECIPES, Recipe, small
+from ..recipes.view import Operation
+from .exit_code import exit_code
 
 MEASURES = {"knn_clean": "kNN", "knn_transformed": "kNN, transformed", "probe_clean": "linear"}
 Changes = dict[str, Any]
@@ -43,8 +47,8 @@ def _of(recipe: str, field: str, values: tuple[Any, ...]) -> dict[str, tuple[str
     return {str(value): (recipe, {field: value}) for value in values}
 
 
-def _views(*order: view.Operation) -> tuple[str, Changes]:
-    one = dataclasses.replace(view.SMALL, order=order)
+def _views(*order: Operation) -> tuple[str, Changes]:
+    one = dataclasses.replace(small.VIEW, order=order)
     return "simclr-small", {"view1": one, "view2": one}
 
 
@@ -127,7 +131,7 @@ def study(
         raise ValueError(f"seeds: expected at least 1, got {seeds}")
     asked = STUDIES[name]
     folder = folder or Path("runs", f"study-{name}-{data_spec.partition(':')[0]}")
-    dataset = data.load(data_spec)
+    dataset = datasets.load(data_spec)
     for_all: Changes = {
         option: value for option, value in (("epochs", epochs), ("encoder", encoder)) if value is not None
     }
@@ -163,7 +167,7 @@ def _trained(name: str, recipe: Recipe, data_spec: str, dataset: Any, folder: Pa
     resume = (folder / checkpoint.LAST).exists()
     # Measured at the start and the end: a study asks for no curve.
     settings = Settings(evaluate_every=recipe.epochs)
-    method = loop.train(name, recipe, data_spec, folder, settings, resume)
+    method = training_loop.train(name, recipe, data_spec, folder, settings, resume)
     seconds = sum(recipe.batch_size * _steps(recipe, dataset) / row["images_per_second"] for row in _history(folder))
     return {**_measured(method.encoder, recipe, dataset), "seconds": round(seconds, 1)}
 

@@ -13,8 +13,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from .data import Dataset
-from .view import Operation, View
+from ..recipes.view import Operation, View
+from .datasets import Dataset
 
 CROP_ATTEMPTS = 10  # of a box that lies in the image, as torchvision
 GRAY = (0.2989, 0.587, 0.114)

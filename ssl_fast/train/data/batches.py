@@ -15,11 +15,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from . import transforms
-from .augment import Augment
-from .data import Dataset, FolderDataset
-from .recipes import Recipe
-from .view import View
+from ..recipes import Recipe, View
+from . import image_augmentation
+from .batch_augmentation import Augment
+from .datasets import Dataset, FolderDataset
 
 # What a seed is for: order of an epoch, views of a step, views of an image.
 ORDER, STEP, IMAGE = range(3)
@@ -65,7 +64,7 @@ class Batches:
         else:
             normalization = (dataset.mean, dataset.std) if recipe.normalize_images else None
             size = recipe.image_size or dataset.image_size
-            views = [transforms.transform(view, size, normalization, dataset.flip) for view in recipe.views]
+            views = [image_augmentation.transform(view, size, normalization, dataset.flip) for view in recipe.views]
             self._loader = _Loader(_Images(dataset.train, views, recipe.seed), self._device, workers)
         self._in_memory = isinstance(dataset, Dataset)
 
@@ -97,7 +96,7 @@ class Batches:
             yield [augment(images, self._generator) for augment in self._augments], index
 
 
-def plain(
+def plain_batches(
     dataset: Dataset | FolderDataset,
     part: Literal["train", "test"],
     normalize: bool,
@@ -119,7 +118,7 @@ def plain(
         return
     samples = dataset.train if part == "train" else dataset.test
     normalization = (dataset.mean, dataset.std) if normalize else None
-    transform = transforms.plain_transform(image_size or dataset.image_size, normalization)
+    transform = image_augmentation.plain_transform(image_size or dataset.image_size, normalization)
     labels = torch.tensor([label for _, label in samples])
     rows = torch.arange(len(samples)).split(batch_size)
     loader = _Loader(_Images(samples, [transform], seed=0), device, workers)

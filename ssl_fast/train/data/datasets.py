@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
-import io
-import pickle
-import struct
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-CACHE = Path("data")  # where torchvision puts what it downloads
-FASHION_MNIST_FILES = {
-    "train_images": "train-images-idx3-ubyte",
-    "train_labels": "train-labels-idx1-ubyte",
-    "test_images": "t10k-images-idx3-ubyte",
-    "test_labels": "t10k-labels-idx1-ubyte",
-}
-FASHION_MNIST_HELP = (
-    "Debian's package has its four idx files in /usr/share/datasets/fashion-mnist (apt install dataset-fashion-mnist)"
-)
-# Folder within the archive, training files, test file, key of the labels.
-CIFAR_FILES = {
-    "cifar10": ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], "test_batch", "labels"),
-    "cifar100": ("cifar-100-python", ["train"], "test", "fine_labels"),
-}
-STL10_FOLDER = "stl10_binary"
-ARCHIVES = {
-    "cifar10": "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-    "cifar100": "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-    "stl10": "http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
-}
+from . import published_files
+
 Channels = tuple[float, ...]
 # Mean and standard deviation of each channel, white being 1, of the training images; CIFAR's and ImageNet's are those
 # that published code normalises by.
@@ -47,6 +21,13 @@ NORMALIZATION: dict[str, tuple[Channels, Channels]] = {
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     "stl10": ((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+# The side of the encoder's input, and whether a mirrored image is as good as the image.
+_SHOWN: dict[str, dict[str, Any]] = {
+    "fashion-mnist": {"image_size": 28, "flip": True},
+    "cifar10": {"image_size": 32, "flip": True},
+    "cifar100": {"image_size": 32, "flip": True},
+    "stl10": {"image_size": 96, "flip": True},
 }
 
 
@@ -124,8 +105,9 @@ def load(spec: str) -> Dataset | FolderDataset:
     name, _, folder = spec.partition(":")
     if name == "digits" and not folder:
         return _digits()
-    if name in _READERS:
-        return _READERS[name](Path(folder) if folder else _downloaded(name))
+    if name in published_files.READERS:
+        arrays = published_files.READERS[name](Path(folder) if folder else published_files.downloaded(name))
+        return _in_memory(name, arrays, **_SHOWN[name])
     if name in ("imagefolder", "imagenet") and folder:
         return _image_folder(name, Path(folder))
     raise ValueError(
@@ -134,45 +116,9 @@ def load(spec: str) -> Dataset | FolderDataset:
     )
 
 
-def _dataset(name: str, arrays: dict[str, Tensor], image_size: int, flip: bool, enlarge: int = 1) -> Dataset:
+def _in_memory(name: str, arrays: dict[str, Tensor], image_size: int, flip: bool, enlarge: int = 1) -> Dataset:
     mean, std = NORMALIZATION[name]
     return Dataset(name, **arrays, image_size=image_size, flip=flip, mean=mean, std=std, enlarge=enlarge)
-
-
-def _downloaded(name: str) -> Path:
-    """The folder with the files of a data set that torchvision has downloaded; does nothing where they are there."""
-    from torchvision import datasets
-
-    try:
-        if name == "fashion-mnist":
-            datasets.FashionMNIST(CACHE, download=True)
-            return CACHE / "FashionMNIST" / "raw"
-        if name == "stl10":
-            datasets.STL10(CACHE, split="test", download=True)  # all splits are in one archive
-        else:
-            {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name](CACHE, download=True)
-    except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(
-            f"data: {name} could not be downloaded to {CACHE}/ ({error}); "
-            f"with its files in a folder, use {name}:FOLDER. {_source(name)}"
-        ) from error
-    return CACHE
-
-
-def _source(name: str) -> str:
-    """Where the files of a data set come from, for error messages."""
-    return FASHION_MNIST_HELP if name == "fashion-mnist" else f"They are those of {ARCHIVES[name]}, unpacked"
-
-
-def _file(name: str, folder: Path, inner: str, file: str) -> Path:
-    """A data set's file, in the folder or in the archive's own folder in it; raises FileNotFoundError."""
-    path = next((p for p in (folder / inner / file, folder / file) if p.is_file()), None)
-    if path is None:
-        raise FileNotFoundError(
-            f"data: expected {file} in {folder} or {folder / inner}; {name} without a folder downloads it. "
-            f"{_source(name)}"
-        )
-    return path
 
 
 def _digits() -> Dataset:
@@ -192,119 +138,7 @@ def _digits() -> Dataset:
         "test_images": to_images(test_x),
         "test_labels": torch.from_numpy(test_y).long(),
     }
-    return _dataset("digits", arrays, image_size=24, flip=False, enlarge=2)
-
-
-def _fashion_mnist(folder: Path) -> Dataset:
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"data: expected a folder with Fashion-MNIST's idx files, {folder} is none; "
-            f"fashion-mnist without a folder downloads them. {FASHION_MNIST_HELP}"
-        )
-    arrays: dict[str, Any] = {part: _read_idx(folder, file) for part, file in FASHION_MNIST_FILES.items()}
-    for part in ("train", "test"):
-        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
-        if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels):
-            raise ValueError(
-                f"data: expected {part} images (N, H, W) and labels (N,) in {folder}, "
-                f"got {tuple(images.shape)} and {tuple(labels.shape)}"
-            )
-        arrays[f"{part}_images"] = images[:, None]
-        arrays[f"{part}_labels"] = labels.long()
-    return _dataset("fashion-mnist", arrays, image_size=28, flip=True)
-
-
-def _read_idx(folder: Path, name: str) -> Tensor:
-    """An idx file of bytes as a uint8 tensor: 0, 0, 8 (bytes), number of dimensions, sizes, values."""
-    path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
-    if path is None:
-        raise FileNotFoundError(
-            f"data: expected {name} or {name}.gz in {folder}; fashion-mnist without a folder downloads it. "
-            f"{FASHION_MNIST_HELP}"
-        )
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        zeros, kind, dims = struct.unpack_from(">HBB", content)
-        shape = struct.unpack_from(f">{dims}I", content, 4)
-        if zeros or kind != 8 or not dims:
-            raise ValueError("its first four bytes are not those of an idx file of bytes")
-        return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=4 + 4 * dims).reshape(shape)
-    except (OSError, EOFError, zlib.error, struct.error, ValueError, RuntimeError) as error:
-        raise ValueError(f"data: {path} is no complete idx file ({error})") from error
-
-
-def _cifar(name: str, folder: Path) -> Dataset:
-    inner, train, test, key = CIFAR_FILES[name]
-    arrays = {}
-    for part, files in (("train", train), ("test", [test])):
-        batches = [_read_cifar(name, _file(name, folder, inner, file), key) for file in files]
-        for kind, tensors in zip(("images", "labels"), zip(*batches, strict=True), strict=True):
-            arrays[f"{part}_{kind}"] = torch.cat(tensors)
-    return _dataset(name, arrays, image_size=32, flip=True)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads what CIFAR's files hold, and nothing that can run code: plain values and NumPy arrays."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        # The files name NumPy's module as it was in 2009; newer NumPy writes its name today.
-        if (module, name) in (("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")):
-            return np.ndarray(0).__reduce__()[0]
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR file does")
-
-
-def _read_cifar(name: str, path: Path, key: str) -> tuple[Tensor, Tensor]:
-    """A batch of CIFAR's "python version": images (N, 3, 32, 32) uint8, labels (N,) int64."""
-    try:
-        batch = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-        pixels, labels = np.asarray(batch["data"]), np.asarray(batch[key])
-        if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3 * 32 * 32:
-            raise ValueError(f"its images are {pixels.dtype} {pixels.shape}, not uint8 (N, 3072)")
-        if labels.dtype.kind != "i" or labels.shape != pixels.shape[:1]:
-            raise ValueError(f"it has {labels.dtype} {labels.shape} labels for {len(pixels)} images")
-    # Damaged bytes are any opcodes, which fail in any way.
-    except Exception as error:
-        raise ValueError(f"data: {path} is no complete file of {name} ({error}). {_source(name)}") from error
-    return torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy()), torch.from_numpy(labels).long()
-
-
-def _stl10(folder: Path) -> Dataset:
-    def images(file: str) -> Tensor:
-        return _read_stl10_images(_file("stl10", folder, STL10_FOLDER, file))
-
-    def labels(file: str, count: int) -> Tensor:
-        path = _file("stl10", folder, STL10_FOLDER, file)
-        values = np.fromfile(path, np.uint8)
-        if len(values) != count or not values.all():
-            raise ValueError(f"data: expected {count} labels from 1 in {path}. {_source('stl10')}")
-        return torch.from_numpy(values).long() - 1
-
-    labelled, unlabelled, test = (images(f"{part}_X.bin") for part in ("train", "unlabeled", "test"))
-    train_labels = torch.full((len(labelled) + len(unlabelled),), -1)
-    train_labels[: len(labelled)] = labels("train_y.bin", len(labelled))
-    arrays = {
-        # The files' images are read while they are copied: 3 GB are in memory once.
-        "train_images": torch.empty((len(train_labels), 3, 96, 96), dtype=torch.uint8),
-        "train_labels": train_labels,
-        "test_images": test.contiguous(),
-        "test_labels": labels("test_y.bin", len(test)),
-    }
-    arrays["train_images"][: len(labelled)] = labelled
-    arrays["train_images"][len(labelled) :] = unlabelled
-    return _dataset("stl10", arrays, image_size=96, flip=True)
-
-
-def _read_stl10_images(path: Path) -> Tensor:
-    """(N, 3, 96, 96) uint8, a view of the file, which has each image column by column."""
-    size = path.stat().st_size
-    if not size or size % (3 * 96 * 96):
-        raise ValueError(
-            f"data: expected images of {3 * 96 * 96} bytes in {path}, got {size} bytes. {_source('stl10')}"
-        )
-    pixels = np.memmap(path, np.uint8, mode="c")  # copy on write: PyTorch warns of arrays that cannot be written
-    return torch.from_numpy(pixels).reshape(-1, 3, 96, 96).transpose(2, 3)
+    return _in_memory("digits", arrays, image_size=24, flip=False, enlarge=2)
 
 
 def _image_folder(name: str, folder: Path) -> FolderDataset:
@@ -327,11 +161,3 @@ def _image_folder(name: str, folder: Path) -> FolderDataset:
             f"got {', '.join(differing[:5])} in one only"
         )
     return FolderDataset(name, train.samples, test.samples, len(train.classes))
-
-
-_READERS: dict[str, Callable[[Path], Dataset]] = {
-    "fashion-mnist": _fashion_mnist,
-    "cifar10": lambda folder: _cifar("cifar10", folder),
-    "cifar100": lambda folder: _cifar("cifar100", folder),
-    "stl10": _stl10,
-}

@@ -1,6 +1,6 @@
 """Random views of single images by torchvision, for folders of images that loader workers read.
 
-The same operations as in augment.py, with the same distributions. Randomness is PyTorch's global one, which a worker
+The same operations as in batch_augmentation.py, with the same distributions. Randomness is PyTorch's global one, which a worker
 seeds for each image.
 """
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from . import augment
-from .view import Operation, View
+from ..recipes.view import Operation, View
+from . import batch_augmentation
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 # These work on float images: what comes before them is done by PIL, which is faster.
@@ -52,21 +52,21 @@ def _operation(operation: Operation, view: View, size: int) -> nn.Module:
     if operation == "gray":
         return v2.RandomGrayscale(view.gray_p)
     if operation == "blur":
-        return v2.RandomApply([v2.GaussianBlur(augment.blur_width(size), view.blur_sigma)], view.blur_p)
+        return v2.RandomApply([v2.GaussianBlur(batch_augmentation.blur_width(size), view.blur_sigma)], view.blur_p)
     if operation == "solarize":
         return v2.RandomSolarize(0.5, view.solarize_p)
     return _BatchOfOne(operation, view, size)  # torchvision's affine shifts in another order, its noise has one sigma
 
 
 class _BatchOfOne(nn.Module):
-    """An operation of augment.py on a single image."""
+    """An operation of batch_augmentation.py on a single image."""
 
     def __init__(self, operation: Operation, view: View, size: int):
         super().__init__()
         self.operation, self.view, self.size = operation, view, size
 
     def forward(self, image: Tensor) -> Tensor:
-        return augment.OPERATIONS[self.operation](image[None], self.view, self.size, None)[0]
+        return batch_augmentation.OPERATIONS[self.operation](image[None], self.view, self.size, None)[0]
 
 
 def _centre(size: int) -> list[nn.Module]:

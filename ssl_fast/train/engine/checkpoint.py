@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from . import files
-from .recipes import RECIPES
+from .. import files
+from ..recipes import RECIPES, View
 from .settings import Settings
-from .view import View
 
 # In the folder of a run: after every epoch; of the best kNN accuracy so far.
 LAST, BEST = "last.pt", "best.pt"

@@ -12,9 +12,9 @@ import torch
 import torchvision
 import yaml
 
-from ..version import __version__
-from . import files
-from .recipes import Recipe
+from ...version import __version__
+from .. import files
+from ..recipes import Recipe
 from .settings import Settings
 
 NAME = "config.yaml"  # in the folder of a run

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .methods import Result
+from ..models.method import Result
 
 EAGER_STEPS = 3  # before the capture: libraries choose their algorithms and allocate what they keep
 

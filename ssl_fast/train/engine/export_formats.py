@@ -1,26 +1,22 @@
-"""`ssl-fast export` and `ssl-fast import-moco`: checkpoints to and from the files of other programs."""
+"""A checkpoint's encoder as a file for other programs: torchvision, timm, safetensors, ONNX, facebookresearch/moco."""
 
-# No `from __future__ import annotations`: tyro reads the annotations.
+from __future__ import annotations
 
-import dataclasses
 import importlib
 import io
 import json
-import math
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
-import tyro
 from torch import Tensor, nn
-from tyro.conf import Positional, arg
 
-from . import checkpoint, data, encoders, files
-from .command import exit_code
-from .moco_format import import_moco, own_storage, resnet_name, to_moco
-from .settings import Settings
+from .. import files
+from ..data.datasets import NORMALIZATION
+from ..models import encoders
+from ..models.moco_checkpoint import own_storage, resnet_name, to_moco
 
 Format = Literal["torchvision", "timm", "safetensors", "onnx", "moco"]
 Contents = Mapping[str, Any]  # of a checkpoint, as checkpoint.load returns them
@@ -84,7 +80,7 @@ def metadata(contents: Contents) -> dict[str, str]:
 
     mean and std, one number a channel, white being 1, are there where the input is normalised.
     """
-    from ..version import __version__
+    from ...version import __version__
 
     recipe = contents["recipe"]
     described: dict[str, Any] = {"ssl_fast": __version__, "recipe": contents["recipe_name"]}
@@ -93,7 +89,7 @@ def metadata(contents: Contents) -> dict[str, str]:
     described |= {"normalize_images": json.dumps(recipe.normalize_images)}
     if recipe.normalize_images:
         name = contents["data"].partition(":")[0]
-        mean, std = data.NORMALIZATION["imagenet" if name == "imagefolder" else name]
+        mean, std = NORMALIZATION["imagenet" if name == "imagefolder" else name]
         described |= {"mean": json.dumps(mean), "std": json.dumps(std)}
     return {name: str(value) for name, value in described.items()}
 
@@ -198,47 +194,3 @@ def how_to_load(contents: Contents, format: Format, output: Path) -> str:
         f"python main_moco.py --arch {arch}{mlp} --moco-dim {recipe.projection_dim} --moco-k {recipe.queue_size} "
         f"--moco-m {recipe.momentum} --moco-t {recipe.temperature} --resume {shlex.quote(str(output))} ..."
     )
-
-
-def main(arguments: list[str]) -> int:
-    """`ssl-fast export`: 0, or 2 after an error that the user can mend."""
-    return exit_code("export", lambda: tyro.cli(_export, prog="ssl-fast export", args=arguments))
-
-
-def _export(path: Annotated[Positional[Path], arg(metavar="CHECKPOINT")], format: Format, output: Path) -> None:
-    """Write a checkpoint's encoder as a file for other programs, and print how to load it.
-
-    Args:
-        path: A checkpoint (last.pt, best.pt) that ssl-fast train wrote.
-        format: torchvision, timm: a state dict; safetensors; onnx; moco: the run for facebookresearch/moco.
-        output: Where to write.
-    """
-    contents = checkpoint.load(path)
-    if output.exists() and output.samefile(path):
-        raise ValueError(f"output: expected another file than the checkpoint, got {output}")
-    export(contents, format, output)
-    print(how_to_load(contents, format, output))
-
-
-def import_main(arguments: list[str]) -> int:
-    """`ssl-fast import-moco`: 0, or 2 after an error that the user can mend."""
-    return exit_code("import-moco", lambda: tyro.cli(_import_moco, prog="ssl-fast import-moco", args=arguments))
-
-
-def _import_moco(path: Annotated[Positional[Path], arg(metavar="FILE")], output: Path, data: str = "imagenet") -> None:
-    """Make a checkpoint of one of facebookresearch/moco, for ssl-fast eval and ssl-fast export.
-
-    Args:
-        path: A checkpoint that main_moco.py wrote.
-        output: Where to write.
-        data: What it was trained on, e.g. imagenet:FOLDER.
-    """
-    contents = import_moco(path)
-    if output.exists():
-        raise FileExistsError(f"output: expected a new name, {output} is there")
-    # What only the going run has is not in such a file.
-    run: dict[str, Any] = dict.fromkeys(checkpoint.KEYS)
-    run |= {"images": 0, "step": 0, "history": [], "best": -math.inf, "rng": [], "totals": torch.zeros(2)}
-    run |= {"settings": dataclasses.asdict(Settings()), "data": data}
-    checkpoint.save(output, {**run, **contents, "recipe": dataclasses.asdict(contents["recipe"])})
-    print(f"ssl-fast eval {output} --data {data if ':' in data else f'{data}:FOLDER'}")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from . import files
+from .. import files
 
 MEASURED = ("knn_clean", "knn_transformed", "probe_clean", "probe_transformed", "alignment", "uniformity")
 COLUMNS = ("epoch", "learning_rate", "momentum", "loss", "top1", *MEASURED, "images_per_second")

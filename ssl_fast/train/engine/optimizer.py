@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from .recipes import Recipe
+from ..recipes import Recipe
 
 
 def optimizer_of(method: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

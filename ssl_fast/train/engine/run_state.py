@@ -15,14 +15,15 @@ import torch.distributed as dist
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from ..parallel.collectives import gather
-from . import data, report
-from .batches import Batches
-from .graph import CapturedStep
+from ..data import datasets
+from ..data.batches import Batches
+from ..evaluation import report
+from ..models.method import Method, Result
+from ..models.methods import build
+from ..recipes import Recipe
+from .cuda_graph import CapturedStep
 from .logs import COLUMNS, Logs, NoLogs
-from .methods import Method, Result, build
-from .optim import optimizer_of, schedule_of
-from .recipes import Recipe
+from .optimizer import optimizer_of, schedule_of
 from .settings import Settings
 
 MEASUREMENTS = 12  # of the features in a run, about, where settings do not say
@@ -201,11 +202,11 @@ class Run:
         return True
 
 
-def _loaded(spec: str, fabric: Fabric) -> data.Dataset | data.FolderDataset:
+def _loaded(spec: str, fabric: Fabric) -> datasets.Dataset | datasets.FolderDataset:
     """The data, on rank 0 first, which may download. What it raises, it raises on every rank after the barrier."""
     with fabric.rank_zero_first():
         try:
-            return data.load(spec)
+            return datasets.load(spec)
         except (ValueError, OSError) as caught:
             error = caught
     raise error

@@ -21,11 +21,12 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.nn.parallel import DistributedDataParallel
 
-from . import checkpoint, config, files
+from .. import files
+from ..models.method import Method
+from ..recipes import RECIPES, Recipe
+from . import checkpoint, config_file
 from .logs import Logs, NoLogs
-from .methods import Method
-from .recipes import RECIPES, Recipe
-from .run import Run
+from .run_state import Run
 from .settings import Settings
 
 
@@ -64,7 +65,7 @@ def train(
     run = Run(recipe_name, recipe, data_spec, settings, fabric or launched(settings))
     if run.fabric.is_global_zero:
         files.remove_parts(folder)
-        config.save(folder, recipe_name, recipe, data_spec, settings)
+        config_file.save(folder, recipe_name, recipe, data_spec, settings)
     if contents is not None and not run.load_state_dict(contents):
         run.fabric.print(
             f"Resumed with another number of processes ({len(contents['rng'])} before): same weights, order of the "
@@ -117,7 +118,15 @@ def _epochs(run: Run, folder: Path, logs: Logs | NoLogs, interrupted: Any) -> No
         if interrupted(0) and run.epoch < run.recipe.epochs:
             if run.fabric.is_global_zero:
                 command = shlex.join(
-                    ["ssl-fast", "train", "--config", str(folder / config.NAME), "--folder", str(folder), "--resume"]
+                    [
+                        "ssl-fast",
+                        "train",
+                        "--config",
+                        str(folder / config_file.NAME),
+                        "--folder",
+                        str(folder),
+                        "--resume",
+                    ]
                 )
                 print(f"Stopped and saved in {folder / checkpoint.LAST}. Go on with:\n  {command}", file=sys.stderr)
             run.fabric.barrier()  # a rank that left would have the launcher kill rank 0 while it writes

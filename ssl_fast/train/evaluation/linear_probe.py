@@ -5,76 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import batches, evaluate
-from .data import Dataset, FolderDataset
-from .recipes import Recipe
-from .view import View
+from ..data.batches import Batches, plain_batches
+from ..data.datasets import Dataset, FolderDataset
+from ..recipes import LinearProtocol, Recipe, View
+from .features import encode_batches
 
 CROP_FLIP = View(order=("crop", "flip"))  # the only augmentation of all protocols
 INITIAL = 0.01  # standard deviation of the initial weights, in all of the originals
-
-
-@dataclass(frozen=True)
-class LinearProtocol:
-    """How the classifier is trained: cross-entropy, SGD.
-
-    learning_rate_scale: the rate is learning_rate, or * batch_size / 256 (linear).
-    schedule: half a cosine to 0, or step: * 0.1 at the milestones (epochs). schedule_by: where the rate changes.
-    """
-
-    learning_rate: float
-    batch_size: int
-    epochs: int
-    learning_rate_scale: Literal["none", "linear"] = "linear"
-    schedule: Literal["cosine", "step"] = "cosine"
-    schedule_by: Literal["step", "epoch"] = "epoch"
-    milestones: tuple[int, ...] = ()
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate: expected a finite number above 0, got {self.learning_rate}")
-
-    def rate(self, progress: float) -> float:
-        """The learning rate after `progress` epochs, a whole number and a share of the next."""
-        rate = self.learning_rate * (self.batch_size / 256 if self.learning_rate_scale == "linear" else 1.0)
-        reached = math.floor(progress) if self.schedule_by == "epoch" else progress
-        if self.schedule == "cosine":
-            return rate * 0.5 * (1 + math.cos(math.pi * reached / self.epochs))
-        return rate * 0.1 ** sum(reached >= milestone for milestone in self.milestones)
-
-    def fitted(self, rows: int) -> LinearProtocol:
-        """For data of `rows` images: the batch is no larger, and the rate scales with it."""
-        return dataclasses.replace(self, batch_size=min(self.batch_size, rows))
-
-
-# facebookresearch/moco main_lincls.py.
-_MOCO = LinearProtocol(30.0, 256, 100, learning_rate_scale="none", schedule="step", milestones=(60, 80))
-# google-research/simclr README, run.py and model.py, on ImageNet.
-_SIMCLR = LinearProtocol(0.1, 4096, 90, schedule_by="step", nesterov=True, weight_decay=1e-6)
-# By Recipe.method, and variants of it.
-PROTOCOLS: dict[str, LinearProtocol] = {
-    "simclr": _SIMCLR,
-    "simclr-cifar": dataclasses.replace(_SIMCLR, batch_size=512, epochs=100, weight_decay=0.0),
-    "moco": _MOCO,
-    # facebookresearch/moco-v3 main_lincls.py and CONFIG.md.
-    "moco-v3": LinearProtocol(0.1, 1024, 90),
-    "moco-v3-vit": LinearProtocol(3.0, 1024, 90),
-    # He et al. 2020 measure its memory bank so (figure 3); Wu et al. 2018 trained support vector machines.
-    "instdisc": _MOCO,
-}
 
 
 def probe_features(
@@ -124,14 +66,14 @@ def probe_images(
     """The protocol as published: every epoch encodes anew drawn crops of the training images, flipped where that fits.
 
     encoder: (N, C, S, S) float to (N, D), on `device`; frozen: its weights, statistics, gradients and modes stay.
-    dataset: of data.py; images without a label are left out. normalize, image_size: as the encoder was trained.
+    dataset: of data.load; images without a label are left out. normalize, image_size: as the encoder was trained.
     workers: processes that load a folder's images.
     Returns {"linear_top1": 0.9}, and "linear_top5" of more than 5 classes, after the last epoch; the best one would be
     chosen by the test images. The same seed gives the same result.
     Raises ValueError for a loss that is not finite.
     """
-    test = evaluate.features_of(
-        encoder, batches.plain(dataset, "test", normalize, device, workers=workers, image_size=image_size)
+    test = encode_batches(
+        encoder, plain_batches(dataset, "test", normalize, device, workers=workers, image_size=image_size)
     )
     dataset, train_labels = _labelled(dataset)
     protocol = protocol.fitted(len(train_labels))
@@ -143,11 +85,11 @@ def probe_images(
         normalize_images=normalize,
         view1=view,
     )
-    drawn = batches.Batches(dataset, recipe, device, workers=workers)
+    drawn = Batches(dataset, recipe, device, workers=workers)
 
     def epoch(number: int) -> Iterator[tuple[Tensor, Tensor]]:
         for (images,), index in drawn.epoch(number):
-            yield evaluate.features_of(encoder, [(images, train_labels[index.cpu()])])
+            yield encode_batches(encoder, [(images, train_labels[index.cpu()])])
 
     classifier = fit(epoch, drawn.steps, test[0], dataset.classes, protocol, seed)
     return accuracy(classifier, *test)

@@ -3,64 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..formulas.rows import unit_rows, upcast
+from ...formulas.rows import unit_rows
 
 # Of Wu et al. 2018 and zhirongw/lemniscate.pytorch.
 K, TEMPERATURE = 200, 0.07
 SMALL_K = 20  # where a class has fewer rows than K; best in DINO (Caron et al. 2021)
 CHUNK_ELEMENTS = 1 << 25  # of a similarity matrix: 128 MB of float32
-
-
-@contextmanager
-def evaluating(encoder: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; afterwards, also after an error, every module has the mode that it had."""
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def features(encoder: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
-    """The encoder's features of float images, (N, C, S, S) to (N, D), in eval mode, batch by batch.
-
-    Every module is left in the mode that it was in.
-    """
-    with evaluating(encoder):
-        return torch.cat([encoder(batch) for batch in images.split(batch_size)])
-
-
-def features_of(
-    encoder: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], only_labelled: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Features (N, D) and labels (N,) of batches of images (n, C, S, S) float and labels (n,) int64, in eval mode.
-
-    only_labelled: images of the label -1 are left out, and not encoded. Every module is left in the mode that it was
-    in. float16 and bfloat16 features come as float32.
-    Raises ValueError where no image is left.
-    """
-    rows: list[Tensor] = []
-    all_labels: list[Tensor] = []
-    with evaluating(encoder):
-        for images, labels in batches:
-            if only_labelled:
-                kept = labels >= 0
-                images, labels = images[kept.to(images.device)], labels[kept]
-            if len(labels):
-                rows.append(upcast(encoder(images)))
-                all_labels.append(labels.to(rows[-1].device))
-    if not rows:
-        raise ValueError(f"batches: expected {'labelled ' if only_labelled else ''}images, got none")
-    return torch.cat(rows), torch.cat(all_labels)
 
 
 def neighbours(labels: Tensor) -> int:
@@ -104,13 +56,13 @@ def knn_accuracy(
     return right / len(test_labels)
 
 
-def linear_probe_accuracy(
+def logistic_regression_accuracy(
     train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor
 ) -> float:
     """Share of test rows that a logistic regression on the standardised training features gets right.
 
     Features (N, D) float, labels (N,) integers from 0, of two classes at least. For sets of some ten thousand rows;
-    `linear.py` has the protocols of the papers.
+    `linear_probe.py` has the protocols of the papers.
     Raises ValueError for labels that do not fit the features and features that are not finite.
     """
     from sklearn.linear_model import LogisticRegression

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from . import files
+from .. import files
 
 RESOLUTION = 110
 # Each panel of `curves`: what its axis says, and the keys of the log that it shows, with line style and name.

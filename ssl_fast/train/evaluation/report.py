@@ -13,11 +13,13 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from . import batches, evaluate, files, view
-from .augment import Augment
-from .data import Dataset, FolderDataset
-from .recipes import TwoViews
-from .view import View
+from .. import files
+from ..data.batch_augmentation import Augment
+from ..data.batches import Batches, plain_batches
+from ..data.datasets import Dataset, FolderDataset
+from ..recipes import TwoViewRecipe, View
+from . import metrics
+from .features import encode, encode_batches
 
 CLASSIFIERS = ("knn", "probe")
 FRACTIONS = {"probe_1%": 0.01, "probe_10%": 0.1}
@@ -39,7 +41,7 @@ def accuracies(
     measures: tuple[str, ...] = ("knn", "probe"),
     *,
     image_size: int = 0,
-    views: tuple[View, ...] = (view.SIMCLR,),
+    views: tuple[View, ...] = (View(),),
     k: int | None = None,
     workers: int = 0,
 ) -> dict[str, float]:
@@ -50,7 +52,7 @@ def accuracies(
     measures: of MEASURES; knn and probe on each kind of test images, "probe_1%" and "probe_10%" (a share of the
     training labels) and "uniformity" on the clean ones, "alignment" on two views of up to some ten thousand.
     normalize, image_size, views: as the encoder was trained, Recipe.normalize_images, image_size and views; alignment
-    is that of the first and the last view. k: of kNN; None takes `evaluate.neighbours`.
+    is that of the first and the last view. k: of kNN; None takes `metrics.neighbours`.
     workers: processes that load a folder's images.
     Raises ValueError for another measure, and what the measures raise.
     """
@@ -59,8 +61,8 @@ def accuracies(
         raise ValueError(f"measures: expected some of {', '.join(MEASURES)}, got {unknown[0]!r}")
 
     def plain(part: Literal["train", "test"]) -> Features:
-        found = batches.plain(dataset, part, normalize, device, BATCH, workers, image_size)
-        return evaluate.features_of(encoder, found)
+        found = plain_batches(dataset, part, normalize, device, BATCH, workers, image_size)
+        return encode_batches(encoder, found)
 
     results: dict[str, float] = {}
     classified = [measure for measure in measures if measure in CLASSIFIERS or measure in FRACTIONS]
@@ -70,13 +72,15 @@ def accuracies(
         if isinstance(dataset, Dataset) and set(CLASSIFIERS) & set(measures):
             # By the numbers of no recipe: the same images for all.
             found = _transformed(dataset, Augment(dataset, View(), normalize, image_size), device)
-            tests["transformed"] = evaluate.features_of(encoder, found)
+            tests["transformed"] = encode_batches(encoder, found)
         results = _classified(classified, plain("train"), tests, k)
     if "alignment" in measures:
-        recipe = TwoViews(seed=SEED, image_size=image_size, normalize_images=normalize, view1=views[0], view2=views[-1])
+        recipe = TwoViewRecipe(
+            seed=SEED, image_size=image_size, normalize_images=normalize, view1=views[0], view2=views[-1]
+        )
         results["alignment"] = _alignment(encoder, dataset, recipe, device, workers)
     if clean and "uniformity" in measures:
-        results["uniformity"] = evaluate.uniformity(clean[0])
+        results["uniformity"] = metrics.uniformity(clean[0])
     return results
 
 
@@ -84,15 +88,15 @@ def _classified(measures: list[str], train: Features, tests: dict[str, Features]
     results: dict[str, float] = {}
     for measure in measures:
         if measure in FRACTIONS:
-            rows = evaluate.label_fraction(train[1], FRACTIONS[measure], SEED)
+            rows = metrics.label_fraction(train[1], FRACTIONS[measure], SEED)
             few = train[0][rows], train[1][rows]
-            results[measure] = evaluate.linear_probe_accuracy(*few, *tests["clean"])
+            results[measure] = metrics.logistic_regression_accuracy(*few, *tests["clean"])
             continue
         for kind, test in tests.items():
             if measure == "knn":
-                value = evaluate.knn_accuracy(*train, *test, k=evaluate.neighbours(train[1]) if k is None else k)
+                value = metrics.knn_accuracy(*train, *test, k=metrics.neighbours(train[1]) if k is None else k)
             else:
-                value = evaluate.linear_probe_accuracy(*train, *test)
+                value = metrics.logistic_regression_accuracy(*train, *test)
             results[f"{measure}_{kind}"] = value
     return results
 
@@ -108,7 +112,7 @@ def _transformed(dataset: Dataset, augment: Augment, device: torch.device | str)
 def _alignment(
     encoder: nn.Module,
     dataset: Dataset | FolderDataset,
-    recipe: TwoViews,
+    recipe: TwoViewRecipe,
     device: torch.device | str,
     workers: int,
 ) -> float:
@@ -118,10 +122,10 @@ def _alignment(
     else:
         dataset = dataclasses.replace(dataset, train=dataset.test)
     recipe = dataclasses.replace(recipe, batch_size=min(BATCH, dataset.train_count))
-    drawn = batches.Batches(dataset, recipe, device, workers=workers).epoch(0)
+    drawn = Batches(dataset, recipe, device, workers=workers).epoch(0)
     pairs = [views for views, _ in itertools.islice(drawn, PAIR_BATCHES)]
-    sides = [evaluate.features(encoder, torch.cat(side), BATCH) for side in zip(*pairs, strict=True)]
-    return evaluate.alignment(*sides)
+    sides = [encode(encoder, torch.cat(side), BATCH) for side in zip(*pairs, strict=True)]
+    return metrics.alignment(*sides)
 
 
 def table(rows: Mapping[str, Mapping[str, Any]], title: str) -> Table:

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..memory.queue import NegativeQueue
-from . import files
+from ...memory.queue import NegativeQueue
+from .. import files
+from ..recipes import RECIPES, MoCoV1Recipe, Recipe
 from .encoders import RESNETS, create, mlp
-from .recipes import RECIPES, MoCoV1, Recipe
 
 RECIPE_OF_LAYERS = {1: "moco-v1", 2: "moco-v2"}  # by the layers of the projection head
 QUEUE_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -74,7 +74,7 @@ def to_moco(contents: Mapping[str, Any]) -> dict[str, Any]:
     model that does not fit its recipe, with the tensors in question.
     """
     recipe = contents["recipe"]
-    if not isinstance(recipe, MoCoV1):
+    if not isinstance(recipe, MoCoV1Recipe):
         raise ValueError(f"recipe: the format moco is of moco-v1 and moco-v2, got {recipe.method}")
     arch = resnet_name(recipe, contents["channels"])
     if recipe.head_layers not in RECIPE_OF_LAYERS or recipe.head_batch_norm != "none":
@@ -199,7 +199,7 @@ def _head(state: Mapping[str, Any]) -> tuple[int, int]:
     )
 
 
-def _complete(state: dict[str, Any], recipe: MoCoV1, dim: int) -> int:
+def _complete(state: dict[str, Any], recipe: MoCoV1Recipe, dim: int) -> int:
     """Adds, in place and with a warning, a key encoder and a queue to a file that has none; the queue's size."""
     if not any(name.startswith("encoder_k.") for name in state):
         warnings.warn("encoder_k: not in the file, begins as a copy of encoder_q", stacklevel=3)

@@ -1,12 +1,13 @@
 """What a random view of an image is made of: numbers only, as the papers give them.
 
-`augment.py` makes such views of batches on their device, `transforms.py` of single images in loader workers.
+`data/batch_augmentation.py` makes such views of batches on their device, `data/image_augmentation.py` of single images
+in loader workers.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 Operation = Literal["crop", "affine", "flip", "jitter", "gray", "blur", "solarize", "noise"]
@@ -64,29 +65,3 @@ class View:
         for field in ("shift", "rotation", "noise"):
             if not 0 <= getattr(self, field) < math.inf:
                 raise ValueError(f"{name}.{field}: expected a finite number from 0, got {getattr(self, field)}")
-
-
-# Chen et al. 2020 (SimCLR), appendix A; order of the operations as there.
-SIMCLR = View()
-# He et al. 2020 (MoCo): main_moco.py without --aug-plus: grey before the jitter, which always happens.
-MOCO_V1 = View(
-    order=("crop", "gray", "jitter", "flip"), crop_scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0
-)
-# Chen et al. 2020 (MoCo v2): main_moco.py --aug-plus.
-MOCO_V2 = View(order=("crop", "jitter", "gray", "blur", "flip"), crop_scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1))
-# Chen et al. 2021 (MoCo v3), main_moco.py: as BYOL, one view always blurred, the other sometimes solarised.
-MOCO_V3_FIRST = View(
-    order=("crop", "jitter", "gray", "blur", "flip"), crop_scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), blur_p=1.0
-)
-MOCO_V3_SECOND = View(
-    order=("crop", "jitter", "gray", "blur", "solarize", "flip"),
-    crop_scale=(0.2, 1.0),
-    jitter=(0.4, 0.4, 0.2, 0.1),
-    blur_p=0.1,
-)
-MOCO_V3_VIT_FIRST = replace(MOCO_V3_FIRST, crop_scale=(0.08, 1.0))
-MOCO_V3_VIT_SECOND = replace(MOCO_V3_SECOND, crop_scale=(0.08, 1.0))
-# google-research/simclr's CIFAR-10 command: strength 0.5 and no blur.
-CIFAR = View(order=("crop", "flip", "jitter", "gray"), jitter=(0.4, 0.4, 0.4, 0.1))
-# For greyscale images of some 28 pixels: what colour and blur are to photographs, position and light are to these.
-SMALL = View(order=("affine", "jitter", "noise", "flip"), jitter=(0.4, 0.0, 0.0, 0.0), jitter_p=1.0)

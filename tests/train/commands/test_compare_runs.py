@@ -4,7 +4,8 @@ import matplotlib.image
 import pytest
 import yaml
 
-from ssl_fast.train import compare, plots
+from ssl_fast.train.commands import compare
+from ssl_fast.train.evaluation import plots
 
 CONFIG = {"recipe": "simclr-small", "data": "digits", "seed": 0, "temperature": 0.1, "view1": {"order": ["crop"]}}
 COLUMNS = "epoch,learning_rate,momentum,loss,top1,knn_clean,knn_transformed,probe_clean,alignment,uniformity"

@@ -6,8 +6,8 @@ import matplotlib.image
 import pytest
 from small_runs import limit_digits
 
-from ssl_fast.train import demo
-from ssl_fast.train.demo import LABELS
+from ssl_fast.train.commands import demo
+from ssl_fast.train.commands.demo import LABELS
 
 ROWS = ["raw pixels", "untrained encoder", "SimCLR", "MoCo v2"]
 COLUMNS = ["knn_clean", "knn_transformed", "probe_clean", "probe_transformed"]

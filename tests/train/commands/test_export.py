@@ -14,10 +14,14 @@ from torchvision import models
 
 import ssl_fast
 from ssl_fast.memory.queue import NegativeQueue
-from ssl_fast.train import checkpoint, data, encoders, export
-from ssl_fast.train.moco_format import RESNETS
+from ssl_fast.train.commands import export as export_command
+from ssl_fast.train.commands import import_moco as import_moco_command
+from ssl_fast.train.data import datasets
+from ssl_fast.train.engine import checkpoint, export_formats
+from ssl_fast.train.engine.settings import Settings
+from ssl_fast.train.models import encoders
+from ssl_fast.train.models.moco_checkpoint import RESNETS
 from ssl_fast.train.recipes import RECIPES
-from ssl_fast.train.settings import Settings
 
 VIT = "timm/vit_tiny_patch16_224,depth=2,num_heads=4"
 BOTTLENECKS = ("resnet50", "timm/resnet50", "timm/resnext50_32x4d", "timm/wide_resnet50_2")
@@ -75,7 +79,7 @@ def saved(path, contents):
 )
 def test_torchvision(encoder, tmp_path):
     contents = contents_of(encoder)
-    export.export(contents, "torchvision", tmp_path / "encoder.pt")
+    export_formats.export(contents, "torchvision", tmp_path / "encoder.pt")
     model = getattr(models, encoder.removeprefix("timm/"))()
     model.fc = nn.Identity()
     model.load_state_dict(torch.load(tmp_path / "encoder.pt", weights_only=True), strict=True)
@@ -93,7 +97,7 @@ def test_torchvision(encoder, tmp_path):
 )
 def test_timm(encoder, channels, options, tmp_path):
     contents = contents_of(encoder, channels)
-    export.export(contents, "timm", tmp_path / "encoder.pt")
+    export_formats.export(contents, "timm", tmp_path / "encoder.pt")
     name = encoder.removeprefix("timm/").partition(",")[0]
     model = timm.create_model(name, num_classes=0, **options)
     model.load_state_dict(torch.load(tmp_path / "encoder.pt", weights_only=True), strict=True)
@@ -116,7 +120,7 @@ def test_safetensors(encoder, stem, tmp_path):
 
     contents = contents_of(encoder, stem=stem, normalize_images=True)
     path = tmp_path / "new" / "encoder.safetensors"
-    export.export(contents, "safetensors", path)
+    export_formats.export(contents, "safetensors", path)
     state = load_file(path)
     expected = {name: x for name, x in contents["model"].items() if name.startswith("encoder.")}
     assert {f"encoder.{name}" for name in state} == expected.keys()
@@ -125,7 +129,7 @@ def test_safetensors(encoder, stem, tmp_path):
         assert torch.equal(tensor, expected[f"encoder.{name}"])
     with safe_open(path, framework="pt") as file:
         told = file.metadata()
-    mean, std = data.NORMALIZATION["cifar10"]
+    mean, std = datasets.NORMALIZATION["cifar10"]
     assert (json.loads(told.pop("mean")), json.loads(told.pop("std"))) == (list(mean), list(std))
     expected = {"format": "pt", "ssl_fast": ssl_fast.__version__, "recipe": "simclr", "epoch": "7", "encoder": encoder}
     expected |= {"stem": stem, "channels": "3", "image_size": "32", "normalize_images": "true"}
@@ -137,12 +141,12 @@ def test_safetensors(encoder, stem, tmp_path):
 
 def test_metadata_of_images_that_are_not_normalised_and_of_folders():
     contents = contents_of(normalize_images=False)
-    told = export.metadata(contents)
+    told = export_formats.metadata(contents)
     assert told["normalize_images"] == "false"
     assert not {"mean", "std"} & told.keys()
     recipe = dataclasses.replace(contents["recipe"], normalize_images=True)
     for spec in ("imagefolder:there", "imagenet:there"):
-        told = export.metadata({**contents, "recipe": recipe, "data": spec})
+        told = export_formats.metadata({**contents, "recipe": recipe, "data": spec})
         assert json.loads(told["mean"]) == [0.485, 0.456, 0.406]
 
 
@@ -166,12 +170,12 @@ def test_onnx(encoder, channels, tmp_path, capfd):
     pytest.importorskip("onnxscript")
     contents = contents_of(encoder, channels, normalize_images=False)
     path = tmp_path / "encoder.onnx"
-    export.export(contents, "onnx", path)
+    export_formats.export(contents, "onnx", path)
     assert capfd.readouterr().out == ""
     assert [file.name for file in tmp_path.iterdir()] == ["encoder.onnx"]  # no second file with the weights
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
-    assert {entry.key: entry.value for entry in model.metadata_props} == export.metadata(contents)
+    assert {entry.key: entry.value for entry in model.metadata_props} == export_formats.metadata(contents)
     for count in (1, 5):  # the batch's size is free
         images = images_for(contents, count)
         for features in onnx_features(path, images):
@@ -180,9 +184,9 @@ def test_onnx(encoder, channels, tmp_path, capfd):
 
 def test_onnx_of_more_than_a_message_holds(tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
-    monkeypatch.setattr(export, "LARGEST_ONNX", 1000)
+    monkeypatch.setattr(export_formats, "LARGEST_ONNX", 1000)
     with pytest.raises(ValueError, match="encoder: the format onnx holds at most 1000 bytes of weights, got"):
-        export.export(contents_of(), "onnx", tmp_path / "encoder.onnx")
+        export_formats.export(contents_of(), "onnx", tmp_path / "encoder.onnx")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +195,7 @@ def test_onnx_of_more_than_a_message_holds(tmp_path, monkeypatch):
 def test_a_missing_package_is_named(format, package, tmp_path, monkeypatch, capsys):
     path = saved(tmp_path / "last.pt", contents_of())
     monkeypatch.setitem(sys.modules, package, None)
-    assert export.main([str(path), "--format", format, "--output", str(tmp_path / "out")]) == 2
+    assert export_command.main([str(path), "--format", format, "--output", str(tmp_path / "out")]) == 2
     message = f"ssl-fast export: --format {format} needs {package}: pip install 'ssl-fast[export]'\n"
     assert capsys.readouterr().err == message
     assert not (tmp_path / "out").exists()
@@ -213,7 +217,7 @@ def test_a_missing_package_is_named(format, package, tmp_path, monkeypatch, caps
 )
 def test_what_a_format_cannot_hold(encoder, channels, stem, format, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        export.export(contents_of(encoder, channels, stem=stem), format, tmp_path / "new" / "encoder")
+        export_formats.export(contents_of(encoder, channels, stem=stem), format, tmp_path / "new" / "encoder")
     assert not list(tmp_path.iterdir())
 
 
@@ -222,13 +226,13 @@ def test_other_weights(tmp_path):
     model = {name: tensor for name, tensor in contents["model"].items() if name != "encoder.0.weight"}
     contents = {**contents, "model": model}
     with pytest.raises(ValueError, match=r'^model: .*Missing key.*"0\.weight"') as caught:
-        export.export(contents, "safetensors", tmp_path / "encoder")
+        export_formats.export(contents, "safetensors", tmp_path / "encoder")
     assert "\n" not in str(caught.value)
 
 
 def test_the_encoder_is_in_eval_mode():
     contents = contents_of()
-    encoder = export.encoder_of(contents)
+    encoder = export_formats.encoder_of(contents)
     assert not any(module.training for module in encoder.modules())
     images = images_for(contents)
     assert torch.equal(encoder(images), features_of(contents, images))
@@ -240,7 +244,7 @@ def test_dtype_and_random_state_stay(tmp_path):
     contents = contents_of(encoder="small-8")
     double = {name: x.double() / 3 if x.is_floating_point() else x for name, x in contents["model"].items()}
     before = torch.get_rng_state()
-    export.export({**contents, "model": double}, "safetensors", tmp_path / "encoder")
+    export_formats.export({**contents, "model": double}, "safetensors", tmp_path / "encoder")
     assert torch.equal(torch.get_rng_state(), before)
     written = load_file(tmp_path / "encoder")["0.weight"]
     assert written.dtype == torch.float64
@@ -258,7 +262,7 @@ def test_views_of_one_storage_and_other_layouts(tmp_path):
     }
     contents = {**contents, "model": {**model, "encoder.conv1.weight": weight}}
     for format in ("torchvision", "safetensors"):
-        export.export(contents, format, tmp_path / format)
+        export_formats.export(contents, format, tmp_path / format)
         size = sum(x.numel() * x.element_size() for name, x in model.items() if name.startswith("encoder."))
         assert size < (tmp_path / format).stat().st_size < 1.01 * size
     states = torch.load(tmp_path / "torchvision"), load_file(tmp_path / "safetensors")
@@ -268,9 +272,9 @@ def test_views_of_one_storage_and_other_layouts(tmp_path):
 
 def test_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
     (tmp_path / "encoder").write_text("old")
-    monkeypatch.setattr(export.files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    monkeypatch.setattr(export_formats.files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
     with pytest.raises(OSError, match="no space left"):
-        export.export(contents_of(), "safetensors", tmp_path / "encoder")
+        export_formats.export(contents_of(), "safetensors", tmp_path / "encoder")
     assert (tmp_path / "encoder").read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -287,7 +291,7 @@ LOADING = [
 def test_the_command_prints_code_that_loads(encoder, format, module, tmp_path, capsys):
     contents = contents_of(encoder)
     path, output = saved(tmp_path / "last.pt", contents), tmp_path / "it's" / "encoder"
-    assert export.main([str(path), "--format", format, "--output", str(output)]) == 0
+    assert export_command.main([str(path), "--format", format, "--output", str(output)]) == 0
     names = {}
     exec(f"import torch, {module}\n" + capsys.readouterr().out, names)
     if format == "safetensors":
@@ -306,14 +310,14 @@ def moco_contents():
 def test_moco_and_back_by_the_commands(tmp_path, capsys):
     contents = moco_contents()
     path, there, back = saved(tmp_path / "last.pt", contents), tmp_path / "moco.pth.tar", tmp_path / "back.pt"
-    assert export.main([str(path), "--format", "moco", "--output", str(there)]) == 0
+    assert export_command.main([str(path), "--format", "moco", "--output", str(there)]) == 0
     command = capsys.readouterr().out.split()
     assert command[:7] == ["python", "main_moco.py", "--arch", "resnet18", "--mlp", "--moco-dim", "8"]
     assert command[command.index("--resume") + 1] == str(there)
     moco = torch.load(there, weights_only=True)
     assert (moco["epoch"], moco["arch"]) == (7, "resnet18")
 
-    assert export.import_main([str(there), "--output", str(back), "--data", "imagefolder:here"]) == 0
+    assert import_moco_command.main([str(there), "--output", str(back), "--data", "imagefolder:here"]) == 0
     assert capsys.readouterr().out == f"ssl-fast eval {back} --data imagefolder:here\n"
     imported = checkpoint.load(back)
     assert imported["recipe"] == dataclasses.replace(
@@ -323,10 +327,10 @@ def test_moco_and_back_by_the_commands(tmp_path, capsys):
     assert (imported["channels"], imported["image_size"]) == (3, 224)
     assert imported["model"].keys() == contents["model"].keys()
     assert all(torch.equal(imported["model"][name], tensor) for name, tensor in contents["model"].items())
-    export.export(imported, "torchvision", tmp_path / "encoder.pt")
+    export_formats.export(imported, "torchvision", tmp_path / "encoder.pt")
 
     before = back.read_bytes()
-    assert export.import_main([str(there), "--output", str(back)]) == 2
+    assert import_moco_command.main([str(there), "--output", str(back)]) == 2
     assert capsys.readouterr().err == f"ssl-fast import-moco: output: expected a new name, {back} is there\n"
     assert back.read_bytes() == before
 
@@ -339,12 +343,12 @@ def test_user_errors(tmp_path, capsys):
         ([str(path), "--output", str(path)], "output: expected another file than the checkpoint, got"),
         ([str(path), "--output", str(tmp_path)], "output: expected a file or a new name, got the folder"),
     ):
-        assert export.main([*arguments, "--format", "safetensors"]) == 2
+        assert export_command.main([*arguments, "--format", "safetensors"]) == 2
         error = capsys.readouterr().err
         assert re.search(message, error), error
         assert error.startswith("ssl-fast export: ")
         assert error.count("\n") == 1
-    assert export.import_main([str(path), "--output", str(tmp_path / "out.pt")]) == 2
+    assert import_moco_command.main([str(path), "--output", str(tmp_path / "out.pt")]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"ssl-fast import-moco: {path}: moco: expected epoch, arch and state_dict, got ")
     assert error.count("\n") == 1
@@ -355,6 +359,6 @@ def test_user_errors(tmp_path, capsys):
 @pytest.mark.parametrize("arguments", [[], ["last.pt"], ["last.pt", "--format", "pickle", "--output", "out"]])
 def test_wrong_options_exit_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
-        export.main(arguments)
+        export_command.main(arguments)
     assert stop.value.code == 2
     assert capsys.readouterr().err

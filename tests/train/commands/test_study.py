@@ -9,8 +9,8 @@ import pytest
 from small_runs import SMALL
 
 from ssl_fast.tools import cli
-from ssl_fast.train import loop
-from ssl_fast.train import study as studies
+from ssl_fast.train.commands import study as studies
+from ssl_fast.train.engine import training_loop
 from ssl_fast.train.recipes import RECIPES
 
 pytestmark = pytest.mark.usefixtures("few_digits")
@@ -36,7 +36,7 @@ def test_all_variants_differ_and_can_run(name):
 
 def test_a_study_writes_what_it_measured_and_goes_on(tmp_path, monkeypatch, capsys):
     arguments = ["study", "head", "--seeds", "2", "--epochs", "1", "--encoder", "small-8", "--folder", str(tmp_path)]
-    train, calls = loop.train, []
+    train, calls = training_loop.train, []
 
     def stopped_in_the_fourth_run(*given, **options):
         calls.append(given[3].name)
@@ -44,7 +44,7 @@ def test_a_study_writes_what_it_measured_and_goes_on(tmp_path, monkeypatch, caps
             raise KeyboardInterrupt
         return train(*given, **options)
 
-    monkeypatch.setattr(loop, "train", stopped_in_the_fourth_run)
+    monkeypatch.setattr(training_loop, "train", stopped_in_the_fourth_run)
     assert cli.main(arguments) == 130
     assert not (tmp_path / "results.json").exists()
     assert cli.main(arguments) == 0

@@ -13,10 +13,9 @@ import torch
 from small_runs import SMALL, small_recipe
 
 from ssl_fast.tools import cli
-from ssl_fast.train import checkpoint, config, loop, run
-from ssl_fast.train.recipes import RECIPES
-from ssl_fast.train.settings import Settings
-from ssl_fast.train.view import View
+from ssl_fast.train.engine import checkpoint, config_file, run_state, training_loop
+from ssl_fast.train.engine.settings import Settings
+from ssl_fast.train.recipes import RECIPES, View
 
 TRAINED = ("simclr-small", "moco-v2-small")
 
@@ -37,17 +36,17 @@ def assert_user_error(arguments, message, capsys):
 @pytest.mark.parametrize("recipe_name", TRAINED)
 def test_train_interrupt_resume_eval(recipe_name, tmp_path, monkeypatch, capsys, few_digits):
     monkeypatch.chdir(tmp_path)
-    step = run.Run.train_step
+    step = run_state.Run.train_step
 
     def step_then_interrupt(self, batches):
         step(self, batches)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(run.Run, "train_step", step_then_interrupt)
+    monkeypatch.setattr(run_state.Run, "train_step", step_then_interrupt)
     fields = {**SMALL, "epochs": 1, "temperature": 0.3, "seed": 5}
     assert cli.main(["train", recipe_name, "--data", "digits", *options(**fields)]) == 130
     command = next(line for line in capsys.readouterr().err.splitlines() if "--resume" in line)
-    monkeypatch.setattr(run.Run, "train_step", step)
+    monkeypatch.setattr(run_state.Run, "train_step", step)
 
     assert cli.main(shlex.split(command)[1:]) == 0
     path = f"runs/{recipe_name}-digits/{checkpoint.LAST}"
@@ -96,11 +95,11 @@ CHOICES = {
 @pytest.mark.parametrize("recipe_name", RECIPES)
 def test_every_field_is_an_option(recipe_name, route, monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr(loop, "train", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(training_loop, "train", lambda *arguments: calls.append(arguments))
     recipe, settings = changed(RECIPES[recipe_name]), changed(Settings())
-    config.save(tmp_path, recipe_name, recipe, "fashion-mnist:there", settings)
-    file = str(tmp_path / config.NAME)
-    words = ["--config", file] if route == "file" else [recipe_name, *config.load(file)[1]]
+    config_file.save(tmp_path, recipe_name, recipe, "fashion-mnist:there", settings)
+    file = str(tmp_path / config_file.NAME)
+    words = ["--config", file] if route == "file" else [recipe_name, *config_file.load(file)[1]]
     assert cli.main(["train", *words, "--folder", "here"]) == 0
     got = calls.pop()
     assert got[1] == recipe
@@ -110,7 +109,7 @@ def test_every_field_is_an_option(recipe_name, route, monkeypatch, tmp_path):
 
 def test_the_command_line_holds_over_the_file(monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr(loop, "train", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(training_loop, "train", lambda *arguments: calls.append(arguments))
     file = tmp_path / "mine.yaml"
     file.write_text("epochs: 7\nbatch_size: 64\nview1:\n  blur_p: 0.25\ncompile: true\n")
     words = ["simclr", "--config", str(file), "--data", "digits", "--epochs", "9", "--no-compile"]
@@ -146,7 +145,7 @@ def test_recipes_are_listed_and_printed_as_files(tmp_path, monkeypatch, capsys):
     listed = capsys.readouterr().out
     assert all(name in listed for name in RECIPES)
     calls = []
-    monkeypatch.setattr(loop, "train", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(training_loop, "train", lambda *arguments: calls.append(arguments))
     for name, recipe in RECIPES.items():
         capsys.readouterr()
         assert cli.main(["recipes", name]) == 0
@@ -239,7 +238,7 @@ def test_a_file_in_the_place_of_the_folder(tmp_path, capsys):
 
 
 def test_eval_of_other_weights(tmp_path, capsys, few_digits):
-    loop.train("simclr-small", small_recipe("simclr-small", epochs=1), "digits", tmp_path)
+    training_loop.train("simclr-small", small_recipe("simclr-small", epochs=1), "digits", tmp_path)
     path = tmp_path / checkpoint.LAST
     contents = torch.load(path)
     good = contents["model"]
@@ -251,7 +250,7 @@ def test_eval_of_other_weights(tmp_path, capsys, few_digits):
 
 
 def test_eval_writes_figures_and_a_map(tmp_path, capsys, few_digits):
-    loop.train("moco-v2-small", small_recipe("moco-v2-small", epochs=1), "digits", tmp_path)
+    training_loop.train("moco-v2-small", small_recipe("moco-v2-small", epochs=1), "digits", tmp_path)
     path = str(tmp_path / checkpoint.LAST)
     words = [
         "--low-label",

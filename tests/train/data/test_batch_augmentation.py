@@ -8,9 +8,9 @@ from torch._subclasses import FakeTensorMode
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from ssl_fast.train import augment, data, view
-from ssl_fast.train.augment import Augment
-from ssl_fast.train.view import View
+from ssl_fast.train.data import batch_augmentation, datasets
+from ssl_fast.train.data.batch_augmentation import Augment
+from ssl_fast.train.recipes import View, simclr, small
 
 FULL_VIEWS = {
     name: getattr(view, name)
@@ -20,7 +20,7 @@ FULL_VIEWS = {
 
 @pytest.fixture(scope="module")
 def digits():
-    return data.load("digits")
+    return datasets.load("digits")
 
 
 def generator(seed):
@@ -32,13 +32,13 @@ def colours(count=6, size=20, **changes):
     images = torch.randint(256, (count, 3, size, size), dtype=torch.uint8)
     labels = torch.arange(count) % 2
     normalization = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
-    return data.Dataset("colours", images, labels, images, labels, size, flip=True, **normalization | changes)
+    return datasets.Dataset("colours", images, labels, images, labels, size, flip=True, **normalization | changes)
 
 
 def test_views_of_one_image_differ_image_by_image(digits):
     # The same image eight times: all that differs is the draw.
     images = digits.train_images[:1].expand(8, -1, -1, -1)
-    views = Augment(digits, view.SMALL, normalize=False)(images, generator(0))
+    views = Augment(digits, small.VIEW, normalize=False)(images, generator(0))
     assert views.shape == (8, 1, 24, 24)
     assert views.dtype == torch.float32
     assert 0 <= views.min() < views.max() <= 1
@@ -61,7 +61,7 @@ def test_randomness_is_the_generators(name):
 
 def test_every_size_is_its_own(digits):
     for dataset, own in ((digits, 24), (colours(), 20)):
-        for chosen in (view.SMALL, view.SIMCLR):
+        for chosen in (small.VIEW, simclr.VIEW):
             for size in (0, 12, 33):
                 both = Augment(dataset, chosen, normalize=False, image_size=size)
                 shape = (3, dataset.channels, size or own, size or own)
@@ -84,7 +84,7 @@ def test_plain_enlarges_and_pads(digits):
 def test_normalized_by_mean_and_deviation():
     dataset = colours()
     expected = v2.functional.normalize(dataset.train_images / 255, list(dataset.mean), list(dataset.std))
-    normalized, not_normalized = (Augment(dataset, view.SIMCLR, normalize=value) for value in (True, False))
+    normalized, not_normalized = (Augment(dataset, simclr.VIEW, normalize=value) for value in (True, False))
     torch.testing.assert_close(normalized.plain(dataset.train_images), expected)
     for call in (Augment.__call__, Augment.transform_test):
         one, other = (call(both, dataset.train_images, generator(0)) for both in (normalized, not_normalized))
@@ -92,7 +92,7 @@ def test_normalized_by_mean_and_deviation():
 
 
 def test_test_images_are_moved_only(digits):
-    both, images = Augment(digits, view.SMALL, normalize=False), digits.test_images[:50]
+    both, images = Augment(digits, small.VIEW, normalize=False), digits.test_images[:50]
     moved, plain = both.transform_test(images, generator(0)), both.plain(images)
     assert (moved - plain).abs().mean() > 0.02
     # No noise on what is black, and brightness stays: a stroke's white is white.
@@ -106,7 +106,7 @@ def test_flip_only_where_it_suits(digits):
     images[..., :4] = 255
     for flip in (False, True):
         dataset = dataclasses.replace(digits, flip=flip)
-        views = Augment(dataset, view.SMALL, normalize=False)(images, generator(0))
+        views = Augment(dataset, small.VIEW, normalize=False)(images, generator(0))
         left = (views[..., :12].sum((1, 2, 3)) > views[..., 12:].sum((1, 2, 3))).float().mean()
         assert 0.3 < left < 0.7 if flip else left > 0.9
 
@@ -158,9 +158,9 @@ class TestFormulas:
 
     def test_hue(self):
         shift = torch.linspace(-0.5, 0.5, 8)
-        self.close(augment.shift_hue(self.x, shift), self.each(functional.adjust_hue, shift))
+        self.close(batch_augmentation.shift_hue(self.x, shift), self.each(functional.adjust_hue, shift))
         grey = torch.full((1, 3, 2, 2), 0.3)
-        assert torch.equal(augment.shift_hue(grey, torch.tensor([0.2])), grey)
+        assert torch.equal(batch_augmentation.shift_hue(grey, torch.tensor([0.2])), grey)
 
     @pytest.mark.parametrize("kind", ["brightness", "contrast", "saturation"])
     def test_blends(self, kind):
@@ -168,27 +168,27 @@ class TestFormulas:
         chosen = View(jitter=(*strengths, 0.0), jitter_p=1.0)
         factor = 0.1 + 1.8 * torch.stack([torch.rand(8, generator=draws) for draws in [generator(3)] for _ in range(3)])
         expected = self.each(getattr(functional, f"adjust_{kind}"), factor[strengths.index(0.9)])
-        self.close(augment.jitter(self.x, chosen, 0, generator(3)), expected)
+        self.close(batch_augmentation.jitter(self.x, chosen, 0, generator(3)), expected)
 
     def test_blur(self):
         sigma = torch.linspace(0.1, 2, 8)
         expected = self.each(lambda image, s: functional.gaussian_blur(image, [5, 5], [s, s]), sigma)
-        self.close(augment.gaussian_blur(self.x, sigma, 5), expected)
+        self.close(batch_augmentation.gaussian_blur(self.x, sigma, 5), expected)
 
     def test_gray_and_solarize(self):
         always = View(gray_p=1.0, solarize_p=1.0)
-        self.close(augment.gray(self.x, always, 0, generator(0)), functional.rgb_to_grayscale(self.x, 3))
-        self.close(augment.solarize(self.x, always, 0, generator(0)), functional.solarize(self.x, 0.5))
+        self.close(batch_augmentation.gray(self.x, always, 0, generator(0)), functional.rgb_to_grayscale(self.x, 3))
+        self.close(batch_augmentation.solarize(self.x, always, 0, generator(0)), functional.solarize(self.x, 0.5))
 
     @pytest.mark.parametrize("size", [6, 24, 50])
     @pytest.mark.parametrize("scale", [(0.01, 1.0), (0.9, 1.0)])
     def test_crop(self, scale, size):
         chosen = View(crop_scale=scale)
-        boxes = augment._boxes(self.x, chosen, generator(0))
+        boxes = batch_augmentation._boxes(self.x, chosen, generator(0))
         expected = self.each(
             lambda image, *box: functional.resized_crop(image, *map(int, box), [size, size], antialias=True), *boxes
         )
-        self.close(augment.crop(self.x, chosen, size, generator(0)), expected)
+        self.close(batch_augmentation.crop(self.x, chosen, size, generator(0)), expected)
 
     @pytest.mark.parametrize(("height", "width"), [(6, 40), (40, 6), (20, 20), (1, 1)])
     @pytest.mark.parametrize("ratio", [(1.0, 1.0), (0.5, 0.8), (3.0, 5.0)])
@@ -197,13 +197,13 @@ class TestFormulas:
         chosen = View(crop_scale=(1.0, 1.0), crop_ratio=ratio)
         image = torch.zeros(1, 3, height, width)
         expected = v2.RandomResizedCrop(4, chosen.crop_scale, ratio).make_params([image])
-        got = [value.int().item() for value in augment._boxes(image, chosen, generator(0))]
+        got = [value.int().item() for value in batch_augmentation._boxes(image, chosen, generator(0))]
         assert got == [expected[name] for name in ("top", "left", "height", "width")]
 
 
 @pytest.mark.parametrize(("size", "width"), [(8, 3), (24, 3), (32, 3), (96, 9), (100, 11), (224, 23)])
 def test_blur_covers_a_tenth(size, width):
-    assert augment.blur_width(size) == width
+    assert batch_augmentation.blur_width(size) == width
 
 
 def test_jitter_orders_are_all_alike():
@@ -212,7 +212,7 @@ def test_jitter_orders_are_all_alike():
     for hue in (0.0, 1e-7):
         chosen = View(jitter=(0.8, 0.8, 0.8, hue), jitter_p=1.0)
         seen = {}
-        blend = augment._blend
+        blend = batch_augmentation._blend
 
         def record(y, kind, factors, kinds, active, seen=seen, blend=blend):
             slots = seen.setdefault("slots", [])
@@ -220,8 +220,8 @@ def test_jitter_orders_are_all_alike():
             return blend(y, kind, factors, kinds, active)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(augment, "_blend", record)
-            augment.jitter(x, chosen, 4, generator(0))
+            patch.setattr(batch_augmentation, "_blend", record)
+            batch_augmentation.jitter(x, chosen, 4, generator(0))
         slots = torch.stack(seen["slots"], 1)
         assert slots.shape[1] == (6 if hue else 3)
         orders, counts = slots.unique(dim=0, return_counts=True)

@@ -7,18 +7,18 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_fast.train import batches, data, view
-from ssl_fast.train.batches import Batches, plain
-from ssl_fast.train.recipes import SimCLR
+from ssl_fast.train.data import batches, datasets
+from ssl_fast.train.data.batches import Batches, plain_batches
+from ssl_fast.train.recipes import SimCLRRecipe, View, simclr
 
 COUNT, BATCH = 22, 6
-RECIPE = SimCLR(batch_size=BATCH, image_size=0, view1=view.SIMCLR, view2=view.CIFAR, normalize_images=True)
+RECIPE = SimCLRRecipe(batch_size=BATCH, image_size=0, view1=simclr.VIEW, view2=simclr.CIFAR_VIEW, normalize_images=True)
 
 
 def in_memory():
     images = torch.randint(256, (COUNT, 3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(COUNT) % 3
-    return data.Dataset(
+    return datasets.Dataset(
         "colours", images, labels, images[:7], labels[:7], 12, flip=True, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
     )
 
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
             (path / part / str(label.item())).mkdir(parents=True, exist_ok=True)
             picture = Image.fromarray(image.permute(1, 2, 0).numpy())
             picture.resize((16, 14)).save(path / part / str(label.item()) / f"{number}.png")
-    return dataclasses.replace(data.load(f"imagefolder:{path}"), image_size=12)
+    return dataclasses.replace(datasets.load(f"imagefolder:{path}"), image_size=12)
 
 
 @pytest.fixture(params=["memory", "folder"])
@@ -69,8 +69,8 @@ def test_an_epoch(dataset):
 
 def test_index_names_the_image(dataset):
     # Views that change nothing are the image itself.
-    recipe = dataclasses.replace(RECIPE, view1=view.View(order=()), view2=view.View(order=("gray",), gray_p=0))
-    expected = torch.cat([images for images, _ in plain(dataset, "train", True, "cpu")])
+    recipe = dataclasses.replace(RECIPE, view1=View(order=()), view2=View(order=("gray",), gray_p=0))
+    expected = torch.cat([images for images, _ in plain_batches(dataset, "train", True, "cpu")])
     for views, index in Batches(dataset, recipe, "cpu").epoch(4):
         assert torch.equal(views[0], expected[index])
         assert torch.equal(views[1], expected[index])
@@ -120,7 +120,7 @@ def test_workers_change_nothing(folder):
     assert all(
         torch.equal(a, b)
         for one, other in zip(
-            plain(folder, "test", True, "cpu", 5, 2), plain(folder, "test", True, "cpu", 5), strict=True
+            plain_batches(folder, "test", True, "cpu", 5, 2), plain_batches(folder, "test", True, "cpu", 5), strict=True
         )
         for a, b in zip(one, other, strict=True)
     )
@@ -131,28 +131,28 @@ def test_the_global_generator_is_untouched(dataset, workers):
     torch.manual_seed(3)
     before = torch.get_rng_state()
     whole = list(Batches(dataset, RECIPE, "cpu", workers=workers).epoch(0))
-    list(plain(dataset, "test", True, "cpu", workers=workers))
+    list(plain_batches(dataset, "test", True, "cpu", workers=workers))
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(4)
     assert same(Batches(dataset, RECIPE, "cpu", workers=workers).epoch(0), whole)
 
 
 def test_plain_images_in_order(dataset):
-    for part, count in (("train", COUNT), ("test", 7 if isinstance(dataset, data.Dataset) else COUNT)):
-        parts = list(plain(dataset, part, False, "cpu", batch_size=4))
+    for part, count in (("train", COUNT), ("test", 7 if isinstance(dataset, datasets.Dataset) else COUNT)):
+        parts = list(plain_batches(dataset, part, False, "cpu", batch_size=4))
         images, labels = (torch.cat(values) for values in zip(*parts, strict=True))
         assert [len(i) for i, _ in parts[:-1]] == [4] * (count // 4)
         assert images.shape == (count, 3, 12, 12)
         assert 0 <= images.min() < images.max() <= 1
-        if isinstance(dataset, data.Dataset):
+        if isinstance(dataset, datasets.Dataset):
             assert torch.equal(images, getattr(dataset, f"{part}_images") / 255)
             assert torch.equal(labels, getattr(dataset, f"{part}_labels"))
         else:
             assert labels.tolist() == [label for _, label in dataset.train]
-        (normalized, _), *_ = plain(dataset, part, True, "cpu", batch_size=4)
+        (normalized, _), *_ = plain_batches(dataset, part, True, "cpu", batch_size=4)
         mean, std = (torch.tensor(values)[:, None, None] for values in (dataset.mean, dataset.std))
         torch.testing.assert_close(normalized, (images[:4] - mean) / std)
-        (larger, _), *_ = plain(dataset, part, True, "cpu", image_size=20)
+        (larger, _), *_ = plain_batches(dataset, part, True, "cpu", image_size=20)
         assert larger.shape == (count, 3, 20, 20)
 
 

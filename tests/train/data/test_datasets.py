@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_fast.train import data
+from ssl_fast.train.data import datasets, published_files
 
 SIZES = {"train": 7, "test": 3}
 
@@ -24,7 +24,7 @@ def idx(values: torch.Tensor) -> bytes:
 def write_fashion_mnist(folder, compressed):
     """Random images in the four files of Fashion-MNIST; returns what they hold by part."""
     arrays = {}
-    for part, file in data.FASHION_MNIST_FILES.items():
+    for part, file in published_files.FASHION_MNIST_FILES.items():
         count = SIZES[part.split("_")[0]]
         shape, most = ((count, 28, 28), 256) if part.endswith("images") else ((count,), 10)
         arrays[part] = torch.randint(most, shape, dtype=torch.uint8)
@@ -37,19 +37,19 @@ def write_fashion_mnist(folder, compressed):
 
 
 def test_digits():
-    digits = data.load("digits")
+    digits = datasets.load("digits")
     assert digits.train_images.shape == (1437, 1, 8, 8)
     assert digits.test_images.shape == (360, 1, 8, 8)
     assert digits.train_images.dtype == torch.uint8
     assert digits.train_images.max() == 255
     # Stratified, and no image on both sides but those that the set itself holds twice.
     assert digits.test_labels.bincount().min() > 30
-    again = data.load("digits")
+    again = datasets.load("digits")
     assert torch.equal(again.test_images, digits.test_images)
 
 
 def test_digits_are_normalized_by_their_own():
-    digits = data.load("digits")
+    digits = datasets.load("digits")
     values = digits.train_images.double() / 255
     assert digits.mean == pytest.approx([values.mean().item()], abs=1e-4)
     assert digits.std == pytest.approx([values.std().item()], abs=1e-4)
@@ -59,13 +59,13 @@ def test_digits_are_normalized_by_their_own():
 @pytest.mark.parametrize("spec", ["cifar", "digits:folder", "", "Digits", "imagenet", "imagefolder:"])
 def test_unknown_name_lists_the_known(spec):
     with pytest.raises(ValueError, match=rf"^data: expected digits, fashion-mnist or .*, got '{spec}'$"):
-        data.load(spec)
+        datasets.load(spec)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_fashion_mnist_of_a_folder(compressed, tmp_path):
     arrays = write_fashion_mnist(tmp_path, compressed)
-    dataset = data.load(f"fashion-mnist:{tmp_path}")
+    dataset = datasets.load(f"fashion-mnist:{tmp_path}")
     for part in ("train", "test"):
         assert torch.equal(getattr(dataset, f"{part}_images")[:, 0], arrays[f"{part}_images"])
         labels = getattr(dataset, f"{part}_labels")
@@ -76,12 +76,12 @@ def test_fashion_mnist_of_a_folder(compressed, tmp_path):
 
 def test_missing_folder_and_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"^data: expected a folder .*nowhere"):
-        data.load(f"fashion-mnist:{tmp_path / 'nowhere'}")
+        datasets.load(f"fashion-mnist:{tmp_path / 'nowhere'}")
     write_fashion_mnist(tmp_path, compressed=False)
-    name = data.FASHION_MNIST_FILES["test_labels"]
+    name = published_files.FASHION_MNIST_FILES["test_labels"]
     (tmp_path / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"^data: expected {name} or {name}.gz in "):
-        data.load(f"fashion-mnist:{tmp_path}")
+        datasets.load(f"fashion-mnist:{tmp_path}")
 
 
 CLASSES = {"fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10"}
@@ -97,7 +97,7 @@ def test_downloads_nothing_when_offline(name, monkeypatch):
     monkeypatch.setattr(torchvision.datasets, CLASSES[name], offline)
     message = rf"^data: {name} could not be downloaded.*no network.*{name}:FOLDER.*(apt install|https?://)"
     with pytest.raises(FileNotFoundError, match=message):
-        data.load(name)
+        datasets.load(name)
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -112,8 +112,8 @@ def test_what_is_downloaded_is_read(name, monkeypatch, tmp_path):
         WRITERS[name](target)
 
     monkeypatch.setattr(torchvision.datasets, CLASSES[name], download)
-    monkeypatch.setattr(data, "CACHE", tmp_path / "data")
-    assert data.load(name).name == name
+    monkeypatch.setattr(published_files, "CACHE", tmp_path / "data")
+    assert datasets.load(name).name == name
 
 
 DAMAGES = {
@@ -129,7 +129,7 @@ DAMAGES = {
 @pytest.mark.parametrize("compressed", [False, True])
 def test_damaged_file(damage, compressed, tmp_path):
     write_fashion_mnist(tmp_path, compressed)
-    path = next(tmp_path.glob(data.FASHION_MNIST_FILES["train_images"] + "*"))
+    path = next(tmp_path.glob(published_files.FASHION_MNIST_FILES["train_images"] + "*"))
     content = path.read_bytes()
     # A gzip file's own header may change; what it holds may not.
     if compressed and damage in ("of another type", "too many images"):
@@ -138,14 +138,14 @@ def test_damaged_file(damage, compressed, tmp_path):
         content = DAMAGES[damage](content)
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"^data: .*train-images.* is no complete idx file"):
-        data.load(f"fashion-mnist:{tmp_path}")
+        datasets.load(f"fashion-mnist:{tmp_path}")
 
 
 def test_labels_without_their_images(tmp_path):
     write_fashion_mnist(tmp_path, compressed=False)
-    (tmp_path / data.FASHION_MNIST_FILES["train_labels"]).write_bytes(idx(torch.zeros(6, dtype=torch.uint8)))
+    (tmp_path / published_files.FASHION_MNIST_FILES["train_labels"]).write_bytes(idx(torch.zeros(6, dtype=torch.uint8)))
     with pytest.raises(ValueError, match=r"^data: expected train images \(N, H, W\) and labels \(N,\)"):
-        data.load(f"fashion-mnist:{tmp_path}")
+        datasets.load(f"fashion-mnist:{tmp_path}")
 
 
 class Python2Pickler(pickle._Pickler):
@@ -168,7 +168,7 @@ def python2_pickle(value):
 
 def write_cifar(folder, name, inner=True):
     """Random images in the files of a CIFAR; returns images and labels of each."""
-    own, train, test, key = data.CIFAR_FILES[name]
+    own, train, test, key = published_files.CIFAR_FILES[name]
     place = folder / own if inner else folder
     place.mkdir(exist_ok=True)
     written = {}
@@ -183,10 +183,10 @@ def write_cifar(folder, name, inner=True):
 
 
 @pytest.mark.parametrize("inner", [True, False])
-@pytest.mark.parametrize("name", data.CIFAR_FILES)
+@pytest.mark.parametrize("name", published_files.CIFAR_FILES)
 def test_cifar(name, inner, tmp_path):
     written = write_cifar(tmp_path, name, inner)
-    dataset = data.load(f"{name}:{tmp_path}")
+    dataset = datasets.load(f"{name}:{tmp_path}")
     *train, test = written.values()
     assert torch.equal(dataset.train_images, torch.cat([images for images, _ in train]))
     assert torch.equal(dataset.train_labels, torch.cat([labels for _, labels in train]))
@@ -204,7 +204,7 @@ def test_cifar_is_read_as_torchvision_reads_it(tmp_path, monkeypatch):
     (tmp_path / "cifar-10-batches-py" / "batches.meta").write_bytes(python2_pickle({"label_names": ["a"]}))
     # The small files have other checksums than the real ones.
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5: os.path.isfile(path))
-    theirs, ours = CIFAR10(tmp_path, train=True), data.load(f"cifar10:{tmp_path}")
+    theirs, ours = CIFAR10(tmp_path, train=True), datasets.load(f"cifar10:{tmp_path}")
     assert np.array_equal(theirs.data, ours.train_images.permute(0, 2, 3, 1).numpy())
     assert theirs.targets == ours.train_labels.tolist()
 
@@ -236,7 +236,7 @@ def test_damaged_cifar(damage, tmp_path):
     with pytest.raises(
         ValueError, match=r"^data: .*train is no complete file of cifar100 .*https://.*cifar-100-python"
     ):
-        data.load(f"cifar100:{tmp_path}")
+        datasets.load(f"cifar100:{tmp_path}")
 
 
 def test_a_pickle_runs_no_code(tmp_path):
@@ -244,7 +244,7 @@ def test_a_pickle_runs_no_code(tmp_path):
     harm = tmp_path / "harm"
     (tmp_path / "cifar-100-python" / "train").write_bytes(python2_pickle({"data": Harm(harm)}))
     with pytest.raises(ValueError, match=r"it names (posix|nt)\.mkdir, which no CIFAR file does"):
-        data.load(f"cifar100:{tmp_path}")
+        datasets.load(f"cifar100:{tmp_path}")
     assert not harm.exists()
 
 
@@ -253,7 +253,7 @@ STL10_COUNTS = {"train": 4, "unlabeled": 5, "test": 3}
 
 def write_stl10(folder, inner=True):
     """Random images in the files of STL-10, column by column as there; returns images and labels."""
-    place = folder / data.STL10_FOLDER if inner else folder
+    place = folder / published_files.STL10_FOLDER if inner else folder
     place.mkdir(exist_ok=True)
     written = {}
     for part, count in STL10_COUNTS.items():
@@ -268,7 +268,7 @@ def write_stl10(folder, inner=True):
 @pytest.mark.parametrize("inner", [True, False])
 def test_stl10(inner, tmp_path):
     written = write_stl10(tmp_path, inner)
-    dataset = data.load(f"stl10:{tmp_path}")
+    dataset = datasets.load(f"stl10:{tmp_path}")
     assert torch.equal(dataset.train_images, torch.cat([written["train_X"], written["unlabeled_X"]]))
     assert torch.equal(dataset.train_labels, torch.cat([written["train_y"], torch.full((5,), -1)]))
     assert torch.equal(dataset.test_images, written["test_X"])
@@ -283,9 +283,9 @@ def test_stl10(inner, tmp_path):
 )
 def test_damaged_stl10(file, content, tmp_path):
     write_stl10(tmp_path)
-    (tmp_path / data.STL10_FOLDER / file).write_bytes(content)
+    (tmp_path / published_files.STL10_FOLDER / file).write_bytes(content)
     with pytest.raises(ValueError, match=rf"^data: expected .*{file}.*http://.*stl10_binary\.tar\.gz"):
-        data.load(f"stl10:{tmp_path}")
+        datasets.load(f"stl10:{tmp_path}")
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_damaged_stl10(file, content, tmp_path):
 def test_missing_files_say_where_they_come_from(name, file, tmp_path):
     message = rf"^data: expected {file} in .*; {name} without a folder downloads it\. .*https?://.*tar\.gz"
     with pytest.raises(FileNotFoundError, match=message):
-        data.load(f"{name}:{tmp_path}")
+        datasets.load(f"{name}:{tmp_path}")
 
 
 WRITERS = {
@@ -317,7 +317,7 @@ def write_folder(folder, parts=("train", "val")):
 @pytest.mark.parametrize("name", ["imagefolder", "imagenet"])
 def test_image_folder(name, test, tmp_path):
     write_folder(tmp_path, ("train", test))
-    dataset = data.load(f"{name}:{tmp_path}")
+    dataset = datasets.load(f"{name}:{tmp_path}")
     expected = [(f"cat/{i}.jpg", 0) for i in range(2)] + [(f"dog/{i}.jpg", 1) for i in range(3)]
     assert dataset.train == [(str(tmp_path / "train" / path), label) for path, label in expected]
     assert dataset.test == [(str(tmp_path / test / path), label) for path, label in expected]
@@ -329,17 +329,17 @@ def test_image_folder(name, test, tmp_path):
 def test_image_folder_without_images(tmp_path):
     message = r"^data: expected images in .*/train/CLASS/ and .*/val/CLASS/"
     with pytest.raises(FileNotFoundError, match=message):
-        data.load(f"imagefolder:{tmp_path / 'nowhere'}")
+        datasets.load(f"imagefolder:{tmp_path / 'nowhere'}")
     write_folder(tmp_path, ("train",))
     with pytest.raises(FileNotFoundError, match=message):
-        data.load(f"imagefolder:{tmp_path}")
+        datasets.load(f"imagefolder:{tmp_path}")
     (tmp_path / "train" / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=message + ".*empty"):
-        data.load(f"imagefolder:{tmp_path}")
+        datasets.load(f"imagefolder:{tmp_path}")
 
 
 def test_image_folders_of_other_classes(tmp_path):
     write_folder(tmp_path)
     (tmp_path / "val" / "dog").rename(tmp_path / "val" / "bird")
     with pytest.raises(ValueError, match=r"^data: expected the same classes in .*, got bird, dog in one only"):
-        data.load(f"imagefolder:{tmp_path}")
+        datasets.load(f"imagefolder:{tmp_path}")

@@ -8,9 +8,9 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from ssl_fast.train import augment, data, transforms, view
-from ssl_fast.train.augment import Augment
-from ssl_fast.train.view import View
+from ssl_fast.train.data import batch_augmentation, datasets, image_augmentation
+from ssl_fast.train.data.batch_augmentation import Augment
+from ssl_fast.train.recipes import View, small
 
 SIZE = 24  # of the views; the images have 32 pixels, so that crops shrink as well as enlarge
 SINGLE = {
@@ -75,7 +75,7 @@ def batched(chosen, count):
     """(3, count, features): views of each image, drawn by the batch."""
     x = images()
     labels = torch.zeros(3, dtype=torch.int64)
-    dataset = data.Dataset("three", x, labels, x, labels, 32, flip=True, mean=(0.0,) * 3, std=(1.0,) * 3)
+    dataset = datasets.Dataset("three", x, labels, x, labels, 32, flip=True, mean=(0.0,) * 3, std=(1.0,) * 3)
     # Without a crop the views have the images' size: only a crop resizes alike on both ways.
     size = SIZE if "crop" in chosen.order else 32
     many = x.repeat_interleave(count, 0)
@@ -86,7 +86,7 @@ def batched(chosen, count):
 @functools.cache
 def one_by_one(chosen, count):
     """(3, count, features): views of each image by torchvision, from floats: without PIL's rounding."""
-    transform = transforms.transform(chosen, SIZE, None, flip=True)
+    transform = image_augmentation.transform(chosen, SIZE, None, flip=True)
     if "crop" not in chosen.order:
         transform.transforms = transform.transforms[2:]  # the middle of the image
     torch.manual_seed(2)
@@ -146,7 +146,7 @@ def test_same_boxes(chosen):
     torchvisions = v2.RandomResizedCrop(SIZE, chosen.crop_scale, chosen.crop_ratio)
     drawn = [torchvisions.make_params([x[0]]) for _ in range(count)]
     theirs = torch.tensor([[box[name] for name in ("top", "left", "height", "width")] for box in drawn])
-    boxes = augment._boxes(x.expand(count, -1, -1, -1), chosen, torch.Generator().manual_seed(1))
+    boxes = batch_augmentation._boxes(x.expand(count, -1, -1, -1), chosen, torch.Generator().manual_seed(1))
     numbers = []
     for top, left, height, width in (theirs.T.double(), torch.stack(boxes).double()):
         below, right = 32 - top - height, 32 - left - width
@@ -175,7 +175,7 @@ def test_tells_a_slightly_wrong_view(name):
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_pil_draws_the_same_and_rounds(name):
-    transform = transforms.transform(VIEWS[name], SIZE, None, flip=True)
+    transform = image_augmentation.transform(VIEWS[name], SIZE, None, flip=True)
     for seed in range(3):
         for image in images():
             views = []
@@ -191,20 +191,20 @@ def test_pil_draws_the_same_and_rounds(name):
 def test_view_of_an_image():
     image = Image.new("RGB", (50, 37), (255, 0, 51))
     untouched = View(order=("crop", "flip"))
-    result = transforms.transform(untouched, 16, None, flip=True)(image)
+    result = image_augmentation.transform(untouched, 16, None, flip=True)(image)
     assert type(result) is torch.Tensor
     assert (result.shape, result.dtype) == ((3, 16, 16), torch.float32)
     torch.testing.assert_close(result[:, 8, 8], torch.tensor([1.0, 0.0, 0.2]))
-    normalized = transforms.transform(untouched, 16, ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3)), flip=True)(image)
+    normalized = image_augmentation.transform(untouched, 16, ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3)), flip=True)(image)
     torch.testing.assert_close(normalized[:, 8, 8], torch.tensor([5.0, -2.5, -1.0]))
-    without_crop = transforms.transform(view.SMALL, 16, None, flip=True)(image)
+    without_crop = image_augmentation.transform(small.VIEW, 16, None, flip=True)(image)
     assert without_crop.shape == (3, 16, 16)
 
 
 def test_flip_only_where_it_suits():
     image = functional.to_pil_image(images()[0])
     always = View(order=("flip",), flip_p=1.0)
-    flipped, not_flipped = (transforms.transform(always, 32, None, flip)(image) for flip in (True, False))
+    flipped, not_flipped = (image_augmentation.transform(always, 32, None, flip)(image) for flip in (True, False))
     assert torch.equal(flipped, not_flipped.flip(2))
     assert not torch.equal(flipped, not_flipped)
 
@@ -213,10 +213,10 @@ def test_plain_is_the_middle():
     # Resized to 256/224 of 28 pixels, of which the middle remains: a frame of 2 pixels is lost.
     image = Image.new("RGB", (64, 32), (255, 255, 255))
     image.paste((0, 0, 0), (18, 2, 46, 30))
-    middle = transforms.plain_transform(28, None)(image)
+    middle = image_augmentation.plain_transform(28, None)(image)
     assert middle.shape == (3, 28, 28)
     assert middle.max() == 0
-    wider = transforms.plain_transform(32, None)(image)
+    wider = image_augmentation.plain_transform(32, None)(image)
     assert wider.shape == (3, 32, 32)
-    normalized = transforms.plain_transform(28, ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3)))(image)
+    normalized = image_augmentation.plain_transform(28, ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3)))(image)
     torch.testing.assert_close(normalized[:, 0, 0], torch.tensor([-5.0, -2.5, -0.5 / 0.3]))

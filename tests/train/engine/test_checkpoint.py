@@ -7,12 +7,13 @@ import pytest
 import torch
 from small_runs import small_recipe
 
-from ssl_fast.train import checkpoint, files, loop
+from ssl_fast.train import files
+from ssl_fast.train.engine import checkpoint, training_loop
 
 
 @pytest.fixture
 def path(tmp_path, few_digits):
-    loop.train("moco-v2-small", small_recipe("moco-v2-small", epochs=1), "digits", tmp_path)
+    training_loop.train("moco-v2-small", small_recipe("moco-v2-small", epochs=1), "digits", tmp_path)
     return tmp_path / checkpoint.LAST
 
 

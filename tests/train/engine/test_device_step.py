@@ -8,8 +8,8 @@ from small_runs import SMALL_RECIPES, small_recipe
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from ssl_fast import checks
-from ssl_fast.train.methods import build
-from ssl_fast.train.settings import Settings
+from ssl_fast.train.engine.settings import Settings
+from ssl_fast.train.models.methods import build
 
 
 @pytest.fixture
@@ -44,10 +44,10 @@ def test_a_step_reads_no_value(name, changes):
 def cuda_run(name, **settings):
     from lightning.fabric import Fabric  # here: the tests above need no trainer
 
-    from ssl_fast.train import run
+    from ssl_fast.train.engine import run_state
 
     recipe = small_recipe(name, epochs=8)
-    return run.Run(name, recipe, "digits", Settings(accelerator="cuda", **settings), Fabric("cuda", devices=1))
+    return run_state.Run(name, recipe, "digits", Settings(accelerator="cuda", **settings), Fabric("cuda", devices=1))
 
 
 @pytest.mark.gpu

@@ -14,13 +14,15 @@ import pytest
 import torch
 import yaml
 from small_runs import TEST_IMAGES, TRAIN_IMAGES, limit_digits, small_recipe
-from test_loop import assert_same_bits, log
+from test_training_loop import assert_same_bits, log
 
-from ssl_fast.train import checkpoint, command, config, files, loop
+from ssl_fast.train import files
+from ssl_fast.train.commands.exit_code import exit_code
+from ssl_fast.train.engine import checkpoint, config_file, training_loop
 
 # A process that has imported all and computed nothing, of which each run is a fork: half a second instead of ten.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["ssl_fast.train.loop", "test_kill"])
+CONTEXT.set_forkserver_preload(["ssl_fast.train.engine.training_loop", "test_kill"])
 RECIPE = "moco-v2-small"
 EPOCHS = 10
 
@@ -42,7 +44,7 @@ def train(folder, name, epochs, resume, fsync_seconds=0.0, largest_file=resource
     with pytest.MonkeyPatch.context() as patch:
         limit_digits(patch, TRAIN_IMAGES, TEST_IMAGES)
         recipe = small_recipe(name, epochs=epochs)
-        code = command.exit_code("train", lambda: loop.train(name, recipe, "digits", folder, resume=resume))
+        code = exit_code("train", lambda: training_loop.train(name, recipe, "digits", folder, resume=resume))
     sys.stderr.flush()
     os._exit(code)
 
@@ -67,7 +69,7 @@ def wait_for(ready, process):
 
 def assert_whole(folder):
     """Every file that is there is complete, and of the same run."""
-    assert yaml.safe_load((folder / config.NAME).read_text())["versions"]["ssl_fast"]
+    assert yaml.safe_load((folder / config_file.NAME).read_text())["versions"]["ssl_fast"]
     kept = [checkpoint.load(path) for path in folder.glob("*.pt")]
     if (folder / "log.csv").exists():
         text = (folder / "log.csv").read_text()
@@ -87,10 +89,10 @@ def check_kills(folder, name, kills, fsync_seconds, longest, epochs=EPOCHS):
     killed, delays = folder / "killed", random.Random(0)
     for _ in range(kills):
         process = started(killed, name=name, epochs=epochs, fsync_seconds=fsync_seconds)
-        config_before = (killed / config.NAME).stat().st_mtime_ns if (killed / config.NAME).exists() else 0
+        config_before = (killed / config_file.NAME).stat().st_mtime_ns if (killed / config_file.NAME).exists() else 0
         wait_for(
             lambda before=config_before: (
-                (killed / config.NAME).exists() and (killed / config.NAME).stat().st_mtime_ns != before
+                (killed / config_file.NAME).exists() and (killed / config_file.NAME).stat().st_mtime_ns != before
             ),
             process,
         )
@@ -185,10 +187,17 @@ def test_parts_of_a_killed_run_are_removed_and_nothing_else(tmp_path):
 def test_the_command_killed(tmp_path):
     """As a user starts it, on all digits."""
     recipe = small_recipe(RECIPE)
-    config.save(tmp_path, RECIPE, recipe, "digits", loop.Settings(accelerator="cpu"))
+    config_file.save(tmp_path, RECIPE, recipe, "digits", training_loop.Settings(accelerator="cpu"))
 
     def words(name):
-        options = ["--config", str(tmp_path / config.NAME), "--folder", str(tmp_path / name), "--batch-size", "256"]
+        options = [
+            "--config",
+            str(tmp_path / config_file.NAME),
+            "--folder",
+            str(tmp_path / name),
+            "--batch-size",
+            "256",
+        ]
         resume = ["--resume"] if (tmp_path / name / checkpoint.LAST).exists() else []
         return [sys.executable, "-m", "ssl_fast", "train", *options, *resume]
 

@@ -8,8 +8,8 @@ import torch
 from small_runs import SMALL_RECIPES, small_recipe
 from torch import nn
 
-from ssl_fast.train.methods import build
-from ssl_fast.train.optim import optimizer_of, schedule_of
+from ssl_fast.train.engine.optimizer import optimizer_of, schedule_of
+from ssl_fast.train.models.methods import build
 from ssl_fast.train.recipes import RECIPES
 
 

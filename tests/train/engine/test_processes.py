@@ -15,12 +15,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from small_runs import TEST_IMAGES, TRAIN_IMAGES, limit_digits, small_recipe
-from test_loop import assert_same_bits, at_call, interrupt, log
+from test_training_loop import assert_same_bits, at_call, interrupt, log
 from torch import nn
 
 from ssl_fast.parallel.collectives import gather
-from ssl_fast.train import checkpoint, config, loop, methods, report, run
-from ssl_fast.train.settings import Settings
+from ssl_fast.train.engine import checkpoint, config_file, run_state, training_loop
+from ssl_fast.train.engine.settings import Settings
+from ssl_fast.train.evaluation import report
+from ssl_fast.train.models import methods
 
 METHODS = ("simclr-small", "moco-v2-small", "moco-v3-small", "instdisc-small")
 SETTINGS = Settings(accelerator="cpu", devices=2, log_every=1)
@@ -41,7 +43,8 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 
 
 def start(*words, **options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # The helpers are found by pytest's path, which a process that it starts does not have.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
         [sys.executable, *map(str, words)],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options,
@@ -63,14 +66,16 @@ def output_of(process, seconds=200):
 def work(folder):
     torch.set_num_threads(1)
     limit_digits(pytest.MonkeyPatch(), TRAIN_IMAGES, TEST_IMAGES)
-    fabric = loop.launched(SETTINGS)
+    fabric = training_loop.launched(SETTINGS)
     results = {
         "trained": {name: trained(fabric, name, folder / name) for name in RECIPES},
         "step": {(name, parts): step(fabric, name, parts) for name in METHODS for parts in PARTS},
         "interrupted": interrupted(fabric, folder),
         "refused": {name: refused(fabric, *REFUSED[name], folder / "refused") for name in REFUSED},
     }
-    loop.train(METHODS[1], RECIPES[METHODS[1]], "digits", folder / "of one", SETTINGS, resume=True, fabric=fabric)
+    training_loop.train(
+        METHODS[1], RECIPES[METHODS[1]], "digits", folder / "of one", SETTINGS, resume=True, fabric=fabric
+    )
     torch.save(results, folder / f"{fabric.global_rank}.pt")
 
 
@@ -79,7 +84,7 @@ def trained(fabric, name, folder):
     with pytest.MonkeyPatch.context() as patch:
         accuracies = report.accuracies
         patch.setattr(report, "accuracies", lambda *x, **options: measured.append(1) or accuracies(*x, **options))
-        method = loop.train(name, RECIPES[name], "digits", folder, SETTINGS, fabric=fabric)
+        method = training_loop.train(name, RECIPES[name], "digits", folder, SETTINGS, fabric=fabric)
     return len(measured), {key: value.clone() for key, value in method.state_dict().items()}
 
 
@@ -89,19 +94,19 @@ def interrupted(fabric, folder):
     for part in ("resumed", "left"):
         with pytest.MonkeyPatch.context() as patch:
             if fabric.global_rank == 1:
-                at_call(patch, run.Run, "train_step", 5, interrupt)
+                at_call(patch, run_state.Run, "train_step", 5, interrupt)
             try:
-                loop.train(name, RECIPES[name], "digits", folder / part, SETTINGS, fabric=fabric)
+                training_loop.train(name, RECIPES[name], "digits", folder / part, SETTINGS, fabric=fabric)
             except KeyboardInterrupt:
                 stopped.append(part)
     torch.manual_seed(99)
-    loop.train(name, RECIPES[name], "digits", folder / "resumed", SETTINGS, resume=True, fabric=fabric)
+    training_loop.train(name, RECIPES[name], "digits", folder / "resumed", SETTINGS, resume=True, fabric=fabric)
     return stopped
 
 
 def refused(fabric, changes, data, folder):
     try:
-        loop.train(METHODS[1], small_recipe(METHODS[1], **changes), data, folder, SETTINGS, fabric=fabric)
+        training_loop.train(METHODS[1], small_recipe(METHODS[1], **changes), data, folder, SETTINGS, fabric=fabric)
     except (ValueError, OSError) as error:
         return str(error)
 
@@ -118,8 +123,8 @@ def step(fabric, name, parts):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(methods, "in_groups", without_batch_norm)
         # In float64: without batch norm all images' features are so close that a gradient cancels to a few digits.
-        patch.setattr(run, "build", lambda *arguments: methods.build(*arguments).double())
-        both = run.Run(name, recipe, "digits", SETTINGS, fabric)
+        patch.setattr(run_state, "build", lambda *arguments: methods.build(*arguments).double())
+        both = run_state.Run(name, recipe, "digits", SETTINGS, fabric)
         alone = methods.build(dataclasses.replace(recipe, micro_batch=0), 1, 8, TRAIN_IMAGES).double()
     torch.manual_seed(5)
     with torch.no_grad():
@@ -162,9 +167,9 @@ def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     with pytest.MonkeyPatch.context() as patch:
         limit_digits(patch, TRAIN_IMAGES, TEST_IMAGES)
-        at_call(patch, run.Run, "train_step", 5, interrupt)
+        at_call(patch, run_state.Run, "train_step", 5, interrupt)
         with pytest.raises(KeyboardInterrupt):
-            loop.train(METHODS[1], RECIPES[METHODS[1]], "digits", folder / "of one")
+            training_loop.train(METHODS[1], RECIPES[METHODS[1]], "digits", folder / "of one")
     process = start(*TORCHRUN, __file__, folder)
     output = output_of(process)
     assert process.returncode == 0, output
@@ -231,7 +236,7 @@ def test_both_refuse(name, message, done):
 def test_resumed_by_another_number_of_processes(done, few_digits, capsys):
     folder, _, output = done
     recipe = RECIPES[METHODS[1]]
-    loop.train(METHODS[1], recipe, "digits", folder / "left", Settings(accelerator="cpu"), resume=True)
+    training_loop.train(METHODS[1], recipe, "digits", folder / "left", Settings(accelerator="cpu"), resume=True)
     message = "Resumed with another number of processes ({} before): same weights, order of the images and schedule"
     assert message.format(2) in capsys.readouterr().out
     assert output.count(message.format(1)) == 1
@@ -244,7 +249,7 @@ def test_resumed_by_another_number_of_processes(done, few_digits, capsys):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
 def test_devices_that_are_not_there():
     with pytest.raises(ValueError, match=r"^accelerator: .*CUDAAccelerator"):
-        loop.launched(Settings(accelerator="cuda"))
+        training_loop.launched(Settings(accelerator="cuda"))
 
 
 # The command itself, on all digits.
@@ -254,8 +259,8 @@ def test_devices_that_are_not_there():
 def words(tmp_path):
     recipe = small_recipe(METHODS[1], epochs=60, batch_size=256)
     settings = dataclasses.replace(SETTINGS, evaluate_every=60, log_every=5)
-    config.save(tmp_path, METHODS[1], recipe, "digits", settings)
-    return ["-m", "ssl_fast", "train", "--config", tmp_path / config.NAME, "--folder", tmp_path / "run"]
+    config_file.save(tmp_path, METHODS[1], recipe, "digits", settings)
+    return ["-m", "ssl_fast", "train", "--config", tmp_path / config_file.NAME, "--folder", tmp_path / "run"]
 
 
 def wait_for_first_checkpoint(folder, process):
@@ -308,14 +313,14 @@ class Crash(Exception):
 def crash(folder, rank):
     torch.set_num_threads(1)
     limit_digits(pytest.MonkeyPatch(), TRAIN_IMAGES, TEST_IMAGES)
-    fabric = loop.launched(SETTINGS)
+    fabric = training_loop.launched(SETTINGS)
     if fabric.global_rank == rank:
 
         def fail():
             raise Crash("here")
 
-        at_call(pytest.MonkeyPatch(), run.Run, "train_step", 5, fail)
-    loop.train(METHODS[1], RECIPES[METHODS[1]], "digits", folder, SETTINGS, fabric=fabric)
+        at_call(pytest.MonkeyPatch(), run_state.Run, "train_step", 5, fail)
+    training_loop.train(METHODS[1], RECIPES[METHODS[1]], "digits", folder, SETTINGS, fabric=fabric)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from lightning.fabric import Fabric
 from small_runs import SMALL_RECIPES, TRAIN_IMAGES, small_recipe
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ssl_fast.train import checkpoint, loop, report, run
-from ssl_fast.train.settings import Settings
+from ssl_fast.train.engine import checkpoint, run_state, training_loop
+from ssl_fast.train.engine.settings import Settings
+from ssl_fast.train.evaluation import report
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
@@ -85,11 +86,11 @@ def assert_same_bits(folder, expected_folder):
 
 
 INTERRUPTIONS = {
-    "after epoch 2": (run.Run, "finish_epoch", 2, interrupt),
-    "in the middle of epoch 3": (run.Run, "train_step", 8, interrupt),
-    "in the first step": (run.Run, "train_step", 1, interrupt),
-    "before epoch 3 takes a step": (run.Run, "train_epoch", 3, interrupt),
-    "crash in the middle of epoch 3": (run.Run, "train_step", 8, crash),
+    "after epoch 2": (run_state.Run, "finish_epoch", 2, interrupt),
+    "in the middle of epoch 3": (run_state.Run, "train_step", 8, interrupt),
+    "in the first step": (run_state.Run, "train_step", 1, interrupt),
+    "before epoch 3 takes a step": (run_state.Run, "train_epoch", 3, interrupt),
+    "crash in the middle of epoch 3": (run_state.Run, "train_step", 8, crash),
     "crash between log and checkpoint": (checkpoint, "save", 3, crash),
 }
 
@@ -102,22 +103,22 @@ CASES += [(name, "in the middle of epoch 3") for name in SMALL_RECIPES if name !
 @pytest.mark.parametrize(("recipe_name", "interruption"), CASES)
 def test_interrupted_and_resumed_equals_unbroken(recipe_name, interruption, tmp_path):
     recipe = small_recipe(recipe_name)
-    unbroken = loop.train(recipe_name, recipe, "digits", tmp_path / "unbroken")
+    unbroken = training_loop.train(recipe_name, recipe, "digits", tmp_path / "unbroken")
     with pytest.MonkeyPatch.context() as patch:
         at_call(patch, *INTERRUPTIONS[interruption])
         with pytest.raises((KeyboardInterrupt, Crash)):
-            loop.train(recipe_name, recipe, "digits", tmp_path / "resumed")
+            training_loop.train(recipe_name, recipe, "digits", tmp_path / "resumed")
     torch.manual_seed(99)  # another process would have another state
-    resumed = loop.train(recipe_name, recipe, "digits", tmp_path / "resumed", resume=True)
+    resumed = training_loop.train(recipe_name, recipe, "digits", tmp_path / "resumed", resume=True)
     assert_same_bits(tmp_path / "resumed", tmp_path / "unbroken")
     for name, tensor in unbroken.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name
 
 
 def test_interrupt_keeps_the_steps_of_the_epoch(tmp_path, monkeypatch, capsys):
-    at_call(monkeypatch, run.Run, "train_step", 5, interrupt)
+    at_call(monkeypatch, run_state.Run, "train_step", 5, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        loop.train("simclr-small", small_recipe("simclr-small"), "digits", tmp_path)
+        training_loop.train("simclr-small", small_recipe("simclr-small"), "digits", tmp_path)
     contents = checkpoint.load(tmp_path / checkpoint.LAST)
     assert (contents["epoch"], contents["step"]) == (1, 2)
     command = f"ssl-fast train --config {tmp_path}/config.yaml --folder {tmp_path} --resume"
@@ -130,20 +131,20 @@ def test_second_interrupt_stops_at_once(tmp_path, monkeypatch):
         interrupt()
         interrupt()
 
-    at_call(monkeypatch, run.Run, "train_step", 2, twice)
+    at_call(monkeypatch, run_state.Run, "train_step", 2, twice)
     with pytest.raises(KeyboardInterrupt):
-        loop.train("simclr-small", small_recipe("simclr-small"), "digits", tmp_path)
+        training_loop.train("simclr-small", small_recipe("simclr-small"), "digits", tmp_path)
     assert not (tmp_path / checkpoint.LAST).exists()
 
 
 def test_interrupt_in_the_last_epoch_lets_the_run_end(tmp_path, monkeypatch):
     at_call(monkeypatch, report, "accuracies", 4, interrupt)
-    loop.train("simclr-small", small_recipe("simclr-small"), "digits", tmp_path)
+    training_loop.train("simclr-small", small_recipe("simclr-small"), "digits", tmp_path)
     assert checkpoint.load(tmp_path / checkpoint.LAST)["epoch"] == 4
 
 
 def test_training_learns(tmp_path):
-    loop.train("simclr-small", small_recipe("simclr-small", epochs=60, encoder="small-16"), "digits", tmp_path)
+    training_loop.train("simclr-small", small_recipe("simclr-small", epochs=60, encoder="small-16"), "digits", tmp_path)
     losses = [float(row["loss"]) for row in log(tmp_path)]
     # At first every candidate, 63 of two views of 32 images, looks alike.
     assert losses[0] == pytest.approx(math.log(63), abs=0.1)
@@ -154,16 +155,16 @@ def test_training_learns(tmp_path):
 def test_training_repeats_and_depends_on_the_seed(recipe_name, tmp_path):
     recipe = small_recipe(recipe_name)
     for name, seed in (("once", 0), ("twice", 0), ("other", 1)):
-        loop.train(recipe_name, dataclasses.replace(recipe, seed=seed), "digits", tmp_path / name)
+        training_loop.train(recipe_name, dataclasses.replace(recipe, seed=seed), "digits", tmp_path / name)
     assert_same_bits(tmp_path / "twice", tmp_path / "once")
     assert log(tmp_path / "other")[-1]["loss"] != log(tmp_path / "once")[-1]["loss"]
 
 
 def test_every_epoch_takes_each_image_at_most_once(tmp_path, monkeypatch):
     taken = []
-    monkeypatch.setattr(run.Run, "train_step", lambda run, batches: taken.extend(index for _, index in batches))
+    monkeypatch.setattr(run_state.Run, "train_step", lambda run, batches: taken.extend(index for _, index in batches))
     monkeypatch.setattr(report, "accuracies", lambda *arguments, **options: {})
-    loop.train("simclr-small", small_recipe("simclr-small", epochs=2), "digits", tmp_path)
+    training_loop.train("simclr-small", small_recipe("simclr-small", epochs=2), "digits", tmp_path)
     epochs = [torch.cat(taken[:3]), torch.cat(taken[3:])]
     assert [len(batch) for batch in taken] == [32] * 6
     for order in epochs:
@@ -174,7 +175,7 @@ def test_every_epoch_takes_each_image_at_most_once(tmp_path, monkeypatch):
 
 def test_what_a_run_writes(tmp_path):
     recipe = small_recipe("moco-v2-small", epochs=30, seed=7)
-    loop.train("moco-v2-small", recipe, "digits", tmp_path)
+    training_loop.train("moco-v2-small", recipe, "digits", tmp_path)
     saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert (saved["recipe"], saved["data"], saved["seed"], saved["view1"]["order"][0]) == (
         "moco-v2-small", "digits", 7, "affine",
@@ -197,10 +198,10 @@ def test_what_a_run_writes(tmp_path):
 
 def test_a_checkpoint_is_not_overwritten(tmp_path):
     recipe = small_recipe("simclr-small", epochs=1)
-    loop.train("simclr-small", recipe, "digits", tmp_path)
+    training_loop.train("simclr-small", recipe, "digits", tmp_path)
     before = (tmp_path / checkpoint.LAST).read_bytes()
     with pytest.raises(FileExistsError, match="--resume"):
-        loop.train("simclr-small", recipe, "digits", tmp_path)
+        training_loop.train("simclr-small", recipe, "digits", tmp_path)
     assert (tmp_path / checkpoint.LAST).read_bytes() == before
 
 
@@ -217,9 +218,9 @@ def test_a_checkpoint_is_not_overwritten(tmp_path):
 )
 def test_resume_of_another_run(changes, message, tmp_path):
     arguments = {"recipe_name": "simclr-small", "recipe": small_recipe("simclr-small"), "data_spec": "digits"}
-    loop.train(**arguments, folder=tmp_path)
+    training_loop.train(**arguments, folder=tmp_path)
     with pytest.raises(ValueError, match=message):
-        loop.train(**{**arguments, **changes}, folder=tmp_path, resume=True)
+        training_loop.train(**{**arguments, **changes}, folder=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -234,19 +235,19 @@ def test_resume_of_another_run(changes, message, tmp_path):
 )
 def test_recipes_that_cannot_run(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        loop.train("simclr-small", small_recipe("simclr-small", **changes), "digits", tmp_path)
+        training_loop.train("simclr-small", small_recipe("simclr-small", **changes), "digits", tmp_path)
     assert not (tmp_path / checkpoint.LAST).exists()
 
 
 def test_nothing_to_resume(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"last\.pt: no such checkpoint$"):
-        loop.train("simclr-small", small_recipe("simclr-small"), "digits", tmp_path, resume=True)
+        training_loop.train("simclr-small", small_recipe("simclr-small"), "digits", tmp_path, resume=True)
     assert not list(tmp_path.iterdir())
 
 
 def test_checkpoints_that_stay(tmp_path):
     settings = Settings(save_every=2, evaluate_every=2)
-    loop.train("simclr-small", small_recipe("simclr-small", epochs=5), "digits", tmp_path, settings)
+    training_loop.train("simclr-small", small_recipe("simclr-small", epochs=5), "digits", tmp_path, settings)
     kept = {path.name: checkpoint.load(path) for path in tmp_path.glob("*.pt")}
     assert {name: contents["epoch"] for name, contents in kept.items() if name != "best.pt"} == {
         "epoch-0002.pt": 2, "epoch-0004.pt": 4, "last.pt": 5,
@@ -262,7 +263,7 @@ def test_checkpoints_that_stay(tmp_path):
 def test_accumulated_batches_give_the_mean_of_their_gradients(monkeypatch):
     recipe = small_recipe("simclr-small", batch_size=16, accumulate=3, optimizer="sgd", learning_rate=1.0)
     recipe = dataclasses.replace(recipe, optimizer_momentum=0.0, weight_decay=0.0, warm_up_epochs=0.0)
-    whole = run.Run("simclr-small", recipe, "digits", Settings(), Fabric(accelerator="cpu", devices=1))
+    whole = run_state.Run("simclr-small", recipe, "digits", Settings(), Fabric(accelerator="cpu", devices=1))
     assert whole.steps == 2  # of the 6 batches an epoch
     twin = copy.deepcopy(whole.method)
     batches = list(itertools.islice(whole.batches.epoch(0), 3))
@@ -276,7 +277,7 @@ def test_accumulated_batches_give_the_mean_of_their_gradients(monkeypatch):
 def test_gradients_are_clipped():
     recipe = small_recipe("simclr-small", optimizer="sgd", learning_rate=1.0, clip_gradient=1e-3)
     recipe = dataclasses.replace(recipe, optimizer_momentum=0.0, weight_decay=0.0, warm_up_epochs=0.0)
-    clipped = run.Run("simclr-small", recipe, "digits", Settings(), Fabric(accelerator="cpu", devices=1))
+    clipped = run_state.Run("simclr-small", recipe, "digits", Settings(), Fabric(accelerator="cpu", devices=1))
     before = [parameter.detach().clone() for parameter in clipped.method.parameters()]
     clipped.train_step(itertools.islice(clipped.batches.epoch(0), 1))
     moved = torch.cat([(a - b).detach().flatten() for a, b in zip(clipped.method.parameters(), before, strict=True)])
@@ -296,7 +297,9 @@ def test_gradients_are_clipped():
 def test_settings_that_cannot_run(recipe_changes, settings, message, tmp_path):
     settings = Settings(accelerator="cpu", **settings)
     with pytest.raises(ValueError, match=message):
-        loop.train("simclr-small", small_recipe("simclr-small", **recipe_changes), "digits", tmp_path / "run", settings)
+        training_loop.train(
+            "simclr-small", small_recipe("simclr-small", **recipe_changes), "digits", tmp_path / "run", settings
+        )
     assert not (tmp_path / "run" / checkpoint.LAST).exists()
 
 
@@ -306,7 +309,7 @@ def test_precisions_and_layouts_learn_alike(recipe_name, settings, tmp_path):
     recipe = small_recipe(recipe_name, epochs=2)
     losses = []
     for name, chosen in (("plain", Settings(accelerator="cpu")), ("other", Settings(accelerator="cpu", **settings))):
-        loop.train(recipe_name, recipe, "digits", tmp_path / name, chosen)
+        training_loop.train(recipe_name, recipe, "digits", tmp_path / name, chosen)
         losses.append([float(row["loss"]) for row in log(tmp_path / name)])
     assert losses[1] == pytest.approx(losses[0], rel=0.03)
 
@@ -316,6 +319,6 @@ def test_precisions_and_layouts_learn_alike(recipe_name, settings, tmp_path):
 def test_compiled_encoders_learn_alike(recipe_name, tmp_path):
     recipe = small_recipe(recipe_name, epochs=2)
     for name, chosen in (("plain", Settings()), ("compiled", Settings(compile=True))):
-        loop.train(recipe_name, recipe, "digits", tmp_path / name, chosen)
+        training_loop.train(recipe_name, recipe, "digits", tmp_path / name, chosen)
     plain, compiled = ([float(row["loss"]) for row in log(tmp_path / name)] for name in ("plain", "compiled"))
     assert compiled == pytest.approx(plain, rel=1e-3)

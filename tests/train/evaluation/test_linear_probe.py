@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ssl_fast.train import linear
-from ssl_fast.train.data import Dataset, FolderDataset
-from ssl_fast.train.linear import PROTOCOLS, LinearProtocol
-from ssl_fast.train.recipes import RECIPES
+from ssl_fast.train.data.datasets import Dataset, FolderDataset
+from ssl_fast.train.evaluation import linear_probe
+from ssl_fast.train.recipes import RECIPES, LinearProtocol
 
+PROTOCOLS = {name: recipe.linear_protocol for name, recipe in RECIPES.items() if not name.endswith("-small")}
 QUICK = LinearProtocol(1.0, 32, 12, learning_rate_scale="none")
 CLASSES = 6
 
@@ -56,7 +56,7 @@ class Bumps(nn.Module):
 @pytest.mark.parametrize(
     ("name", "rates"),
     [
-        ("moco", {0: 30, 59.9: 30, 60: 3, 79.9: 3, 80: 0.3, 99.9: 0.3}),
+        ("moco-v1", {0: 30, 59.9: 30, 60: 3, 79.9: 3, 80: 0.3, 99.9: 0.3}),
         # * batch / 256, half a cosine, set at the beginning of each epoch.
         ("moco-v3", {0: 0.4, 45: 0.2, 45.7: 0.2, 30: 0.3, 60: 0.1}),
         ("moco-v3-vit", {0: 12, 45: 6}),
@@ -75,18 +75,20 @@ def test_protocols_as_published():
         protocol = PROTOCOLS[name]
         return (protocol.batch_size, protocol.epochs, protocol.momentum, protocol.nesterov, protocol.weight_decay)
 
-    assert numbers("moco") == (256, 100, 0.9, False, 0)
+    assert numbers("moco-v1") == numbers("moco-v2") == numbers("instdisc") == (256, 100, 0.9, False, 0)
     assert numbers("moco-v3") == numbers("moco-v3-vit") == (1024, 90, 0.9, False, 0)
     assert numbers("simclr") == (4096, 90, 0.9, True, 1e-6)
     assert numbers("simclr-cifar") == (512, 100, 0.9, True, 0)
-    assert {recipe.method for recipe in RECIPES.values()} <= PROTOCOLS.keys()
+    for name, recipe in RECIPES.items():
+        if name.endswith("-small"):
+            assert recipe.linear_protocol == PROTOCOLS[name.removesuffix("-small")]
 
 
 def test_a_smaller_set_has_a_smaller_batch_and_rate():
     fitted = PROTOCOLS["simclr"].fitted(512)
     assert (fitted.batch_size, fitted.rate(0)) == (512, pytest.approx(0.2))
-    assert PROTOCOLS["moco"].fitted(100).rate(0) == 30
-    assert PROTOCOLS["moco"].fitted(10**6) == PROTOCOLS["moco"]
+    assert PROTOCOLS["moco-v1"].fitted(100).rate(0) == 30
+    assert PROTOCOLS["moco-v1"].fitted(10**6) == PROTOCOLS["moco-v1"]
 
 
 def test_the_optimizer_follows_the_schedule(monkeypatch):
@@ -98,7 +100,7 @@ def test_the_optimizer_follows_the_schedule(monkeypatch):
     protocol = LinearProtocol(
         0.5, 64, 4, schedule_by="step", momentum=0.8, nesterov=True, weight_decay=1e-5
     )  # 0.125 at the batch of 64
-    linear.probe_features(*clusters(100), *clusters(30), protocol)
+    linear_probe.probe_features(*clusters(100), *clusters(30), protocol)
     cosine = [0.0625 * (1 + math.cos(math.pi * epoch / 4)) for epoch in (0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5)]
     assert [group["lr"] for group in seen] == pytest.approx(cosine)
     assert {(group["momentum"], group["nesterov"], group["weight_decay"]) for group in seen} == {(0.8, True, 1e-5)}
@@ -108,7 +110,7 @@ def test_the_optimizer_follows_the_schedule(monkeypatch):
 def test_every_protocol_learns_separable_features(name):
     # Some thousand steps in the original, 60 or so here.
     protocol = dataclasses.replace(PROTOCOLS[name], epochs=min(30, PROTOCOLS[name].epochs), batch_size=128)
-    results = linear.probe_features(*clusters(240), *clusters(120, seed=1), protocol)
+    results = linear_probe.probe_features(*clusters(240), *clusters(120, seed=1), protocol)
     assert results["linear_top1"] > 0.95
     assert list(results) == ["linear_top1", "linear_top5"]
 
@@ -116,7 +118,7 @@ def test_every_protocol_learns_separable_features(name):
 def fitted(seed):
     """The batches of two epochs and the classifier's weight, of fixed features."""
     kept = []
-    fit = linear.fit
+    fit = linear_probe.fit
 
     def keeping(epoch, *arguments):
         kept.extend(torch.cat([labels.float() for _, labels in epoch(number)]) for number in range(2))
@@ -124,8 +126,8 @@ def fitted(seed):
         return nn.Linear(8, CLASSES)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear, "fit", keeping)
-        linear.probe_features(*clusters(100), *clusters(30), dataclasses.replace(QUICK, epochs=2), seed=seed)
+        patch.setattr(linear_probe, "fit", keeping)
+        linear_probe.probe_features(*clusters(100), *clusters(30), dataclasses.replace(QUICK, epochs=2), seed=seed)
     return kept
 
 
@@ -140,8 +142,8 @@ def test_fixed_features_repeat_from_a_seed():
 
 def test_the_callers_randomness_stays():
     state = torch.get_rng_state()
-    linear.probe_features(*clusters(100), *clusters(30), dataclasses.replace(QUICK, epochs=1))
-    linear.probe_images(Bumps(), bars_dataset(), dataclasses.replace(QUICK, epochs=1), False, "cpu")
+    linear_probe.probe_features(*clusters(100), *clusters(30), dataclasses.replace(QUICK, epochs=1))
+    linear_probe.probe_images(Bumps(), bars_dataset(), dataclasses.replace(QUICK, epochs=1), False, "cpu")
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -149,10 +151,10 @@ def test_mixed_up_labels_are_chance_and_rotated_ones_never_right():
     features, labels = clusters(480)
     test_features, test_labels = clusters(480, seed=1)
     mixed = labels[torch.randperm(480)]
-    chance = linear.probe_features(features, mixed, test_features, test_labels, QUICK)["linear_top1"]
+    chance = linear_probe.probe_features(features, mixed, test_features, test_labels, QUICK)["linear_top1"]
     assert chance == pytest.approx(1 / CLASSES, abs=0.1)
     rotated = (labels + 1) % CLASSES
-    assert linear.probe_features(features, rotated, test_features, test_labels, QUICK)["linear_top1"] < 0.02
+    assert linear_probe.probe_features(features, rotated, test_features, test_labels, QUICK)["linear_top1"] < 0.02
 
 
 def test_accuracies_by_hand():
@@ -160,9 +162,9 @@ def test_accuracies_by_hand():
     classifier.weight.data = torch.eye(7)
     logits = torch.arange(7.0).repeat(4, 1)  # 6 first, then 5, 4, 3, 2
     labels = torch.tensor([6, 2, 1, 5])
-    assert linear.accuracy(classifier, logits, labels) == {"linear_top1": 0.25, "linear_top5": 0.75}
+    assert linear_probe.accuracy(classifier, logits, labels) == {"linear_top1": 0.25, "linear_top5": 0.75}
     small = nn.Linear(7, 5)
-    assert list(linear.accuracy(small, logits, torch.tensor([0, 1, 2, 3]))) == ["linear_top1"]
+    assert list(linear_probe.accuracy(small, logits, torch.tensor([0, 1, 2, 3]))) == ["linear_top1"]
 
 
 @pytest.mark.parametrize("under_no_grad", [False, True])
@@ -172,7 +174,7 @@ def test_the_encoder_is_untouched(under_no_grad):
     encoder.scale.grad = torch.tensor(7.0)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     with torch.set_grad_enabled(not under_no_grad):
-        results = linear.probe_images(encoder, bars_dataset(), QUICK, False, "cpu")
+        results = linear_probe.probe_images(encoder, bars_dataset(), QUICK, False, "cpu")
     assert results["linear_top1"] > 0.9
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert [module.training for module in encoder.modules()] == [True, True, False]
@@ -191,7 +193,7 @@ def watched(dataset, epochs=2, **options):
             return super().forward(images)
 
     protocol = dataclasses.replace(QUICK, epochs=epochs)
-    result = linear.probe_images(Watched().eval(), dataset, protocol, True, "cpu", **options)
+    result = linear_probe.probe_images(Watched().eval(), dataset, protocol, True, "cpu", **options)
     return shown[1:], result  # the first are the test images
 
 
@@ -218,7 +220,10 @@ def test_images_without_a_label_take_no_part():
 
 def test_a_set_smaller_than_the_batch():
     protocol = dataclasses.replace(PROTOCOLS["simclr"], epochs=1)
-    assert set(linear.probe_images(Bumps(), bars_dataset(), protocol, False, "cpu")) == {"linear_top1", "linear_top5"}
+    assert set(linear_probe.probe_images(Bumps(), bars_dataset(), protocol, False, "cpu")) == {
+        "linear_top1",
+        "linear_top5",
+    }
 
 
 def test_a_folder_of_images(tmp_path):
@@ -230,13 +235,15 @@ def test_a_folder_of_images(tmp_path):
             Image.fromarray(image[0].numpy()).save(path)
             parts[part].append((path, label))
     dataset = FolderDataset("bars", parts["train"], parts["test"], CLASSES, image_size=12)
-    assert linear.probe_images(Bumps(), dataset, QUICK, False, "cpu")["linear_top1"] > 0.9
+    assert linear_probe.probe_images(Bumps(), dataset, QUICK, False, "cpu")["linear_top1"] > 0.9
 
 
 def test_a_loss_that_is_not_finite():
     features, labels = clusters(60)
     with pytest.raises(ValueError, match=r"loss: .* in epoch \d+; a smaller learning_rate may help"):
-        linear.probe_features(features * 1e20, labels, features, labels, dataclasses.replace(QUICK, learning_rate=1e20))
+        linear_probe.probe_features(
+            features * 1e20, labels, features, labels, dataclasses.replace(QUICK, learning_rate=1e20)
+        )
 
 
 @pytest.mark.parametrize(
@@ -255,4 +262,4 @@ def test_no_such_protocol(changes, message):
 def test_labels_that_do_not_fit():
     features, labels = clusters(12)
     with pytest.raises(ValueError, match=r"train_features, train_labels: .* got \(12, 8\) and \(5,\)"):
-        linear.probe_features(features, labels[:5], features, labels, QUICK)
+        linear_probe.probe_features(features, labels[:5], features, labels, QUICK)

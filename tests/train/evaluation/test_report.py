@@ -12,8 +12,10 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
-from ssl_fast.train import augment, batches, evaluate, plots, report, view
-from ssl_fast.train.data import Dataset, FolderDataset
+from ssl_fast.train.data import Dataset, FolderDataset, batch_augmentation, batches
+from ssl_fast.train.evaluation import metrics, plots, report
+from ssl_fast.train.evaluation.features import encode
+from ssl_fast.train.recipes import View
 
 
 def stripes(rows, seed):
@@ -38,9 +40,9 @@ def encoder():
 
 
 def expected_features(model, dataset, normalize):
-    prepare = augment.Augment(dataset, view.View(), normalize)
+    prepare = batch_augmentation.Augment(dataset, View(), normalize)
     kinds = {"train": prepare.plain(dataset.train_images), "clean": prepare.plain(dataset.test_images)}
-    return {kind: evaluate.features(model, images) for kind, images in kinds.items()}
+    return {kind: encode(model, images) for kind, images in kinds.items()}
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -51,20 +53,20 @@ def test_the_numbers_are_those_of_the_parts(dataset, normalize):
     results = report.accuracies(model, dataset, normalize, "cpu", measures=report.MEASURES)
     names = ["knn_clean", "knn_transformed", "probe_clean", "probe_transformed", "probe_1%", "probe_10%"]
     assert list(results) == [*names, "alignment", "uniformity"]
-    assert results["knn_clean"] == evaluate.knn_accuracy(*train, *clean, k=20)
-    assert results["probe_clean"] == evaluate.linear_probe_accuracy(*train, *clean)
-    assert results["uniformity"] == pytest.approx(evaluate.uniformity(clean[0]))
-    prepare = augment.Augment(dataset, view.View(), normalize)
+    assert results["knn_clean"] == metrics.knn_accuracy(*train, *clean, k=20)
+    assert results["probe_clean"] == metrics.logistic_regression_accuracy(*train, *clean)
+    assert results["uniformity"] == pytest.approx(metrics.uniformity(clean[0]))
+    prepare = batch_augmentation.Augment(dataset, View(), normalize)
     images = prepare.transform_test(dataset.test_images, torch.Generator().manual_seed(0))
-    transformed = evaluate.features(model, images), dataset.test_labels
-    assert results["knn_transformed"] == evaluate.knn_accuracy(*train, *transformed, k=20)
-    assert results["probe_transformed"] == evaluate.linear_probe_accuracy(*train, *transformed)
+    transformed = encode(model, images), dataset.test_labels
+    assert results["knn_transformed"] == metrics.knn_accuracy(*train, *transformed, k=20)
+    assert results["probe_transformed"] == metrics.logistic_regression_accuracy(*train, *transformed)
     assert results["knn_clean"] > results["knn_transformed"]
     assert results["probe_clean"] > results["probe_transformed"]
     for name, fraction, count in (("probe_1%", 0.01, 5), ("probe_10%", 0.1, 20)):
-        rows = evaluate.label_fraction(train[1], fraction)
+        rows = metrics.label_fraction(train[1], fraction)
         assert len(rows) == count
-        assert results[name] == evaluate.linear_probe_accuracy(train[0][rows], train[1][rows], *clean)
+        assert results[name] == metrics.logistic_regression_accuracy(train[0][rows], train[1][rows], *clean)
     assert results["probe_1%"] < results["probe_10%"]
 
 
@@ -88,21 +90,21 @@ def test_alignment_is_of_the_views(dataset):
     def alignment(*views):
         return report.accuracies(nn.Flatten(), dataset, False, "cpu", ("alignment",), views=views)["alignment"]
 
-    same = view.View(order=())
-    darker = view.View(order=("solarize",), solarize_p=1.0)
-    moved = view.View(order=("affine",))
+    same = View(order=())
+    darker = View(order=("solarize",), solarize_p=1.0)
+    moved = View(order=("affine",))
     assert alignment(same) == alignment(same, same) == pytest.approx(0, abs=1e-6)
     assert alignment(same, darker) > 0.01
     assert alignment(moved) > 0.1  # two draws of one view
     assert alignment(moved) == alignment(moved)
     plain = expected_features(nn.Flatten(), dataset, False)["clean"]
-    solarized = augment.Augment(dataset, darker, False)(dataset.test_images, torch.Generator())
-    assert alignment(same, darker) == pytest.approx(evaluate.alignment(plain, solarized.flatten(1)), rel=1e-5)
+    solarized = batch_augmentation.Augment(dataset, darker, False)(dataset.test_images, torch.Generator())
+    assert alignment(same, darker) == pytest.approx(metrics.alignment(plain, solarized.flatten(1)), rel=1e-5)
 
 
 def test_k_is_the_callers(dataset, monkeypatch):
     seen = []
-    monkeypatch.setattr(evaluate, "knn_accuracy", lambda *arguments, k: seen.append(k) or 0.5)
+    monkeypatch.setattr(metrics, "knn_accuracy", lambda *arguments, k: seen.append(k) or 0.5)
     report.accuracies(encoder(), dataset, False, "cpu", measures=("knn",), k=7)
     report.accuracies(encoder(), dataset, False, "cpu", measures=("knn",))
     assert seen == [7, 7, 20, 20]

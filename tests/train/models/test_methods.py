@@ -9,8 +9,8 @@ from small_runs import SMALL_RECIPES, small_recipe
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
-from ssl_fast.train.batch_norm import GroupedBatchNorm, in_groups
-from ssl_fast.train.methods import build
+from ssl_fast.train.models.grouped_batch_norm import GroupedBatchNorm, in_groups
+from ssl_fast.train.models.methods import build
 
 IMAGES = 50
 

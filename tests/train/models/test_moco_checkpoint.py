@@ -11,8 +11,8 @@ from torch import nn
 from torchvision import models
 
 from ssl_fast import NegativeQueue
-from ssl_fast.train import encoders
-from ssl_fast.train.moco_format import from_moco, import_moco, to_moco
+from ssl_fast.train.models import encoders
+from ssl_fast.train.models.moco_checkpoint import from_moco, import_moco, to_moco
 from ssl_fast.train.recipes import RECIPES
 
 DIM, SIZE = 24, 37  # neither divides the other, nor a batch

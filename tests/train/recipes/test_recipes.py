@@ -4,8 +4,7 @@ import dataclasses
 
 import pytest
 
-from ssl_fast.train.recipes import RECIPES, MoCoV1, SimCLR
-from ssl_fast.train.view import View
+from ssl_fast.train.recipes import RECIPES, MoCoV1Recipe, SimCLRRecipe, View
 
 # From the papers and the originals' code; the scaled rate at the published batch.
 PUBLISHED = {
@@ -122,7 +121,7 @@ def test_every_recipe_can_run(name):
 
 
 def test_learning_rate_scales():
-    recipe = SimCLR(learning_rate=0.075, learning_rate_scale="sqrt", batch_size=1024, accumulate=4)
+    recipe = SimCLRRecipe(learning_rate=0.075, learning_rate_scale="sqrt", batch_size=1024, accumulate=4)
     assert recipe.scaled_learning_rate == pytest.approx(4.8)
     assert dataclasses.replace(recipe, learning_rate_scale="none").scaled_learning_rate == 0.075
     assert dataclasses.replace(recipe, learning_rate_scale="linear").scaled_learning_rate == pytest.approx(1.2)
@@ -144,4 +143,4 @@ def test_learning_rate_scales():
 )
 def test_bad_fields_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        MoCoV1(**changes).check()
+        MoCoV1Recipe(**changes).check()

@@ -1,0 +1,1 @@
+"""What `ssl-fast` runs, a file a subcommand; `demo` is what `make demo` runs."""

@@ -1,0 +1,1 @@
+"""A run: its state, its steps, its checkpoints, logs and files. `training_loop.train` is where it begins."""
