@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, synced, renamed."""
+"""Files that are written whole or not at all, and read without running code that they may hold."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from typing import Any
 
 import torch
 
-PART = ".ssl-fast-part"  # how the name of an unfinished file ends
+PART = ".ssl-fast-part"  # the ending of the name of an unfinished file
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Any]:
-    """A binary file to write; takes the place of `path` when the block ends, and never when it fails.
+    """Opens a binary file that takes the place of `path` when the block ends without an error.
 
-    The folder is made where it is missing. After an error or a crash the old file is still whole.
+    The file is written under another name in the same folder, synced to the disk and then renamed, so that after an
+    error or a crash `path` is the old file or the new one, whole. The folder is made if it is missing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=PART, delete=False)  # noqa: SIM115
     try:
         with part:
-            # Temporary files are for their owner alone; this one becomes an ordinary file.
+            # Only its owner may read a temporary file; this one gets the permissions of a new file.
             os.fchmod(part.fileno(), 0o666 & ~_umask())
             yield part
             part.flush()
@@ -34,9 +35,9 @@ def replacing(path: str | Path) -> Iterator[Any]:
     except BaseException as error:
         os.unlink(part.name)
         if isinstance(error, OSError) and error.errno and error.filename is None:
-            error.filename = str(path)  # a full disk's message names no file
+            error.filename = str(path)  # the message of a full disk would name no file
         raise
-    # The rename itself is on disk only when the folder is.
+    # The rename is on the disk only once the folder is synced.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -45,7 +46,11 @@ def replacing(path: str | Path) -> Iterator[Any]:
 
 
 def read_tensors(path: Path) -> Any:
-    """What torch.save wrote, its tensors on the CPU; no code in the file is run. Raises ValueError for another file."""
+    """Reads what torch.save wrote, with tensors on the CPU, without running any code that the file may hold.
+
+    Raises:
+        ValueError: for any other file.
+    """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises half a dozen types for files that are not its own
@@ -65,5 +70,6 @@ def _umask() -> int:
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all."""
     with replacing(path) as file:
         file.write(text.encode())

@@ -1,1 +1,1 @@
-"""What `ssl-fast` runs, a file a subcommand; `demo` is what `make demo` runs."""
+"""The subcommands of `ssl-fast`, a file each, the demo of `make demo`, and the exit code that they share."""

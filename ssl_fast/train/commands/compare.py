@@ -1,4 +1,4 @@
-"""`ssl-fast compare`: the curves of several runs in one picture, and their values and settings beside each other."""
+"""`ssl-fast compare`: draws the curves of several runs in one picture, prints their values and settings as tables."""
 
 # No `from __future__ import annotations`: tyro reads the annotations.
 
@@ -17,11 +17,11 @@ from ..evaluation import plots
 from .exit_code import exit_code
 
 CONFIG, LOG = "config.yaml", "log.csv"  # in the folder of a run
-# Columns of the log, and what their best value is; the last epoch's of all.
+# The columns of the log that are compared, and which of a column's values is the best.
 VALUES = {"loss": min, "top1": max, "knn_clean": max, "knn_transformed": max, "probe_clean": max}
 VALUES |= {"probe_transformed": max, "alignment": min, "uniformity": min}
-IN_A_LABEL = 3  # settings; the table has all
-LONGEST = 24  # of a value in a label
+IN_A_LABEL = 3  # the most settings in a label; the table has all of them
+LONGEST = 24  # characters of a value in a label
 MISSING = "–"
 
 History = list[dict[str, Any]]
@@ -29,7 +29,7 @@ Fields = dict[str, Any]
 
 
 def main(arguments: list[str]) -> int:
-    """`ssl-fast compare`: 0, 2 after an error that the user can mend, 130 after Ctrl-C."""
+    """Runs `ssl-fast compare` with these arguments and returns its exit code."""
     return exit_code("compare", lambda: tyro.cli(_compare, prog="ssl-fast compare", args=arguments))
 
 
@@ -57,10 +57,11 @@ def _compare(
 
 
 def read_log(folder: Path) -> History:
-    """The rows of a run's log.csv, epoch by epoch: numbers, None in an empty cell.
+    """Reads a run's log.csv: a row for each epoch, by column a number, or None for an empty cell.
 
-    Raises FileNotFoundError where there is no such folder or log, ValueError where the log has no epoch or a cell that
-    is no number.
+    Raises:
+        FileNotFoundError: where there is no such folder or log.
+        ValueError: where the log has no epoch, or a cell that is no number.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected the folder of a run, there is none")
@@ -89,9 +90,10 @@ def _row(path: Path, number: int, row: dict[str, str]) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> Fields:
-    """The fields of a run's config.yaml, those of a view as view1.order; none where there is no such file.
+    """Reads the fields of a run's config.yaml, those of a view as view1.order; none where there is no such file.
 
-    Raises ValueError where it is not a mapping in YAML.
+    Raises:
+        ValueError: where the file is no mapping in YAML.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -113,9 +115,10 @@ def _flat(values: dict[Any, Any], prefix: str = "") -> Fields:
 
 
 def _names(folders: list[Path]) -> list[str]:
-    """The folders' names, with as many of their parents as tell them apart.
+    """Returns the names of the folders, with as many of their parents as tell them apart.
 
-    Raises ValueError for the same folder twice.
+    Raises:
+        ValueError: for the same folder twice.
     """
     paths = [folder.resolve() for folder in folders]
     for number, path in enumerate(paths):
@@ -128,7 +131,7 @@ def _names(folders: list[Path]) -> list[str]:
 
 
 def differing(configs: dict[str, Fields]) -> dict[str, Fields]:
-    """By run, those fields that are not the same in all runs; a run without a field does not have it here either."""
+    """Returns by run its fields that are not the same in all runs, or that some run does not have."""
     names = dict.fromkeys(name for fields in configs.values() for name in fields)
     unlike = [
         name
@@ -140,7 +143,7 @@ def differing(configs: dict[str, Fields]) -> dict[str, Fields]:
 
 
 def labels(settings: dict[str, Fields]) -> list[str]:
-    """A label a run: its name and the first settings that differ, of those that all runs have and that are short."""
+    """Returns a label for each run: its name, and the first few short settings that all runs have and that differ."""
     shared = [
         name
         for name in dict.fromkeys(name for fields in settings.values() for name in fields)
@@ -152,7 +155,7 @@ def labels(settings: dict[str, Fields]) -> list[str]:
 
 
 def _values_table(histories: dict[str, History]) -> Table:
-    """The last value that each run measured, and below it the best one with its epoch."""
+    """Makes the table of the last value that each run measured, and below it the best one with its epoch."""
     table = _table("last values and best ones", "measured", list(histories))
     table.add_row("epochs", *(str(history[-1]["epoch"]) for history in histories.values()))
     for key in VALUES:
@@ -179,7 +182,7 @@ def _settings_table(settings: dict[str, Fields]) -> Table:
 
 
 def _table(title: str, first: str, runs: list[str]) -> Table:
-    """A column a run."""
+    """Makes an empty table with a column for each run."""
     table = Table(title=title)
     table.add_column(first)
     for run in runs:

@@ -1,4 +1,4 @@
-"""SimCLR and MoCo v2 on scikit-learn's digits: trained, compared, drawn. `python -m ssl_fast.train.commands.demo`."""
+"""The demo of `make demo`, `python -m ssl_fast.train.commands.demo`: SimCLR and MoCo v2 learn scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def demo(seed: int = 0, epochs: int | None = None, folder: Path = Path("runs/dem
         if encoders["untrained encoder"] is None:
             torch.manual_seed(seed)
             encoders["untrained encoder"] = create(recipe.encoder, dataset.channels, recipe.stem, dataset.image_size)[0]
-        # The demo starts anew each time.
+        # The demo trains from the start each time, so an earlier run's checkpoint must not stop it.
         path = folder / name / checkpoint.LAST
         path.unlink(missing_ok=True)
         print(f"Training {label} on {len(dataset.train_images)} digits, {recipe.epochs} epochs")
@@ -70,7 +70,7 @@ def _draw(
     some = dataset.train_images[:SHOWN_PAIRS]
     view1, view2 = (augment(some, generator) for _ in range(2))
     plots.pairs(augment.plain(some), view1, view2, folder / "pairs.png")
-    # Transformed images: those that pixels mix up and invariant features do not.
+    # The map shows transformed test images, since these are what invariant features tell apart and pixels do not.
     images = augment.transform_test(dataset.test_images, generator)
     shown = {label: encoder for label, encoder in encoders.items() if label != "raw pixels"}
     features = {label: encode(encoder, images) for label, encoder in shown.items()}

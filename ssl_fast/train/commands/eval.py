@@ -1,4 +1,4 @@
-"""`ssl-fast eval`: what a checkpoint's features are worth."""
+"""`ssl-fast eval`: measures the features of a checkpoint."""
 
 # No `from __future__ import annotations`: tyro reads the annotations.
 
@@ -23,11 +23,11 @@ from ..evaluation.features import encode_batches
 from ..evaluation.linear_probe import probe_images
 from .exit_code import exit_code
 
-MAPPED = 2000  # images of a map, at most: t-SNE takes its time
+MAPPED = 2000  # the most images on a map, since t-SNE is slow
 
 
 def main(arguments: list[str]) -> int:
-    """`ssl-fast eval`: 0, or 2 after an error that the user can mend."""
+    """Runs `ssl-fast eval` with these arguments and returns its exit code."""
     return exit_code("eval", lambda: tyro.cli(evaluation, prog="ssl-fast eval", args=arguments))
 
 
@@ -41,14 +41,14 @@ def evaluation(
     map: Path | None = None,
     workers: int = 4,
 ) -> None:
-    """kNN and logistic regression on a checkpoint's features, those after pooling; alignment and uniformity.
+    """Measure a checkpoint's features, those after pooling: kNN, logistic regression, alignment and uniformity.
 
     Args:
         path: A checkpoint (last.pt, best.pt) that ssl-fast train wrote.
         data_spec: Other data than it was trained on, e.g. fashion-mnist:FOLDER.
-        k: Neighbours of the kNN vote; 200 unless given, fewer where classes are small.
+        k: Neighbours that vote in kNN; 200 unless given, fewer where classes are small.
         low_label: Also logistic regression on 1 % and 10 % of the labels.
-        linear_epochs: Also the method's published linear protocol, with so many epochs (100 or 90 in the papers).
+        linear_epochs: Also the method's published linear protocol, for so many epochs (the papers have 100 or 90).
         output: Write the figures to this JSON file.
         map: Draw a t-SNE map of the test features to this PNG file.
         workers: Processes that load the images of a folder.

@@ -14,7 +14,7 @@ from .exit_code import exit_code
 
 
 def main(arguments: list[str]) -> int:
-    """`ssl-fast export`: 0, or 2 after an error that the user can mend."""
+    """Runs `ssl-fast export` with these arguments and returns its exit code."""
     return exit_code("export", lambda: tyro.cli(_export, prog="ssl-fast export", args=arguments))
 
 

@@ -18,7 +18,7 @@ from .exit_code import exit_code
 
 
 def main(arguments: list[str]) -> int:
-    """`ssl-fast import-moco`: 0, or 2 after an error that the user can mend."""
+    """Runs `ssl-fast import-moco` with these arguments and returns its exit code."""
     return exit_code("import-moco", lambda: tyro.cli(_import_moco, prog="ssl-fast import-moco", args=arguments))
 
 

@@ -1,4 +1,4 @@
-"""`ssl-fast recipes`: the list of recipes, or one with all its numbers."""
+"""`ssl-fast recipes`: lists the recipes, or prints one with all its numbers and their source."""
 
 # No `from __future__ import annotations`: tyro reads the annotations.
 
@@ -18,7 +18,7 @@ from .exit_code import exit_code
 
 
 def main(arguments: list[str]) -> int:
-    """`ssl-fast recipes [NAME]`: the names, or one with all its numbers and their source."""
+    """Runs `ssl-fast recipes` with these arguments and returns its exit code."""
     return exit_code("recipes", lambda: tyro.cli(_recipes, prog="ssl-fast recipes", args=arguments))
 
 
@@ -43,7 +43,7 @@ def _recipes(name: Annotated[Positional[str | None], arg(metavar="NAME")] = None
 
 
 def _source(name: str, recipe: Recipe) -> list[str]:
-    """What a recipe is and where it is from, in lines."""
+    """Returns lines that say what a recipe is and where its numbers are from."""
     lines = inspect.cleandoc(type(recipe).__doc__ or "").splitlines()
     if not name.endswith("-small"):
         return lines

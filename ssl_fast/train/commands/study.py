@@ -1,4 +1,4 @@
-"""`ssl-fast study`: the ablations of the papers in miniature, and the five methods side by side."""
+"""`ssl-fast study`: small versions of the papers' ablations, and a comparison of the five methods."""
 
 # No `from __future__ import annotations`: tyro reads the annotations.
 
@@ -35,7 +35,14 @@ Changes = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """question: what is asked, and what its paper found. variants: by label, a recipe and what is changed in it."""
+    """A question, and the runs that answer it.
+
+    Args:
+        question: What is asked, and what the paper found.
+        setting: The name of what is varied, for table and plot.
+        variants: By label, the name of a recipe and its changed fields.
+        baselines: Whether raw pixels and an untrained encoder are measured as well.
+    """
 
     question: str
     setting: str
@@ -103,7 +110,7 @@ STUDIES: dict[str, Study] = {
 
 
 def main(arguments: list[str]) -> int:
-    """`ssl-fast study`: 0, 2 after an error that the user can mend, 130 after Ctrl-C."""
+    """Runs `ssl-fast study` with these arguments and returns its exit code."""
     return exit_code("study", lambda: tyro.cli(study, prog="ssl-fast study", args=arguments))
 
 
@@ -115,7 +122,7 @@ def study(
     encoder: str | None = None,
     folder: Path | None = None,
 ) -> None:
-    """Train the variants of a study with several seeds; save a table and a plot. Goes on where it was stopped.
+    """Train the variants of a study with several seeds; save a table and a plot. It goes on where it was stopped.
 
     Args:
         name: methods, augmentation, head, temperature, batch-size, queue or momentum.
@@ -154,7 +161,7 @@ def study(
 
 
 def _kept(folder: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What `measure` gives, saved in the folder; or what it gave before the study was stopped."""
+    """Returns what `measure` returns and saves it in the folder; if the folder has it already, reads it."""
     path = folder / report.RESULTS
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -165,7 +172,7 @@ def _kept(folder: Path, measure: Callable[[], dict[str, float]]) -> dict[str, fl
 
 def _trained(name: str, recipe: Recipe, data_spec: str, dataset: Any, folder: Path) -> dict[str, float]:
     resume = (folder / checkpoint.LAST).exists()
-    # Measured at the start and the end: a study asks for no curve.
+    # The run is measured only in its first and its last epoch, since a study draws no curve.
     settings = Settings(evaluate_every=recipe.epochs)
     method = training_loop.train(name, recipe, data_spec, folder, settings, resume)
     seconds = sum(recipe.batch_size * _steps(recipe, dataset) / row["images_per_second"] for row in _history(folder))
@@ -193,7 +200,7 @@ def _measured(encoder: nn.Module, recipe: Recipe, dataset: Any) -> dict[str, flo
 
 
 def _save(folder: Path, command: str, asked: Study, rows: dict[str, list[dict[str, float]]]) -> None:
-    """results.json, results.md, study.png; and the table on the terminal."""
+    """Writes results.json, results.md and study.png, and prints the table."""
     contents = {"command": command, "question": asked.question, "results": rows}
     files.write_text(folder / report.RESULTS, json.dumps(contents, indent=1) + "\n")
     columns = {key: heading for key, heading in MEASURES.items() if all(key in row for row in rows[next(iter(rows))])}
@@ -212,7 +219,7 @@ def _save(folder: Path, command: str, asked: Study, rows: dict[str, list[dict[st
 
 
 def _mean_and_spread(values: list[float]) -> str:
-    """Mean and sample standard deviation, in per cent."""
+    """Returns the mean and the sample standard deviation, in per cent."""
     mean = 100 * statistics.fmean(values)
     if len(values) == 1 or math.isnan(mean):
         return f"{mean:.1f}"

@@ -1,4 +1,4 @@
-"""`ssl-fast train`: a recipe, its data, and any of its numbers changed."""
+"""`ssl-fast train`: trains a recipe on data, with any of its numbers changed."""
 
 # No `from __future__ import annotations`: tyro reads the annotations, some of which are made here.
 
@@ -18,7 +18,7 @@ from .exit_code import exit_code
 
 
 def main(arguments: list[str]) -> int:
-    """`ssl-fast train`: 0, 2 after an error that the user can mend, 130 after Ctrl-C."""
+    """Runs `ssl-fast train` with these arguments and returns its exit code."""
     return exit_code("train", lambda: _train(arguments))
 
 
@@ -35,7 +35,7 @@ def _train(arguments: list[str]) -> None:
             f"recipe: expected ssl-fast train RECIPE, one of {', '.join(RECIPES)}"
             + ("" if name is None else f"; got {name!r}")
         )
-    # What the command line says comes after what the file says, and holds.
+    # tyro takes the last value of an option, so the command line overrules the file.
     tyro.cli(_train_command(name), prog=f"ssl-fast train {name}", args=words + rest)
 
 
@@ -54,7 +54,7 @@ def _train_command(recipe_name: str) -> Callable[..., None]:
         Args:
             data: digits, fashion-mnist, cifar10, cifar100, stl10 (downloaded once), or NAME:FOLDER, imagefolder:FOLDER.
             recipe: What to train with.
-            settings: How.
+            settings: Where and how fast.
             folder: Where checkpoints, config and logs go; runs/RECIPE-DATA unless given.
             resume: Go on from the folder's last checkpoint.
         """

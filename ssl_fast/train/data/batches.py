@@ -1,7 +1,8 @@
-"""Batches of random views for training and of plain images for evaluation.
+"""Batches of random views for training, and of plain images for evaluation.
 
-What a step sees depends on the recipe's seed, the epoch, the step and the rank alone, never on what was drawn before:
-a run that goes on in the middle of an epoch needs no saved state, and workers change nothing.
+The views of a step depend only on the recipe's seed, the epoch, the step and the rank; those of a folder's image only on
+the seed, the epoch and the image. They never depend on what was drawn before. So a run that resumes in the middle of an
+epoch draws the same views without any saved state, and the number of workers changes nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from . import image_augmentation
 from .batch_augmentation import Augment
 from .datasets import Dataset, FolderDataset
 
-# What a seed is for: order of an epoch, views of a step, views of an image.
+# Keys of _seed: the order of an epoch, the views of a step (in memory), the views of an image (in folders).
 ORDER, STEP, IMAGE = range(3)
 Batch: TypeAlias = "tuple[list[Tensor], Tensor]"
 
@@ -28,12 +29,19 @@ Batch: TypeAlias = "tuple[list[Tensor], Tensor]"
 class Batches:
     """The training batches of one process.
 
-    dataset: in memory (its images move to the device once) or a folder's. recipe: seed, batch_size, image_size,
-    normalize_images, views. rank, world: this process, of how many, which share each batch of recipe.batch_size.
-    workers: processes that load and transform a folder's images; 0 is this one.
-    steps: batches an epoch; the last, smaller one is dropped.
+    Args:
+        dataset: The training images. Those of a Dataset are copied to `device` once.
+        recipe: Its seed, batch_size, image_size, normalize_images and views are used.
+        device: Where the batches are made.
+        rank: Number of this process, from 0.
+        world: Processes that share each batch of recipe.batch_size images.
+        workers: Processes that read and transform a folder's images; with 0 this process does.
 
-    Raises ValueError for a batch larger than the data or that cannot be shared.
+    Attributes:
+        steps: Batches an epoch. The images that do not fill a batch are left out of the epoch.
+
+    Raises:
+        ValueError: for a batch that is larger than the data set or cannot be shared by `world` processes.
     """
 
     def __init__(
@@ -69,17 +77,23 @@ class Batches:
         self._in_memory = isinstance(dataset, Dataset)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The epoch's batches from first_step on: (views, index).
+        """Yields the epoch's batches, on the device.
 
-        views: (n, C, S, S) float32 for each of the recipe's views. index: (n,) int64, the images' numbers in the
-        training set. Both on the device; n is this process's share of the batch. Of a folder's data only one epoch
-        can be under way.
+        For a FolderDataset only one epoch can be under way at a time.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            first_step: Number of the first batch, from 0.
+
+        Yields:
+            views: A (n, C, S, S) float32 tensor for each of the recipe's views; n is this process's share of a batch.
+            index: (n,) int64, the numbers of the images in the training set.
         """
         rows = self._rows(epoch)[first_step:]
         return self._from_memory(rows, epoch, first_step) if self._in_memory else self._loader.batches(rows, epoch)
 
     def _rows(self, epoch: int) -> Tensor:
-        """(steps, n): this process's images, by step."""
+        """Draws the numbers of this process's images, (steps, n) int64, a row a step."""
         generator = torch.Generator().manual_seed(_seed(self._seed, ORDER, epoch))
         order = torch.randperm(self._count, generator=generator)[: self.steps * self._batch]
         return order.view(self.steps, self._batch)[:, self._rank * self._share : (self._rank + 1) * self._share]
@@ -88,7 +102,7 @@ class Batches:
         rows = rows.contiguous()
         if self._device.type == "cuda":
             rows = rows.pin_memory()
-        # The whole epoch's numbers in one copy: no step waits for its own.
+        # All numbers of the epoch are copied at once, so that no step waits for a copy of its own.
         rows = rows.to(self._device, non_blocking=True)
         for step, index in enumerate(rows, first_step):
             self._generator.manual_seed(_seed(self._seed, STEP, epoch, step, self._rank))
@@ -105,9 +119,20 @@ def plain_batches(
     workers: int = 0,
     image_size: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images of a part in order, without randomness: ((n, C, S, S) float32, (n,) int64 labels), on the device.
+    """Yields all images of a part of the data set in order, without augmentation, and their labels, on the device.
 
-    image_size: S, 0 the data set's own. The rest as in Batches.
+    Args:
+        dataset: In memory or a folder's.
+        part: "train" or "test".
+        normalize: Whether to subtract the data set's mean and divide by its deviation.
+        device: Where the batches are made.
+        batch_size: Images a batch; the last one has the rest.
+        workers: Processes that read a folder's images; with 0 this process does.
+        image_size: The side S; 0 takes the data set's own.
+
+    Yields:
+        images: (n, C, S, S) float32.
+        labels: (n,) int64, -1 for an image without a label.
     """
     device = torch.device(device)
     if isinstance(dataset, Dataset):
@@ -127,7 +152,10 @@ def plain_batches(
 
 
 class _Images(torch.utils.data.Dataset[Any]):
-    """Images by path, each with its own randomness: (epoch, number) to ([a tensor for each transform], number)."""
+    """Image files for a DataLoader, each with a random state of its own.
+
+    The key (epoch, number) gives a tensor for each of `views`, and the number.
+    """
 
     def __init__(self, samples: list[tuple[str, int]], views: list[Callable[[Image.Image], Tensor]], seed: int):
         self._samples, self._views, self._seed = samples, views, seed
@@ -141,13 +169,13 @@ class _Images(torch.utils.data.Dataset[Any]):
         except OSError as error:
             raise ValueError(f"data: {path} is no complete image ({error})") from error
         with torch.random.fork_rng(devices=[]):
-            # torchvision draws from the global generator; torch.manual_seed would seed the devices' ones as well.
+            # torchvision draws from the global generator of the CPU. torch.manual_seed would also seed every device's.
             torch.default_generator.manual_seed(_seed(self._seed, IMAGE, epoch, number))
             return [view(image) for view in self._views], number
 
 
 class _Keys:
-    """The batches that a loader is to load, as its batch sampler; changed between epochs, while workers stay."""
+    """A DataLoader's batch sampler whose batches can be replaced between epochs, so that its workers are kept."""
 
     rows: Iterable[Tensor] = ()
     epoch = 0
@@ -158,7 +186,7 @@ class _Keys:
 
 
 class _Loader:
-    """Loads rows of images (each an (n,) int64 tensor of numbers) in this process or in workers."""
+    """Loads batches of image files, in this process or in workers."""
 
     def __init__(self, images: _Images, device: torch.device, workers: int):
         self._keys, self._device = _Keys(), device
@@ -169,10 +197,11 @@ class _Loader:
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None,
             pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # else it draws its workers' seeds from the global one
+            generator=torch.Generator(),  # otherwise DataLoader draws its workers' seeds from the global one
         )
 
     def batches(self, rows: Iterable[Tensor], epoch: int) -> Iterator[Batch]:
+        """Yields the views and numbers of each of `rows`, the (n,) int64 numbers of a batch's images."""
         self._keys.rows, self._keys.epoch = rows, epoch
         for views, index in self._loader:
             yield (
@@ -182,5 +211,5 @@ class _Loader:
 
 
 def _seed(seed: int, *key: int) -> int:
-    """A seed of 64 bits; one for each key."""
+    """Mixes a recipe's seed with a key into a seed of 64 bits; different keys give independent seeds."""
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0])

@@ -1,4 +1,4 @@
-"""Data sets: small ones in memory, folders of images by path."""
+"""Data sets by name: small ones whole in memory, folders of images by path."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from . import published_files
 
 Channels = tuple[float, ...]
-# Mean and standard deviation of each channel, white being 1, of the training images; CIFAR's and ImageNet's are those
-# that published code normalises by.
+# Mean and standard deviation of each channel over the training images, where white is 1. Those of CIFAR and ImageNet
+# are the rounded ones of published code, so that exported weights fit it.
 NORMALIZATION: dict[str, tuple[Channels, Channels]] = {
     "digits": ((0.3054,), (0.3760,)),
     "fashion-mnist": ((0.2860,), (0.3530,)),
@@ -22,7 +22,7 @@ NORMALIZATION: dict[str, tuple[Channels, Channels]] = {
     "stl10": ((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-# The side of the encoder's input, and whether a mirrored image is as good as the image.
+# image_size: side of the encoder's input. flip: whether a mirrored image still shows what its label says.
 _SHOWN: dict[str, dict[str, Any]] = {
     "fashion-mnist": {"image_size": 28, "flip": True},
     "cifar10": {"image_size": 32, "flip": True},
@@ -33,12 +33,19 @@ _SHOWN: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images and labels, and how an encoder is to see them.
+    """A data set in memory, and how an encoder sees its images.
 
-    train_images, test_images: (N, C, H, W) uint8. train_labels, test_labels: (N,) int64, -1 where there is none.
-    image_size: side of the encoder's input. flip: whether a mirrored image is as good as the image.
-    mean, std: of each channel, white being 1.
-    enlarge: factor by which images are enlarged before they are padded to image_size.
+    Args:
+        name: As in `load`.
+        train_images: (N, C, H, W) uint8.
+        train_labels: (N,) int64 from 0; -1 for an image without a label.
+        test_images: (M, C, H, W) uint8.
+        test_labels: (M,) int64 from 0.
+        image_size: Side of the encoder's input in pixels, unless a recipe names another.
+        flip: Whether a mirrored image still shows what its label says, so that views may be flipped.
+        mean: Of each channel, where white is 1.
+        std: Standard deviation of each channel, where white is 1.
+        enlarge: Factor by which images are enlarged before they are padded to image_size.
     """
 
     name: str
@@ -58,7 +65,7 @@ class Dataset:
 
     @property
     def classes(self) -> int:
-        """Number of classes: the labels are below it."""
+        """Number of classes: every label is below it."""
         return int(max(self.train_labels.max(), self.test_labels.max())) + 1
 
     @property
@@ -69,9 +76,18 @@ class Dataset:
 
 @dataclass(frozen=True)
 class FolderDataset:
-    """Images by path, read when they are needed, in RGB.
+    """A data set of image files, which are read in RGB when they are needed.
 
-    train, test: (path, label) of each image. classes: number of classes. The rest as in Dataset.
+    Args:
+        name: "imagefolder" or "imagenet".
+        train: Path and label (from 0) of each training image.
+        test: Path and label of each test image.
+        classes: Number of classes.
+        image_size: Side of the encoder's input in pixels, unless a recipe names another.
+        flip: Whether views may be flipped, as in Dataset.
+        mean: Of each channel, where white is 1.
+        std: Standard deviation of each channel, where white is 1.
+        channels: Of the images.
     """
 
     name: str
@@ -91,16 +107,27 @@ class FolderDataset:
 
 
 def load(spec: str) -> Dataset | FolderDataset:
-    """Loads a data set by its name, NAME or NAME:FOLDER.
+    """Loads a data set by its name.
 
-    digits: come with scikit-learn.
-    fashion-mnist, cifar10, cifar100, stl10: from the published files in FOLDER; without FOLDER torchvision downloads
-    them once, into data/. Fashion-MNIST's four idx files, plain or .gz, are also those of Debian's package
-    dataset-fashion-mnist. STL-10's training images are the labelled ones, then the unlabelled ones with label -1.
-    imagefolder, imagenet: FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg (or FOLDER/test), not read yet.
+    Args:
+        spec: NAME or NAME:FOLDER.
+            digits: the 8 x 8 digits that come with scikit-learn, every fifth of them for testing.
+            fashion-mnist, cifar10, cifar100, stl10: the published files in FOLDER; without FOLDER torchvision
+            downloads them once, into data/. Fashion-MNIST's four idx files may be plain or .gz. STL-10's training
+            images are the labelled ones, then the unlabelled ones with the label -1.
+            imagefolder:FOLDER, imagenet:FOLDER: the files FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg (or
+            FOLDER/test), of which only the names are read here.
 
-    Raises ValueError for another name or a file that is not as expected, FileNotFoundError for a
-    missing folder or file.
+    Returns:
+        A Dataset, whose images are in memory, or a FolderDataset, whose images are files.
+
+    Raises:
+        ValueError: for another name, and for a file that is not what the data set publishes.
+        FileNotFoundError: for a missing folder or file.
+
+    Example:
+        >>> load("digits").train_images.shape
+        torch.Size([1437, 1, 8, 8])
     """
     name, _, folder = spec.partition(":")
     if name == "digits" and not folder:
@@ -126,7 +153,7 @@ def _digits() -> Dataset:
     from sklearn.model_selection import train_test_split
 
     images, labels = load_digits(return_X_y=True)
-    # The same split for every seed of a run, so that runs compare.
+    # The split does not depend on a run's seed, so that the accuracies of runs can be compared.
     train_x, test_x, train_y, test_y = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
 
     def to_images(pixels: Any) -> Tensor:

@@ -1,7 +1,7 @@
-"""Random views of single images by torchvision, for folders of images that loader workers read.
+"""Random views of single images by torchvision, made by the workers that read the files of a FolderDataset.
 
-The same operations as in batch_augmentation.py, with the same distributions. Randomness is PyTorch's global one, which a worker
-seeds for each image.
+The operations and their distributions are those of batch_augmentation.py, which a test compares. They draw from
+PyTorch's global generator, which batches.py seeds for each image.
 """
 
 from __future__ import annotations
@@ -16,15 +16,21 @@ from ..recipes.view import Operation, View
 from . import batch_augmentation
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
-# These work on float images: what comes before them is done by PIL, which is faster.
+# These operations work on float tensors. Those before the first of them work on PIL images, which is faster.
 ON_FLOATS = ("affine", "blur", "solarize", "noise")
 
 
 def transform(view: View, image_size: int, normalization: Normalization | None, flip: bool) -> v2.Transform:
-    """A random view of one image: PIL (RGB) to (3, image_size, image_size) float32.
+    """Returns the transform that draws a random view of one image.
 
-    normalization: mean and deviation of each channel; None leaves the values in [0, 1]. flip: whether the view's
-    flip happens at all.
+    Args:
+        view: The operations and their numbers.
+        image_size: Side of the result in pixels.
+        normalization: Mean and standard deviation of each channel; None leaves the values in [0, 1].
+        flip: Whether the data set may be flipped; without it the view's "flip" is left out.
+
+    Returns:
+        A transform of a PIL image (RGB) to a (3, image_size, image_size) float32 tensor.
     """
     steps: list[nn.Module] = [] if "crop" in view.order else _centre(image_size)
     on_floats = False
@@ -38,7 +44,10 @@ def transform(view: View, image_size: int, normalization: Normalization | None, 
 
 
 def plain_transform(image_size: int, normalization: Normalization | None) -> v2.Transform:
-    """The middle of one image, PIL (RGB) to (3, image_size, image_size) float32: as ImageNet's models are tested."""
+    """Returns the transform that cuts out the middle of a PIL image (RGB), (3, image_size, image_size) float32.
+
+    The image's shorter side becomes image_size * 256 / 224 first, as for testing models on ImageNet.
+    """
     return v2.Compose(_centre(image_size) + _to_floats() + _normalize(normalization))
 
 
@@ -55,11 +64,11 @@ def _operation(operation: Operation, view: View, size: int) -> nn.Module:
         return v2.RandomApply([v2.GaussianBlur(batch_augmentation.blur_width(size), view.blur_sigma)], view.blur_p)
     if operation == "solarize":
         return v2.RandomSolarize(0.5, view.solarize_p)
-    return _BatchOfOne(operation, view, size)  # torchvision's affine shifts in another order, its noise has one sigma
+    return _BatchOfOne(operation, view, size)  # torchvision's affine shifts after it rotates, and its noise has a fixed deviation
 
 
 class _BatchOfOne(nn.Module):
-    """An operation of batch_augmentation.py on a single image."""
+    """Applies an operation of batch_augmentation.py to a single image (C, H, W)."""
 
     def __init__(self, operation: Operation, view: View, size: int):
         super().__init__()
@@ -74,7 +83,7 @@ def _centre(size: int) -> list[nn.Module]:
 
 
 def _to_floats() -> list[nn.Module]:
-    # To a plain tensor: torchvision's subclass costs time in every later operation, and does not stack to a tensor.
+    # ToPureTensor: torchvision's subclass of Tensor slows every later operation, and its stack is no plain tensor.
     return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()]
 
 

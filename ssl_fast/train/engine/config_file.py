@@ -1,4 +1,4 @@
-"""A run's configuration as a file: what the command line would say, in YAML."""
+"""The recipe and the settings of a run as config.yaml, which can be given to the command line again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAME = "config.yaml"  # in the folder of a run
 
 
 def save(folder: Path, recipe_name: str, recipe: Recipe, data: str, settings: Settings) -> None:
-    """Writes config.yaml, which `ssl-fast train --config` reads: every field, also those left at their default."""
+    """Writes config.yaml, which `ssl-fast train --config` reads, with every field and the versions of the libraries."""
     modules = {"torch": torch, "torchvision": torchvision, "lightning": lightning}
     versions = {name: str(module.__version__) for name, module in modules.items()}
     values = {
@@ -35,9 +35,14 @@ def save(folder: Path, recipe_name: str, recipe: Recipe, data: str, settings: Se
 
 
 def load(path: str | Path) -> tuple[str | None, list[str]]:
-    """The recipe's name, if the file has one, and the words that give the file's other values on the command line.
+    """Reads a config.yaml, or a file like it with some of the fields.
 
-    Raises FileNotFoundError, or ValueError where it is not a mapping in YAML.
+    Returns:
+        The recipe's name, None if the file has none, and the other values as words of the command line.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: where it is no mapping in YAML.
     """
     path = Path(path)
     if not path.is_file():
@@ -54,7 +59,7 @@ def load(path: str | Path) -> tuple[str | None, list[str]]:
 
 
 def arguments(values: dict[str, Any], prefix: str = "") -> list[str]:
-    """The words of the command line that set these values."""
+    """Returns the words of the command line that set these values."""
     words: list[str] = []
     for name, value in values.items():
         option = f"{prefix}{name}".replace("_", "-")
@@ -71,7 +76,7 @@ def arguments(values: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """The value without tuples, which YAML does not know."""
+    """Returns the value with lists for tuples, which YAML does not have."""
     if isinstance(value, dict):
         return {name: plain(entry) for name, entry in value.items()}
     return [plain(entry) for entry in value] if isinstance(value, (tuple, list)) else value

@@ -1,4 +1,7 @@
-"""A training step's forward and backward as one CUDA graph, for networks that wait for their launches."""
+"""Forward and backward of a training step as one CUDA graph.
+
+It pays for small networks, whose kernels take less time than their launches.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,18 @@ from torch import Tensor
 
 from ..models.method import Result
 
-EAGER_STEPS = 3  # before the capture: libraries choose their algorithms and allocate what they keep
+EAGER_STEPS = 3  # steps before the capture, in which libraries choose algorithms and allocate what they keep
 
 
 class CapturedStep:
-    """step(views, index) of constant shapes, which zeroes no gradient: replayed, it writes those of the capture.
+    """Runs `step` eagerly a few times, then captures it in a CUDA graph and replays the graph.
 
-    The optimiser stays outside: its learning rate changes. The result's tensors are overwritten by the next call.
+    The optimiser's own step is not part of it, since the learning rate changes. The next call overwrites the tensors of
+    the result that a call returned.
+
+    Args:
+        step: Takes views and index, whose shapes never change, and computes loss and gradients. Every gradient must be
+            None before each call.
     """
 
     def __init__(self, step: Callable[[list[Tensor], Tensor], Result]):
@@ -30,7 +38,7 @@ class CapturedStep:
         if self.graph is None:
             self.views, self.index = [view.clone() for view in views], index.clone()
             self.graph = torch.cuda.CUDAGraph()
-            # The gradients are None here (zero_grad) and made by the capture: each replay assigns them anew.
+            # zero_grad has set the gradients to None, so the capture allocates them and every replay writes them anew.
             with torch.cuda.graph(self.graph):
                 self.result = self.step(self.views, self.index)
         else:
@@ -39,7 +47,7 @@ class CapturedStep:
         return self.result
 
     def _on_another_stream(self, views: list[Tensor], index: Tensor) -> Result:
-        # As PyTorch asks of the steps before a capture: autograd's streams are those of the forward pass.
+        # PyTorch asks for a side stream before a capture: autograd runs backward on the stream of the forward pass.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -24,10 +24,18 @@ LARGEST_ONNX = 2**31 - 1  # bytes of one protobuf message
 
 
 def encoder_of(contents: Contents) -> nn.Module:
-    """The encoder with its trained weights, in their dtype and in eval mode: (N, channels, S, S) to (N, features).
+    """Makes the encoder of a checkpoint, in eval mode: (N, channels, S, S) to (N, features).
 
-    contents: recipe, channels, image_size and model of a checkpoint. Torch's global random state stays as it is.
-    Raises ValueError where the weights are not those of the recipe's encoder.
+    The weights keep their dtype, and torch's global random state stays as it is.
+
+    Args:
+        contents: Of a checkpoint; its recipe, channels, image_size and model are used.
+
+    Raises:
+        ValueError: where the weights are not those of the recipe's encoder.
+
+    Example:
+        encoder = encoder_of(checkpoint.load("runs/simclr-small-digits/best.pt"))
     """
     recipe = contents["recipe"]
     with torch.random.fork_rng(devices=[]):
@@ -38,47 +46,55 @@ def encoder_of(contents: Contents) -> nn.Module:
         if name.startswith("encoder.")
     }
     try:
-        encoder.load_state_dict(state, assign=True)  # not a copy, which would have the new encoder's dtype
-    except RuntimeError as error:  # torch lists every weight that does not fit, a line each
+        encoder.load_state_dict(state, assign=True)  # copied weights would take the new encoder's dtype
+    except RuntimeError as error:  # its message has a line for every weight that does not fit
         raise ValueError(f"model: {' '.join(str(error).split())}") from error
     return encoder.eval()
 
 
 def torchvision_state(contents: Contents) -> dict[str, Tensor]:
-    """The encoder's state dict for torchvision's ResNet of that name after `model.fc = nn.Identity()`, strict.
+    """Returns the encoder's state dict for torchvision's ResNet after `model.fc = nn.Identity()`, for strict loading.
 
-    Raises ValueError, naming the field and saying why, where torchvision's own class has no such encoder.
+    Raises:
+        ValueError: for an encoder that torchvision's class cannot hold; the message names the field and says why.
     """
     resnet_name(contents["recipe"], contents["channels"])
     return _state(contents)
 
 
 def timm_state(contents: Contents) -> dict[str, Tensor]:
-    """The encoder's state dict for `timm_model(contents)`, strict; a ResNet of torchvision has timm's names.
+    """Returns the encoder's state dict for the model of `timm_model`, for strict loading.
 
-    Raises ValueError, naming the field and saying why, where timm's own class has no such encoder.
+    Raises:
+        ValueError: for an encoder that timm's class cannot hold; the message names the field and says why.
     """
     timm_model(contents)
     return _state(contents)
 
 
 def timm_model(contents: Contents) -> tuple[str, dict[str, int]]:
-    """The name and the options with which `timm.create_model` makes the encoder. Raises ValueError as timm_state."""
+    """Returns the name and the options with which timm.create_model makes the encoder; a ResNet is also timm's.
+
+    Raises:
+        ValueError: as `timm_state`.
+    """
     recipe, channels = contents["recipe"], contents["channels"]
     if recipe.stem != "imagenet":
         raise ValueError(
             f"stem: timm's {recipe.encoder.removeprefix('timm/')} has none of a 3x3 convolution without pooling as "
             f"the {recipe.stem} stem; the format safetensors takes any"
         )
-    # A ResNet of torchvision has no channels of its own: timm takes any number.
+    # torchvision's ResNets take 3 channels, timm's any number, so the check of the channels is left out here.
     encoder = recipe.encoder if recipe.encoder.startswith("timm/") else resnet_name(recipe, channels=3)
     return encoders.timm_options(encoder, channels, contents["image_size"])
 
 
 def metadata(contents: Contents) -> dict[str, str]:
-    """What a reader of the encoder must know, as strings: numbers in decimal, lists and truth values as JSON.
+    """Describes the encoder for those who load it, as strings: numbers in decimal, lists and truth values as JSON.
 
-    mean and std, one number a channel, white being 1, are there where the input is normalised.
+    Returns:
+        ssl_fast (the version), recipe, epoch, encoder, stem, channels, image_size, normalize_images, and if that is
+        true the mean and std of each channel, where white is 1.
     """
     from ...version import __version__
 
@@ -108,7 +124,7 @@ def _safetensors(contents: Contents) -> bytes:
     _require("safetensors", "safetensors")
     from safetensors.torch import save
 
-    # "format": pt is what the loaders of other libraries ask for.
+    # Loaders of other libraries look for the entry format = pt.
     return save(_state(contents), metadata={"format": "pt", **metadata(contents)})
 
 
@@ -121,7 +137,7 @@ def _onnx(contents: Contents) -> bytes:
     if size > LARGEST_ONNX:
         raise ValueError(f"encoder: the format onnx holds at most {LARGEST_ONNX} bytes of weights, got {size}")
     side = contents["image_size"]
-    # Two images: of one, torch.export would take the number for a constant.
+    # Two images, since torch.export takes a batch of one for a constant.
     images = torch.zeros(2, contents["channels"], side, side, dtype=next(encoder.parameters()).dtype)
     program = torch.onnx.export(
         encoder,
@@ -132,7 +148,7 @@ def _onnx(contents: Contents) -> bytes:
         output_names=["features"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )
-    assert program is not None  # it is with dynamo=True
+    assert program is not None  # it is None only without dynamo=True
     model = program.model_proto
     onnx.helper.set_model_props(model, metadata(contents))
     return model.SerializeToString()
@@ -152,29 +168,35 @@ def _require(format: str, *packages: str) -> None:
         try:
             importlib.import_module(package)
         except ModuleNotFoundError as error:
-            # Not a ModuleNotFoundError, for which the command would name the trainer's extra.
+            # The command answers a ModuleNotFoundError with the trainer's extra, which would be the wrong one.
             raise ImportError(f"--format {format} needs {package}: pip install 'ssl-fast[export]'") from error
 
 
 def export(contents: Contents, format: Format, output: str | Path) -> None:
-    """Writes the encoder (moco: the whole run) to `output`, whole or not at all.
+    """Writes the encoder of a checkpoint in a format of other programs, whole or not at all.
 
-    contents: of a checkpoint. torchvision, timm: a state dict, for strict loading. safetensors: any encoder, with
-    `metadata`. onnx: images (N, channels, S, S) to features (N, features) for any N, with the same metadata.
-    moco: as facebookresearch/moco saves it.
-    Raises ValueError for a format that has no such encoder, ImportError without the packages of the format.
+    Args:
+        contents: Of a checkpoint.
+        format: "torchvision" and "timm" are state dicts, to be loaded strictly. "safetensors" takes any encoder and
+            adds `metadata`. "onnx" is a graph from images (N, channels, S, S) to features (N, features) for any N, with
+            the same metadata. "moco" is the whole run as facebookresearch/moco saves it.
+        output: The file to write.
+
+    Raises:
+        ValueError: for an encoder that the format cannot hold.
+        ImportError: where the packages of the format are not installed.
     """
     if format not in WRITERS:
         raise ValueError(f"format: expected one of {', '.join(get_args(Format))}, got {format!r}")
     if Path(output).is_dir():
         raise ValueError(f"output: expected a file or a new name, got the folder {output}")
-    written = WRITERS[format](contents)  # before the folder is made: nothing is left of what fails
+    written = WRITERS[format](contents)  # what fails here leaves no folder behind
     with files.replacing(output) as file:
         file.write(written)
 
 
 def how_to_load(contents: Contents, format: Format, output: Path) -> str:
-    """The Python, or for moco the command, that reads what `export` wrote."""
+    """Returns the lines of Python, or for moco the command, that read what `export` wrote."""
     recipe, quoted = contents["recipe"], repr(str(output))
     if format == "torchvision":
         name = resnet_name(recipe, contents["channels"])

@@ -1,4 +1,4 @@
-"""What a run reports while it goes: a bar, log.csv, TensorBoard, and Weights & Biases where asked."""
+"""The logs of a run: a progress bar, log.csv, TensorBoard, and Weights & Biases if asked for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,17 @@ COLUMNS = ("epoch", "learning_rate", "momentum", "loss", "top1", *MEASURED, "ima
 
 
 class Logs:
-    """Of one run, in its folder. epoch: the first to be logged; what an earlier run logged later is forgotten."""
+    """The logs of one run, as a context manager.
+
+    Args:
+        folder: Of the run.
+        title: Of the progress bar.
+        epoch: The first epoch to be logged; what TensorBoard has of it and of later ones is dropped.
+        steps: Of the whole run.
+        done: Steps that are done.
+        wandb: The project of Weights & Biases, or None.
+        config: What Weights & Biases stores with the run.
+    """
 
     def __init__(self, folder: Path, title: str, epoch: int, steps: int, done: int, wandb: str | None, config: Any):
         self.folder = folder
@@ -48,12 +58,12 @@ class Logs:
             self.wandb.finish(exit_code=int(kind is not None))
 
     def step(self, done: int, figures: str | None = None) -> None:
-        """done: steps of the whole run. figures: the text beside the bar."""
+        """Moves the progress bar to `done` steps of the run, with `figures` as the text beside it."""
         changes: dict[str, Any] = {} if figures is None else {"figures": figures}
         self.progress.update(self.task, completed=done, **changes)
 
     def epoch(self, history: list[dict[str, Any]]) -> None:
-        """The last row; log.csv gets all, so that it is one with the checkpoint's also after a resume."""
+        """Logs the last row of the history. log.csv is written whole, so that it agrees with the checkpoint."""
         row = {name: value for name, value in history[-1].items() if value is not None}
         for name, value in row.items():
             if name != "epoch":
@@ -69,7 +79,7 @@ class Logs:
 
 
 class NoLogs:
-    """Of the other processes of a run."""
+    """The logs of all processes but the first: none."""
 
     def __enter__(self) -> NoLogs:
         return self

@@ -1,4 +1,4 @@
-"""The optimiser and the schedule of the learning rate."""
+"""The optimiser of a recipe, and its learning rate at each step."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ from ..recipes import Recipe
 
 
 def optimizer_of(method: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD, AdamW or LARS (You et al. 2017, of timm) over what is trained.
+    """Makes the recipe's optimiser for the parameters that are trained: SGD, AdamW, or LARS (You et al. 2017) of timm.
 
-    Without decay_all, biases and norms are neither decayed nor scaled by LARS, as in SimCLR's code.
-    Raises ImportError for LARS without timm.
+    Without recipe.decay_all, biases and the parameters of norms are neither decayed nor scaled by LARS, as in SimCLR's
+    code.
+
+    Args:
+        method: Its parameters with requires_grad are trained.
+        recipe: optimizer, scaled_learning_rate, optimizer_momentum, weight_decay, decay_all and lars_trust.
+
+    Raises:
+        ImportError: for LARS where timm is not installed.
     """
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in trained if recipe.decay_all or parameter.dim() > 1]
@@ -30,18 +37,24 @@ def optimizer_of(method: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=rate, momentum=momentum, weight_decay=decay)
     from timm.optim.lars import Lars
 
-    groups[0]["always_adapt"] = True  # else a group without decay is not scaled
+    groups[0]["always_adapt"] = True  # timm's Lars does not scale a group without decay otherwise
     return Lars(groups, lr=rate, momentum=momentum, weight_decay=decay, trust_coeff=recipe.lars_trust)
 
 
 def schedule_of(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> LambdaLR:
-    """The rate at each step; steps: of the optimiser, an epoch."""
+    """Makes the schedule of the learning rate, to be stepped after every step of the optimiser.
+
+    Args:
+        optimizer: Its rates are the largest ones.
+        recipe: schedule, schedule_by, milestones, warm_up_epochs and epochs.
+        steps: Steps of the optimiser in an epoch.
+    """
 
     def factor(step: int) -> float:
         epoch = step / steps if recipe.schedule_by == "step" else float(step // steps)
-        warm_up = min(recipe.warm_up_epochs, recipe.epochs / 2)  # of a run cut short too
+        warm_up = min(recipe.warm_up_epochs, recipe.epochs / 2)  # a short run still reaches its full rate
         if epoch < warm_up:
-            # The step's end, or its epoch's: the first one moves.
+            # The rate is that at the end of the step (or epoch), so that the first step already moves the weights.
             return min(1.0, (epoch + (1 / steps if recipe.schedule_by == "step" else 1.0)) / warm_up)
         if recipe.schedule == "step":
             return 0.1 ** sum(epoch >= milestone for milestone in recipe.milestones)

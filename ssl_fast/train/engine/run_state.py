@@ -1,4 +1,4 @@
-"""One run: all that changes while a method trains, and a step of it."""
+"""The state of a run: all that changes while a method trains, and the steps that change it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,30 @@ from .logs import COLUMNS, Logs, NoLogs
 from .optimizer import optimizer_of, schedule_of
 from .settings import Settings
 
-MEASUREMENTS = 12  # of the features in a run, about, where settings do not say
+MEASUREMENTS = 12  # about so many times are the features measured in a run, unless the settings say otherwise
 
 
 class Run:
-    """A recipe on its data, on this process's device: the state that a checkpoint holds, and what moves it."""
+    """A recipe that is trained on its data, on the device of this process.
+
+    Args:
+        recipe_name: The name of the recipe, for checkpoints and logs.
+        recipe: What to train.
+        data_spec: As data.load takes it.
+        settings: Where and how fast.
+        fabric: Launched, with the device and the other processes.
+
+    Attributes:
+        epoch: Epochs that are complete.
+        step: Steps of the optimiser that are done in the next epoch.
+        totals: (2,), the sums of loss and top-1 over these steps.
+        history: The rows of the log.
+        best: The best kNN accuracy so far.
+
+    Raises:
+        ValueError: for a recipe that these data or these devices cannot have.
+        FileNotFoundError: for missing data.
+    """
 
     def __init__(self, recipe_name: str, recipe: Recipe, data_spec: str, settings: Settings, fabric: Fabric):
         self.recipe_name, self.recipe, self.data_spec, self.settings = recipe_name, recipe, data_spec, settings
@@ -41,12 +60,12 @@ class Run:
         self.batches = Batches(
             self.dataset, recipe, fabric.device, fabric.global_rank, fabric.world_size, settings.workers
         )
-        self.steps = self.batches.steps // recipe.accumulate  # of the optimiser, an epoch
+        self.steps = self.batches.steps // recipe.accumulate  # steps of the optimiser in an epoch
         if not self.steps:
             raise ValueError(f"accumulate: expected at most an epoch's {self.batches.steps}, got {recipe.accumulate}")
         self._build()
         self.epoch = self.step = 0
-        self.totals = torch.zeros(2, device=fabric.device)  # of the loss and of top1, over the epoch's steps
+        self.totals = torch.zeros(2, device=fabric.device)
         self.history: list[dict[str, Any]] = []
         self.best = -math.inf
         self.images_per_second = 0.0
@@ -64,7 +83,7 @@ class Run:
             for name, encoder in method.named_children():
                 if name.endswith("encoder"):
                     encoder.compile()
-        torch.manual_seed(recipe.seed + fabric.global_rank)  # what a process draws is its own
+        torch.manual_seed(recipe.seed + fabric.global_rank)  # each process draws noise and shuffles of its own
         self.method: Method = method
         self.module, self.optimizer = fabric.setup(method, optimizer_of(method, recipe))
         self.module.mark_forward_method("loss")
@@ -75,14 +94,24 @@ class Run:
 
     @property
     def total_steps(self) -> int:
+        """Steps of the optimiser in the whole run."""
         return self.recipe.epochs * self.steps
 
     @property
     def done_steps(self) -> int:
+        """Steps of the optimiser that are done."""
         return self.epoch * self.steps + self.step
 
     def train_epoch(self, logs: Logs | NoLogs, interrupted: Callable[[int], bool]) -> bool:
-        """The rest of the epoch; True where an interrupt ended it early, between two steps."""
+        """Trains the rest of the epoch.
+
+        Args:
+            logs: The progress bar.
+            interrupted: Tells, before the step of this number, whether to stop.
+
+        Returns:
+            Whether the epoch was interrupted, between two steps.
+        """
         self.method.train()
         accumulate, first, started = self.recipe.accumulate, self.step, time.monotonic()
         batches = iter(self.batches.epoch(self.epoch, self.step * accumulate))
@@ -93,14 +122,14 @@ class Run:
             self.step += 1
             logs.step(self.done_steps)
             if self.step % self.settings.log_every == 0 or self.step == self.steps:
-                loss, top1 = (self.totals / self.step).tolist()  # waits for the device
+                loss, top1 = (self.totals / self.step).tolist()  # this waits for the device
                 images = (self.step - first) * self.recipe.batch_size * accumulate
                 self.images_per_second = images / (time.monotonic() - started)
                 logs.step(self.done_steps, f"loss {loss:.3f}  top-1 {top1:.3f}  {self.images_per_second:.0f} img/s")
         return False
 
     def train_step(self, batches: Iterable[tuple[list[Tensor], Tensor]]) -> None:
-        """A step of the optimiser: the gradients of `accumulate` batches, averaged."""
+        """Takes a step of the optimiser, along the mean of the gradients of `accumulate` batches of (views, index)."""
         accumulate, clip = self.recipe.accumulate, self.recipe.clip_gradient
         self.method.start_step(self.done_steps, self.total_steps)
         self.optimizer.zero_grad()
@@ -123,7 +152,14 @@ class Run:
         return result
 
     def finish_epoch(self) -> bool:
-        """Adds the epoch's row to the history and starts the next; whether the features are the best so far."""
+        """Adds the epoch's row to the history and begins the next epoch.
+
+        Returns:
+            Whether the features were measured and are the best so far.
+
+        Raises:
+            ValueError: for a loss that is not finite.
+        """
         totals: Any = self.fabric.all_reduce(self.totals, reduce_op="mean")
         loss, top1 = (totals / self.steps).tolist()
         if not math.isfinite(loss):
@@ -146,7 +182,7 @@ class Run:
         return better
 
     def measure(self) -> dict[str, float]:
-        """The accuracies and the geometry of the features, as the log keeps them."""
+        """Measures the features for the log: kNN, alignment and uniformity."""
         return report.accuracies(
             self.method.encoder, self.dataset, self.recipe.normalize_images, self.fabric.device,
             ("knn", "alignment", "uniformity"), image_size=self.recipe.image_size, views=self.recipe.views,
@@ -154,7 +190,7 @@ class Run:
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        """What checkpoint.save takes; all processes must call."""
+        """Collects what checkpoint.save takes. All processes must call it, since it gathers their random states."""
         rng: list[Any] = [_rng_state(self.fabric.device)]
         totals, group = self.totals[None], self.method.group
         if group is not None:
@@ -182,14 +218,21 @@ class Run:
         }
 
     def load_state_dict(self, contents: dict[str, Any]) -> bool:
-        """Whether the run will go on bit for bit: with as many processes as before."""
+        """Takes the state of a checkpoint.
+
+        Args:
+            contents: As checkpoint.load returns them.
+
+        Returns:
+            Whether the run goes on bit for bit, that is, with as many processes as before.
+        """
         self.method.load_state_dict(contents["model"])
         self.optimizer.load_state_dict(contents["optimizer"])
         self.scheduler.load_state_dict(contents["scheduler"])
         if contents["scaler"]:
             self.fabric.strategy.precision.load_state_dict(contents["scaler"])
         self.epoch, self.step, self.best = contents["epoch"], contents["step"], contents["best"]
-        totals = contents["totals"].view(-1, 2)  # a row a process
+        totals = contents["totals"].view(-1, 2)  # a row for each process
         self.history = contents["history"]
         if len(contents["rng"]) != self.fabric.world_size:
             self.totals.copy_(totals.mean(0))
@@ -203,7 +246,10 @@ class Run:
 
 
 def _loaded(spec: str, fabric: Fabric) -> datasets.Dataset | datasets.FolderDataset:
-    """The data, on rank 0 first, which may download. What it raises, it raises on every rank after the barrier."""
+    """Loads the data on rank 0 first, which may download them, then on the others.
+
+    An error is raised after the barrier, on every rank: a rank that raised before it would leave the others waiting.
+    """
     with fabric.rank_zero_first():
         try:
             return datasets.load(spec)
@@ -218,7 +264,7 @@ def _rng_state(device: torch.device) -> dict[str, Tensor | None]:
 
 
 def _check_fits(recipe: Recipe, settings: Settings, fabric: Fabric) -> None:
-    """Raises ValueError for what this recipe cannot have on these devices."""
+    """Raises ValueError for a recipe or settings that these devices cannot have."""
     world = fabric.world_size
     if recipe.batch_size % (world * recipe.bn_groups):
         raise ValueError(

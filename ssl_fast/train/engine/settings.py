@@ -1,4 +1,4 @@
-"""How a run is carried out: where, how fast, what it writes. Nothing here is a number of the method's."""
+"""Where and how fast a run is carried out, and what it writes. The numbers of the method are in its recipe."""
 
 from __future__ import annotations
 
@@ -11,14 +11,22 @@ LEAST = {"devices": 1, "nodes": 1, "workers": 0, "evaluate_every": 0, "save_ever
 
 @dataclass(frozen=True)
 class Settings:
-    """accelerator, devices, nodes, precision: as Lightning Fabric takes them; devices are those of a node.
+    """How a run is carried out.
 
-    workers: processes that load and transform image folders. compile: the encoders, by torch.compile.
-    channels_last: of images and weights. cuda_graph: the step is captured once and replayed.
-    evaluate_every: epochs between two measurements of the features, 0 about twelve a run; best.pt is the best of them.
-    save_every: epochs between two checkpoints that stay (epoch-0010.pt); 0 keeps last.pt and best.pt only.
-    log_every: steps between two looks at the loss, for which the host waits.
-    wandb: also log to this project of Weights & Biases.
+    Args:
+        accelerator: As Lightning Fabric takes it: auto, cpu, cuda, ...
+        devices: Devices of each node.
+        nodes: Machines.
+        precision: As Lightning Fabric takes it.
+        workers: Processes that read and transform the images of a folder.
+        compile: Whether torch.compile compiles the encoders.
+        channels_last: Whether images and weights are stored with their channels last.
+        cuda_graph: Whether forward and backward of a step are captured in a CUDA graph and replayed.
+        evaluate_every: Epochs between two measurements of the features, the best of which gives best.pt; 0 measures
+            about twelve times in a run.
+        save_every: Epochs between two checkpoints that are kept (epoch-0010.pt); 0 keeps only last.pt and best.pt.
+        log_every: Steps between two readings of the loss, at which the host waits for the device.
+        wandb: The project of Weights & Biases to log to, if any.
     """
 
     accelerator: str = "auto"
@@ -35,7 +43,11 @@ class Settings:
     wandb: str | None = None
 
     def check(self) -> None:
-        """Raises ValueError, naming the field."""
+        """Checks the values.
+
+        Raises:
+            ValueError: for a value that no run can have; the message begins with the field's name.
+        """
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in LEAST and value < LEAST[field.name]:

@@ -1,4 +1,4 @@
-"""The training loop, on Lightning Fabric: one run from its start or its checkpoint to its end."""
+"""The training loop on Lightning Fabric: a run from its start, or from its checkpoint, to its end."""
 
 from __future__ import annotations
 
@@ -39,16 +39,31 @@ def train(
     resume: bool = False,
     fabric: Fabric | None = None,
 ) -> Method:
-    """Trains a recipe of RECIPES, or one with other numbers, and returns the method; writes all to `folder`.
+    """Trains a recipe and writes config.yaml, log.csv, TensorBoard's events, last.pt and best.pt to a folder.
 
-    data_spec: as data.load takes it. resume: go on from the folder's last.pt; on the CPU, with as many processes,
-    the result is bit for bit that of a run without a stop. fabric: where and in which precision to run; None makes
-    one of the settings.
+    Ctrl-C finishes the step, saves, prints how to resume and raises KeyboardInterrupt.
 
-    Writes config.yaml, log.csv, TensorBoard's events, last.pt, best.pt. Ctrl-C finishes the step, saves, prints how
-    to resume and raises KeyboardInterrupt.
-    Raises FileNotFoundError (nothing to resume, no data), FileExistsError (a checkpoint that would be lost)
-    and ValueError (recipe, data or checkpoint that do not fit, a loss that is not finite).
+    Args:
+        recipe_name: A name of RECIPES.
+        recipe: The recipe of that name, or one of its class with other numbers.
+        data_spec: As data.load takes it.
+        folder: Where the files go.
+        settings: Where and how fast; None takes the defaults.
+        resume: Go on from the folder's last.pt. On the CPU, with as many processes as before, the result is bit for bit
+            that of a run without a stop (see checkpoint.py).
+        fabric: A launched Fabric to run on; None makes one of the settings.
+
+    Returns:
+        The trained method; its `encoder` gives the features.
+
+    Raises:
+        FileNotFoundError: where there is nothing to resume, or no data.
+        FileExistsError: where a checkpoint would be overwritten.
+        ValueError: for a recipe, data or a checkpoint that do not fit each other, and a loss that is not finite.
+        KeyboardInterrupt: after Ctrl-C.
+
+    Example:
+        method = train("simclr-small", RECIPES["simclr-small"], "digits", "runs/simclr-small-digits")
     """
     settings = settings or Settings()
     _check_recipe(recipe_name, recipe)
@@ -77,13 +92,14 @@ def train(
 
 
 def launched(settings: Settings) -> Fabric:
-    """The Fabric of the settings; with several devices this starts the other processes, unless torchrun did.
+    """Makes and launches the Fabric of the settings, which starts the other processes unless torchrun has done so.
 
-    Raises ValueError for devices that are not there or not those that torchrun started.
+    Raises:
+        ValueError: for devices that are not there, or another number of them than torchrun started.
     """
     total = settings.devices * settings.nodes
     if dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) != total:
-        # Else each process would be a run of its own, in the same folder.
+        # Each process would take itself for the whole run, and all would write to the same folder.
         raise ValueError(f"devices: expected {os.environ['WORLD_SIZE']} on all nodes, as torchrun started, got {total}")
     try:
         fabric = Fabric(
@@ -93,17 +109,19 @@ def launched(settings: Settings) -> Fabric:
             precision=settings.precision,
             strategy=_data_parallel() if total > 1 else "auto",
         )
-    except (RuntimeError, MisconfigurationException) as error:  # no such accelerator here, or not as many devices
+    except (RuntimeError, MisconfigurationException) as error:  # there is no such accelerator, or not as many devices
         raise ValueError(f"accelerator: {' '.join(str(error).split())}") from error
     fabric.launch()
     return fabric
 
 
 def _data_parallel() -> DDPStrategy:
-    # Queue and bank are the same on all ranks and too large to be sent at every step; of the statistics of batch norm
-    # rank 0's are kept either way.
+    # DDP would send all buffers from rank 0 at every step. Queue and bank are large, and the same on all ranks without
+    # that. The statistics of batch norm differ between ranks, and the checkpoint has those of rank 0 in either case.
     known = inspect.signature(DistributedDataParallel).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # as older torch has it
+    name = (
+        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    )  # the name in older releases of torch
     options: dict[str, Any] = {name: False}
     return DDPStrategy(**options)
 
@@ -129,7 +147,7 @@ def _epochs(run: Run, folder: Path, logs: Logs | NoLogs, interrupted: Any) -> No
                     ]
                 )
                 print(f"Stopped and saved in {folder / checkpoint.LAST}. Go on with:\n  {command}", file=sys.stderr)
-            run.fabric.barrier()  # a rank that left would have the launcher kill rank 0 while it writes
+            run.fabric.barrier()  # if a rank ended now, the launcher would kill rank 0 while it writes
             raise KeyboardInterrupt
 
 
@@ -143,7 +161,7 @@ def _save(run: Run, folder: Path, better: bool, stopped: bool) -> None:
         names.append(f"epoch-{run.epoch:04d}.pt")
     if better:
         names.append(checkpoint.BEST)
-    for name in reversed(names):  # last.pt at the end: it says that the others are there
+    for name in reversed(names):  # last.pt comes last: where it is, the others are too
         checkpoint.save(folder / name, contents)
 
 
@@ -160,7 +178,7 @@ def _check_same_run(path: Path, contents: dict[str, Any], recipe_name: str, reci
     got = {"recipe": recipe_name, "data": data_spec}
     if contents["optimizer"] is None:
         raise ValueError(f"resume: {path} was imported and holds weights alone; there is no run to go on with")
-    # Fields of another recipe are not compared: the recipe itself differs.
+    # Another recipe has other fields; then the names of the recipes differ, which is enough.
     if contents["recipe_name"] == recipe_name:
         expected |= dataclasses.asdict(contents["recipe"])
         got |= dataclasses.asdict(recipe)
@@ -180,9 +198,10 @@ def _logs(run: Run, folder: Path) -> Logs | NoLogs:
 
 @contextmanager
 def _interrupts(run: Run) -> Iterator[Any]:
-    """interrupted(step): whether Ctrl-C came, so that a step is never left half done; the second stops at once.
+    """Yields a function interrupted(step) that tells whether Ctrl-C was pressed, so that no step is left half done.
 
-    Several processes agree, at every log_every-th step: none may wait in a step for one that has stopped.
+    A second Ctrl-C stops at once. Several processes exchange their answers at every log_every-th step and stop at the
+    same one: a process in a later step would wait for ever for one that has stopped.
     """
     event = threading.Event()
 
@@ -196,7 +215,7 @@ def _interrupts(run: Run) -> Iterator[Any]:
         return bool(total > 0)
 
     if threading.current_thread() is not threading.main_thread():
-        yield interrupted  # only the main thread may handle signals
+        yield interrupted  # Python lets only the main thread handle signals
         return
 
     def set_once(number: int, frame: Any) -> None:

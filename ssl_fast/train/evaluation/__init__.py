@@ -1,4 +1,4 @@
-"""What trained features are worth: measures of fixed features, the papers' linear probe, tables and plots."""
+"""Evaluation of trained encoders: measures of fixed features, the papers' linear probe, tables and plots."""
 
 from .features import encode, encode_batches
 from .linear_probe import probe_features, probe_images

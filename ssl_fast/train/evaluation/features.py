@@ -1,4 +1,4 @@
-"""Features of a frozen encoder, which every measure is taken of."""
+"""Features of a frozen encoder, which all measures are taken of."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from ...formulas.rows import upcast
 
 @contextmanager
 def evaluating(encoder: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; afterwards, also after an error, every module has the mode that it had."""
+    """Inside, the encoder is in eval mode and gradients are off.
+
+    At the end, also after an error, every module gets its own mode back.
+    """
     modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
     try:
@@ -25,9 +28,15 @@ def evaluating(encoder: nn.Module) -> Iterator[None]:
 
 
 def encode(encoder: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
-    """The encoder's features of float images, (N, C, S, S) to (N, D), in eval mode, batch by batch.
+    """Encodes images in eval mode, batch by batch; afterwards every module has the mode that it had.
 
-    Every module is left in the mode that it was in.
+    Args:
+        encoder: (n, C, S, S) to (n, D).
+        images: (N, C, S, S) float32, on the encoder's device.
+        batch_size: Images a batch.
+
+    Returns:
+        (N, D), the features.
     """
     with evaluating(encoder):
         return torch.cat([encoder(batch) for batch in images.split(batch_size)])
@@ -36,11 +45,19 @@ def encode(encoder: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
 def encode_batches(
     encoder: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], only_labelled: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Features (N, D) and labels (N,) of batches of images (n, C, S, S) float and labels (n,) int64, in eval mode.
+    """Encodes batches of images with their labels in eval mode; afterwards every module has the mode that it had.
 
-    only_labelled: images of the label -1 are left out, and not encoded. Every module is left in the mode that it was
-    in. float16 and bfloat16 features come as float32.
-    Raises ValueError where no image is left.
+    Args:
+        encoder: (n, C, S, S) to (n, D).
+        batches: Pairs of images (n, C, S, S) float32, on the encoder's device, and labels (n,) int64.
+        only_labelled: Whether images with the label -1 are left out.
+
+    Returns:
+        The features (N, D), float32 or float64 (float16 and bfloat16 are converted), and the labels (N,) int64, both on
+        the encoder's device.
+
+    Raises:
+        ValueError: where no image is left.
     """
     rows: list[Tensor] = []
     all_labels: list[Tensor] = []

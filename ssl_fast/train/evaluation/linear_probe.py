@@ -1,4 +1,4 @@
-"""The linear probe as published: a linear classifier on a frozen encoder, trained by SGD on cropped, flipped images."""
+"""The papers' linear probe: a linear classifier on a frozen encoder, trained by SGD on cropped and flipped images."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..data.datasets import Dataset, FolderDataset
 from ..recipes import LinearProtocol, Recipe, View
 from .features import encode_batches
 
-CROP_FLIP = View(order=("crop", "flip"))  # the only augmentation of all protocols
-INITIAL = 0.01  # standard deviation of the initial weights, in all of the originals
+CROP_FLIP = View(order=("crop", "flip"))  # the augmentation of all published protocols
+INITIAL = 0.01  # standard deviation of the initial weights in all of them
 
 
 def probe_features(
@@ -28,12 +28,25 @@ def probe_features(
     classes: int | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """The protocol on fixed features, without its augmentation: {"linear_top1": 0.9}, "linear_top5" of more classes.
+    """Trains and tests the linear classifier of a protocol on fixed features, without the protocol's augmentation.
 
-    Features (N, D) float32, labels (N,) integers from 0, on one device; classes: None counts up to the largest label.
-    A batch larger than the training set becomes the training set. The same seed gives the same result. The published
-    rates suit the features of their encoders; others may need another one: dataclasses.replace(protocol, ...).
-    Raises ValueError for labels that do not fit and a loss that is not finite.
+    The published learning rates suit the features of their encoders. Other features may need another one:
+    dataclasses.replace(protocol, learning_rate=...).
+
+    Args:
+        train_features: (N, D) float32.
+        train_labels: (N,) integers from 0.
+        test_features: (M, D) float32.
+        test_labels: (M,) integers from 0.
+        protocol: How to train; its batch is at most the training set.
+        classes: Number of classes; None takes one more than the largest label.
+        seed: Of the initial weights and the order of the rows; the same seed gives the same result.
+
+    Returns:
+        {"linear_top1": share}, with more than 5 classes also "linear_top5", after the last epoch.
+
+    Raises:
+        ValueError: for labels that do not fit the features, and a loss that is not finite.
     """
     if train_features.dim() != 2 or len(train_features) != len(train_labels) or not len(train_labels):
         shapes = f"{tuple(train_features.shape)} and {tuple(train_labels.shape)}"
@@ -63,14 +76,25 @@ def probe_images(
     workers: int = 0,
     seed: int = 0,
 ) -> dict[str, float]:
-    """The protocol as published: every epoch encodes anew drawn crops of the training images, flipped where that fits.
+    """Trains and tests the linear classifier of a protocol as published: every epoch draws and encodes new crops.
 
-    encoder: (N, C, S, S) float to (N, D), on `device`; frozen: its weights, statistics, gradients and modes stay.
-    dataset: of data.load; images without a label are left out. normalize, image_size: as the encoder was trained.
-    workers: processes that load a folder's images.
-    Returns {"linear_top1": 0.9}, and "linear_top5" of more than 5 classes, after the last epoch; the best one would be
-    chosen by the test images. The same seed gives the same result.
-    Raises ValueError for a loss that is not finite.
+    Args:
+        encoder: (n, C, S, S) to (n, D), on `device`. Its weights, statistics, gradients and modes stay as they are.
+        dataset: Of data.load; training images without a label are left out.
+        protocol: How to train; its batch is at most the training set.
+        normalize: Recipe.normalize_images, as the encoder was trained.
+        device: Where to compute.
+        image_size: Recipe.image_size, as the encoder was trained.
+        view: The augmentation; it flips only where the data set may be flipped.
+        workers: Processes that read a folder's images.
+        seed: Of the initial weights, the order and the crops; the same seed gives the same result.
+
+    Returns:
+        {"linear_top1": share}, with more than 5 classes also "linear_top5", after the last epoch. The best epoch is not
+        taken, since the test images would choose it.
+
+    Raises:
+        ValueError: for a loss that is not finite.
     """
     test = encode_batches(
         encoder, plain_batches(dataset, "test", normalize, device, workers=workers, image_size=image_size)
@@ -103,13 +127,23 @@ def fit(
     protocol: LinearProtocol,
     seed: int = 0,
 ) -> nn.Linear:
-    """The classifier after all epochs.
+    """Trains the classifier.
 
-    epoch: the batches of an epoch, features (n, D) and labels (n,), `steps` of them. like: features (N, D) whose
-    width, dtype and device the classifier has. classes: more than the largest label. seed: of its first weights.
-    Raises ValueError for a loss that is not finite.
+    Args:
+        epoch: Returns the batches of an epoch, by its number: features (n, D) and labels (n,).
+        steps: Batches an epoch.
+        like: Features (N, D) whose width, dtype and device the classifier takes.
+        classes: Number of classes.
+        protocol: How to train.
+        seed: Of the initial weights.
+
+    Returns:
+        The classifier after the last epoch.
+
+    Raises:
+        ValueError: for a loss that is not finite.
     """
-    # Its own generator: nothing of the caller's randomness is used up.
+    # The generator is its own, so that the caller's random numbers stay the same.
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(classes, like.shape[1], generator=generator) * INITIAL
     classifier = nn.utils.skip_init(nn.Linear, like.shape[1], classes, dtype=like.dtype, device=like.device)
@@ -136,18 +170,18 @@ def fit(
 
 @torch.no_grad()
 def accuracy(classifier: nn.Linear, features: Tensor, labels: Tensor) -> dict[str, float]:
-    """Shares of rows whose label is (among) the most probable 1 / 5 classes: "linear_top1", "linear_top5"."""
+    """Measures the share of rows whose label is the first of the classes, with more than 5 classes also among 5."""
     right = classifier(features).topk(min(5, classifier.out_features)).indices == labels[:, None]
     top1 = {"linear_top1": float(right[:, 0].float().mean())}
     return top1 if classifier.out_features <= 5 else {**top1, "linear_top5": float(right.any(1).float().mean())}
 
 
 def _labelled(dataset: Dataset | FolderDataset) -> tuple[Dataset | FolderDataset, Tensor]:
-    """The data set without the training images of the label -1, and its training labels, on the CPU."""
+    """Returns the data set without training images of the label -1, and the labels of the others on the CPU."""
     if isinstance(dataset, FolderDataset):
         return dataset, torch.tensor([label for _, label in dataset.train])
     kept = dataset.train_labels >= 0
-    if not bool(kept.all()):  # without a copy where all have one
+    if not bool(kept.all()):  # a data set whose images all have labels is not copied
         dataset = dataclasses.replace(
             dataset, train_images=dataset.train_images[kept], train_labels=dataset.train_labels[kept]
         )
@@ -155,5 +189,5 @@ def _labelled(dataset: Dataset | FolderDataset) -> tuple[Dataset | FolderDataset
 
 
 def _mixed(seed: int, epoch: int) -> int:
-    """A seed of its own for every epoch of every seed."""
+    """Returns a seed for an epoch of the run with this seed."""
     return (seed * 1_000_003 + epoch) % 2**63

@@ -1,4 +1,4 @@
-"""How good frozen features are: weighted k nearest neighbours, a linear probe, alignment and uniformity."""
+"""Measures of fixed features: nearest neighbours, logistic regression, alignment and uniformity."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from torch import Tensor
 
 from ...formulas.rows import unit_rows
 
-# Of Wu et al. 2018 and zhirongw/lemniscate.pytorch.
-K, TEMPERATURE = 200, 0.07
-SMALL_K = 20  # where a class has fewer rows than K; best in DINO (Caron et al. 2021)
-CHUNK_ELEMENTS = 1 << 25  # of a similarity matrix: 128 MB of float32
+K, TEMPERATURE = 200, 0.07  # Wu et al. 2018, and zhirongw/lemniscate.pytorch
+SMALL_K = 20  # where a class has fewer rows than K; Caron et al. 2021 (DINO) find 20 best
+CHUNK_ELEMENTS = 1 << 25  # similarities that are in memory at a time: 128 MB of float32
 
 
 def neighbours(labels: Tensor) -> int:
-    """The k for training labels (N,): the published 200 where a class has so many rows on average, else up to 20."""
+    """Chooses the k of `knn_accuracy`: the published 200 if a class has as many rows on average, otherwise up to 20.
+
+    Args:
+        labels: (N,) integers, of the training rows.
+    """
     per_class = max(1, len(labels) // max(1, len(labels.unique())))
     return K if per_class >= K else min(SMALL_K, per_class)
 
@@ -30,13 +33,24 @@ def knn_accuracy(
     k: int = K,
     temperature: float = TEMPERATURE,
 ) -> float:
-    """Share of test rows whose k nearest training rows vote for their label (Wu et al. 2018, section 3.4).
+    """Measures the share of test rows whose nearest training rows vote for their label (Wu et al. 2018, section 3.4).
 
-    A neighbour of cosine similarity c votes with weight exp(c / temperature). Features (N, D) float, labels (N,)
-    integers from 0. k: no more than a class has rows, or the votes of other classes decide; `neighbours` chooses one.
-    Memory beside the features: CHUNK_ELEMENTS similarities.
-    Raises ValueError for labels that do not fit the features, features that are not finite, k and temperature not
-    above 0.
+    A neighbour of cosine similarity c votes for its label with the weight exp(c / temperature).
+
+    Args:
+        train_features: (N, D) float.
+        train_labels: (N,) integers from 0.
+        test_features: (M, D) float.
+        test_labels: (M,) integers from 0.
+        k: Neighbours that vote. With more than a class has rows, other classes decide; `neighbours` chooses a number.
+        temperature: Of the votes.
+
+    Returns:
+        A share from 0 to 1. Beside the features, CHUNK_ELEMENTS similarities are in memory.
+
+    Raises:
+        ValueError: for labels that do not fit the features, features that are not finite, and a k or a temperature that
+            is not above 0.
     """
     _check("train", train_features, train_labels)
     _check("test", test_features, test_labels)
@@ -49,7 +63,7 @@ def knn_accuracy(
     right = 0
     for rows, labels in zip(unit_rows(test_features).split(chunk), test_labels.split(chunk), strict=True):
         similarity, nearest = (rows @ train.T).topk(min(k, len(train)))
-        # The nearest one's weight is 1: the shares of the votes stay, and no temperature overflows.
+        # Dividing by the nearest row's weight keeps the shares of the votes and cannot overflow at any temperature.
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
         votes = weights.new_zeros(len(rows), classes).scatter_add_(1, train_labels[nearest], weights)
         right += int((votes.argmax(1) == labels).sum())
@@ -59,11 +73,22 @@ def knn_accuracy(
 def logistic_regression_accuracy(
     train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor
 ) -> float:
-    """Share of test rows that a logistic regression on the standardised training features gets right.
+    """Measures the share of test rows that a logistic regression on the training features gets right.
 
-    Features (N, D) float, labels (N,) integers from 0, of two classes at least. For sets of some ten thousand rows;
-    `linear_probe.py` has the protocols of the papers.
-    Raises ValueError for labels that do not fit the features and features that are not finite.
+    The features are standardised by the training rows, and scikit-learn fits the regression to convergence, which suits
+    up to some ten thousand rows. The papers' own protocols are in linear_probe.py.
+
+    Args:
+        train_features: (N, D) float.
+        train_labels: (N,) integers from 0, of at least two classes.
+        test_features: (M, D) float.
+        test_labels: (M,) integers from 0.
+
+    Returns:
+        A share from 0 to 1.
+
+    Raises:
+        ValueError: for labels that do not fit the features, and features that are not finite.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -77,11 +102,20 @@ def logistic_regression_accuracy(
 
 
 def label_fraction(labels: Tensor, fraction: float, seed: int = 0) -> Tensor:
-    """Indices, rising, of a random share of the labels (N,), the same share of each class and at least one of each.
+    """Draws a share of the labelled rows, the same share of each class and at least one row of each.
 
-    The 1 % and 10 % of semi-supervised evaluation (Chen et al. 2020, section 6), class-balanced as there. The label -1
-    is no class. The same seed draws the same rows on every device.
-    Raises ValueError for a fraction that is not above 0 and up to 1.
+    Such are the 1 % and 10 % of semi-supervised evaluation (Chen et al. 2020, section 6).
+
+    Args:
+        labels: (N,) integers; rows with the label -1 are never drawn.
+        fraction: The share, above 0 and up to 1.
+        seed: The same seed draws the same rows on every device.
+
+    Returns:
+        The numbers of the drawn rows, rising, int64, on the labels' device.
+
+    Raises:
+        ValueError: for another fraction.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction: expected a number above 0 and up to 1, got {fraction}")
@@ -96,10 +130,17 @@ def label_fraction(labels: Tensor, fraction: float, seed: int = 0) -> Tensor:
 
 @torch.no_grad()
 def alignment(features1: Tensor, features2: Tensor) -> float:
-    """Mean squared distance of positive pairs on the unit sphere, 0 best (Wang & Isola 2020, section 4.1, alpha 2).
+    """Measures the mean squared distance of positive pairs of unit rows (Wang & Isola 2020, section 4.1, alpha 2).
 
-    features1, features2: (N, D) float, row i of both of the same image.
-    Raises ValueError for other shapes and for no rows.
+    Args:
+        features1: (N, D) float, one view of each image.
+        features2: (N, D) float, another view of the same images.
+
+    Returns:
+        A number from 0, which is best, to 4.
+
+    Raises:
+        ValueError: for other shapes and for no rows.
     """
     if features1.dim() != 2 or features1.shape != features2.shape or not len(features1):
         shapes = f"{tuple(features1.shape)} and {tuple(features2.shape)}"
@@ -109,18 +150,24 @@ def alignment(features1: Tensor, features2: Tensor) -> float:
 
 @torch.no_grad()
 def uniformity(features: Tensor) -> float:
-    """log of the mean of exp(-2 |u - v|^2) over all pairs of unit rows (Wang & Isola 2020, section 4.1, t 2).
+    """Measures log mean exp(-2 |u - v|^2) over all pairs of unit rows (Wang & Isola 2020, section 4.1, t 2).
 
-    features: (N, D) float, N from 2. 0 where all are one point, about -4 where they spread evenly over the sphere of
-    many dimensions. Memory beside the features: CHUNK_ELEMENTS similarities.
-    Raises ValueError for another shape.
+    Args:
+        features: (N, D) float, N from 2.
+
+    Returns:
+        0 where all rows are the same, about -4 where they are spread evenly over a sphere of many dimensions. Beside
+        the features, CHUNK_ELEMENTS similarities are in memory.
+
+    Raises:
+        ValueError: for another shape.
     """
     if features.dim() != 2 or len(features) < 2:
         raise ValueError(f"features: expected (N, D), N from 2, got {tuple(features.shape)}")
     u, total = unit_rows(features), 0.0
     chunk = max(1, CHUNK_ELEMENTS // len(u))
     for start in range(0, len(u), chunk):
-        # Each pair once: only the rows after its own. |u - v|^2 = 2 - 2 u.v
+        # A row meets only the rows after it, so that each pair counts once. |u - v|^2 = 2 - 2 u.v
         similarity = u[start : start + chunk] @ u[start:].T
         total += float((4 * (similarity - 1)).exp().triu(diagonal=1).sum())
     return math.log(total / (len(u) * (len(u) - 1) / 2))

@@ -1,4 +1,4 @@
-"""Pictures of runs: curves, augmented pairs, maps of the embeddings, and studies of a setting over seeds."""
+"""Pictures: curves of runs, pairs of views, maps of features, and a setting's effect over seeds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import files
 
 RESOLUTION = 110
-# Each panel of `curves`: what its axis says, and the keys of the log that it shows, with line style and name.
+# The panels of `curves`: the label of the axis, and by key of the log the line's style and name.
 PANELS: dict[str, dict[str, tuple[str, str]]] = {
     "contrastive loss": {"loss": ("-", "")},
     "top-1 among the negatives": {"top1": ("-", "")},
@@ -28,20 +28,24 @@ PANELS: dict[str, dict[str, tuple[str, str]]] = {
     "uniformity (low is best)": {"uniformity": ("-", "")},
 }
 IN_A_ROW = 3  # panels
-FEW = 40  # points that are each marked
+FEW = 40  # up to so many points of a curve are each marked
 
 
 def _save(figure: Figure, path: str | Path) -> None:
-    # Figures of their own and not pyplot's: nothing of the caller's matplotlib changes.
+    # pyplot is not used, since its backend and its open figures belong to the caller.
     with files.replacing(path) as file:
         FigureCanvasAgg(figure).print_figure(file, format="png", dpi=RESOLUTION)
 
 
 def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> None:
-    """Loss, top-1, accuracies, alignment and uniformity over the epochs, a panel each, of what was measured.
+    """Draws loss, top-1, accuracies, alignment and uniformity over the epochs, a panel for each that was measured.
 
-    histories: by label, the rows of each run's log. A key that is missing or None was not measured in that epoch.
-    Raises ValueError where no run has anything to draw.
+    Args:
+        histories: By label, the rows of a run's log. A key that is missing or None was not measured in that epoch.
+        path: The PNG file to write.
+
+    Raises:
+        ValueError: where no run has anything to draw.
     """
     measured = {key for history in histories.values() for row in history for key in row if row[key] is not None}
     panels = {name: keys for name, keys in PANELS.items() if measured & keys.keys()}
@@ -60,7 +64,7 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Pat
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         shown = [(style, what) for key, (style, what) in keys.items() if key in measured and what]
-        if shown:  # which style is which; the figure's legend says which colour is whose
+        if shown:  # the panel's legend explains the styles, the figure's legend the colours
             axes.legend(handles=[axes.plot([], [], style, color="grey", label=what)[0] for style, what in shown])
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
@@ -78,7 +82,7 @@ def _curve(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, **style: 
 def _colours(count: int) -> list[Any]:
     if count <= 10:
         return [f"C{number}" for number in range(count)]
-    # The ten of matplotlib would come again.
+    # matplotlib repeats its colours after ten.
     return list(matplotlib.colormaps["turbo"]([number / (count - 1) for number in range(count)]))
 
 
@@ -87,7 +91,14 @@ def _coloured(labels: list[str]) -> list[tuple[str, Any]]:
 
 
 def pairs(images: Tensor, view1: Tensor, view2: Tensor, path: str | Path) -> None:
-    """A column an image: the image, its view 1, its view 2. Each: float (N, C, H, W), C 1 or 3."""
+    """Draws a column for each image: the image, its first view, its second view.
+
+    Args:
+        images: (N, C, H, W) float, C is 1 or 3.
+        view1: (N, C, H, W) float.
+        view2: (N, C, H, W) float.
+        path: The PNG file to write.
+    """
     figure = Figure(figsize=(len(images), 3.4), layout="constrained")
     grid = figure.subplots(3, len(images), squeeze=False)
     for row, (title, shown) in zip(grid, (("image", images), ("view 1", view1), ("view 2", view2)), strict=True):
@@ -100,12 +111,18 @@ def pairs(images: Tensor, view1: Tensor, view2: Tensor, path: str | Path) -> Non
 
 
 def maps(features: dict[str, Tensor], labels: Tensor, path: str | Path) -> None:
-    """A t-SNE map a panel. features: by title, (N, D) of the same N images; labels: (N,) integers."""
+    """Draws t-SNE maps of features of the same images, coloured by class.
+
+    Args:
+        features: By title of the map, (N, D).
+        labels: (N,) integers.
+        path: The PNG file to write.
+    """
     figure = Figure(figsize=(5 * len(features), 5), layout="constrained")
     for axes, (title, values) in zip(
         figure.subplots(1, len(features), squeeze=False)[0], features.items(), strict=True
     ):
-        # t-SNE needs a perplexity below the number of points.
+        # scikit-learn refuses a perplexity that is not below the number of points.
         tsne = TSNE(perplexity=min(30, len(values) / 4), init="pca", random_state=0)
         x, y = tsne.fit_transform(values.cpu().numpy()).T
         points = axes.scatter(x, y, c=labels.cpu().numpy(), cmap="tab10", s=8)
@@ -115,12 +132,19 @@ def maps(features: dict[str, Tensor], labels: Tensor, path: str | Path) -> None:
 
 
 def study(results: Mapping[str, Sequence[float]], path: str | Path, value: str, setting: str = "") -> None:
-    """What a setting does to a value: mean and sample standard deviation over seeds, and every seed as a point.
+    """Draws a value for each of several settings: mean, sample standard deviation, and every seed as a point.
 
-    results: by label, a value per seed. value, setting: what the axes say. Where all labels are numbers, two or more,
-    a line over them (over their logarithm where they are positive and span a factor of 20), else a row each, in the
-    order given. The axis of the values begins where they do, not at 0: they are points, no bars.
-    Raises ValueError where there is no result, or a label without values.
+    If all labels are numbers (two or more), the means are joined by a line over them; its axis is logarithmic if the
+    numbers are positive and span a factor of 20. Otherwise each label has a row, in the order given.
+
+    Args:
+        results: By label of the setting, a value for each seed.
+        path: The PNG file to write.
+        value: The name of the value, for its axis.
+        setting: The name of the setting, for its axis.
+
+    Raises:
+        ValueError: where there is no result, or a label without values.
     """
     empty = [label for label, values in results.items() if not values]
     if not results or empty:
@@ -141,7 +165,7 @@ def study(results: Mapping[str, Sequence[float]], path: str | Path, value: str, 
 
 
 def _numbers(labels: list[str]) -> list[float]:
-    """The labels as numbers; none where one of them is another word."""
+    """Returns the labels as numbers, or nothing if one of them is no number."""
     try:
         return [float(label) for label in labels]
     except ValueError:

@@ -1,4 +1,4 @@
-"""What an encoder's features are worth on clean and on transformed test images, as numbers, table and file."""
+"""An encoder's accuracies on clean and on transformed test images: measured, as a table, and as a file."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ CLASSIFIERS = ("knn", "probe")
 FRACTIONS = {"probe_1%": 0.01, "probe_10%": 0.1}
 MEASURES = (*CLASSIFIERS, *FRACTIONS, "alignment", "uniformity")
 HEADINGS = {"knn": "kNN", "probe": "linear probe"}
-SEED = 0  # every encoder sees the same transformed images, pairs and shares of the labels
+SEED = 0  # one for all encoders: they are tested on the same transformed images, pairs and shares of the labels
 BATCH = 512
-PAIR_BATCHES = 20  # of alignment, at most
+PAIR_BATCHES = 20  # the most batches of pairs that alignment is measured on
 RESULTS = "results.json"
 
-Features = tuple[Tensor, Tensor]  # with their labels
+Features = tuple[Tensor, Tensor]  # (N, D) and their labels (N,)
 
 
 def accuracies(
@@ -45,16 +45,28 @@ def accuracies(
     k: int | None = None,
     workers: int = 0,
 ) -> dict[str, float]:
-    """By measure and test images: {"knn_clean": 0.95, "knn_transformed": ..., "probe_clean": ..., ...}.
+    """Measures an encoder's features.
 
-    encoder: (N, C, S, S) float to (N, D), on `device`; it keeps its modes, weights and statistics. Test images are
-    transformed of sets in memory only. The classifiers know the clean training images only, those with a label.
-    measures: of MEASURES; knn and probe on each kind of test images, "probe_1%" and "probe_10%" (a share of the
-    training labels) and "uniformity" on the clean ones, "alignment" on two views of up to some ten thousand.
-    normalize, image_size, views: as the encoder was trained, Recipe.normalize_images, image_size and views; alignment
-    is that of the first and the last view. k: of kNN; None takes `metrics.neighbours`.
-    workers: processes that load a folder's images.
-    Raises ValueError for another measure, and what the measures raise.
+    "knn" and "probe" (logistic regression) classify the clean test images and, for data sets in memory, test images
+    that are shifted, zoomed and rotated. The classifiers are given the labelled training images as they are.
+
+    Args:
+        encoder: (n, C, S, S) to (n, D), on `device`. Its modes, weights and statistics stay as they are.
+        dataset: Of data.load.
+        normalize: Recipe.normalize_images, as the encoder was trained.
+        device: Where to compute.
+        measures: Some of MEASURES: "knn"; "probe"; "probe_1%" and "probe_10%", the probe with a share of the training
+            labels; "alignment" of two views of the test images; "uniformity" of the clean test images.
+        image_size: Recipe.image_size, as the encoder was trained.
+        views: Recipe.views; alignment is measured between the first and the last of them.
+        k: Neighbours of kNN; None takes `metrics.neighbours`.
+        workers: Processes that read a folder's images.
+
+    Returns:
+        The values by measure and test images: {"knn_clean": 0.95, "knn_transformed": 0.9, "alignment": 0.3, ...}.
+
+    Raises:
+        ValueError: for another measure, and for what the measures cannot take.
     """
     unknown = [measure for measure in measures if measure not in MEASURES]
     if unknown:
@@ -70,7 +82,7 @@ def accuracies(
     if clean and classified:
         tests = {"clean": clean}
         if isinstance(dataset, Dataset) and set(CLASSIFIERS) & set(measures):
-            # By the numbers of no recipe: the same images for all.
+            # The numbers of View's affine are taken, not the recipe's: all encoders are tested on the same images.
             found = _transformed(dataset, Augment(dataset, View(), normalize, image_size), device)
             tests["transformed"] = encode_batches(encoder, found)
         results = _classified(classified, plain("train"), tests, k)
@@ -102,7 +114,8 @@ def _classified(measures: list[str], train: Features, tests: dict[str, Features]
 
 
 def _transformed(dataset: Dataset, augment: Augment, device: torch.device | str) -> Iterator[Features]:
-    # Drawn on the CPU, where a seed gives the same images on every machine; in parts, which bound the memory.
+    # The images are drawn on the CPU, where a seed gives the same ones on every machine, in parts that bound the
+    # memory.
     generator = torch.Generator().manual_seed(SEED)
     parts = zip(dataset.test_images.cpu().split(BATCH), dataset.test_labels.split(BATCH), strict=True)
     for images, labels in parts:
@@ -116,7 +129,7 @@ def _alignment(
     device: torch.device | str,
     workers: int,
 ) -> float:
-    # The test images in the place of the training images, of which views are drawn.
+    # Batches draws views of training images, so the test images are put in their place.
     if isinstance(dataset, Dataset):
         dataset = dataclasses.replace(dataset, train_images=dataset.test_images, train_labels=dataset.test_labels)
     else:
@@ -129,7 +142,7 @@ def _alignment(
 
 
 def table(rows: Mapping[str, Mapping[str, Any]], title: str) -> Table:
-    """Rows by label, as `accuracies` returns them, with a column for each key that a row has."""
+    """Makes a table with a row for each label and a column for each key of its values, as `accuracies` returns them."""
     shown = Table(title=title)
     shown.add_column("features")
     columns = list(dict.fromkeys(key for values in rows.values() for key in values))
@@ -142,7 +155,7 @@ def table(rows: Mapping[str, Mapping[str, Any]], title: str) -> Table:
 
 
 def save_results(folder: str | Path, rows: Mapping[str, Mapping[str, Any]]) -> Path:
-    """Writes the rows, by label as `accuracies` returns them, to results.json in `folder`, whole or not at all."""
+    """Writes the values by label to results.json in `folder`, and returns its path."""
     path = Path(folder) / RESULTS
     files.write_text(path, json.dumps(rows, indent=1) + "\n")
     return path

@@ -1,4 +1,7 @@
-"""Encoders and the methods that train them, a file a method."""
+"""Encoders, and the methods that train them: a file a method, to be read beside its paper.
+
+`method.py` has what the methods share and the order in which a training step calls them.
+"""
 
 from .encoders import create
 from .grouped_batch_norm import GroupedBatchNorm, in_groups

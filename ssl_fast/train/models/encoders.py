@@ -1,4 +1,4 @@
-"""Encoders by name, small ones of our own and those of torchvision and timm, and the MLPs behind them."""
+"""Encoders by name (small ones of our own, those of torchvision and timm), and the MLPs behind them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ RESNETS: tuple[str, ...] = tuple(models.list_models(module=models, include=["res
 
 
 class Encoder(nn.Sequential):
-    """Five 3x3 convolutions with BatchNorm and ReLU, then the mean over the image.
+    """Five 3x3 convolutions with batch norm and ReLU, then the mean over the image: (N, channels, S, S) to (N, width).
 
-    (N, channels, S, S) float to (N, width); width: a multiple of 4.
+    Args:
+        channels: Of the images.
+        width: Features, a multiple of 4.
     """
 
     def __init__(self, channels: int, width: int = 128):
@@ -23,7 +25,9 @@ class Encoder(nn.Sequential):
         before = channels
         for after, stride in ((width // 4, 2), (width // 2, 1), (width // 2, 2), (width, 1), (width, 1)):
             layers += [
-                nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False),  # BatchNorm has the bias
+                nn.Conv2d(
+                    before, after, 3, stride=stride, padding=1, bias=False
+                ),  # the batch norm behind it adds the bias
                 nn.BatchNorm2d(after),
                 nn.ReLU(inplace=True),
             ]
@@ -32,12 +36,28 @@ class Encoder(nn.Sequential):
 
 
 def create(name: str, channels: int, stem: Literal["imagenet", "cifar"], image_size: int) -> tuple[nn.Module, int]:
-    """The encoder and the number of its features, those after pooling: (N, channels, S, S) to (N, features).
+    """Creates an encoder with fresh weights, (N, channels, S, S) float32 to the features after pooling (N, features).
 
-    name: small-WIDTH, a ResNet of torchvision (resnet18, ..., wide_resnet50_2) or timm/NAME[,KEY=NUMBER...]
-    with options of the model (timm/vit_small_patch16_224,num_heads=12). stem: cifar is a 3x3 convolution without
-    pooling, of a ResNet alone. The state dict's names are the library's, without the classifier.
-    Raises ValueError for another name, a stem or a size that it cannot have, ImportError without timm.
+    The names in its state dict are the library's, without the classifier.
+
+    Args:
+        name: small-WIDTH, a ResNet of torchvision (resnet18, ..., wide_resnet50_2), or timm/NAME[,KEY=NUMBER...] with
+            options of the model, such as timm/vit_small_patch16_224,num_heads=12.
+        channels: Of the images.
+        stem: Of a ResNet: "imagenet" is its own first layers, "cifar" a 3x3 convolution without pooling.
+        image_size: The side S in pixels, which a ViT is made for.
+
+    Returns:
+        The encoder and the number of its features.
+
+    Raises:
+        ValueError: for another name, or a stem or width that the encoder cannot have.
+        ImportError: for timm/NAME where timm is not installed.
+
+    Example:
+        >>> encoder, features = create("small-128", channels=1, stem="imagenet", image_size=24)
+        >>> encoder(torch.zeros(2, 1, 24, 24)).shape
+        torch.Size([2, 128])
     """
     width = re.fullmatch(r"small-(\d+)", name)
     if stem != "imagenet" and "resnet" not in name:
@@ -75,9 +95,12 @@ def _adapt_stem(resnet: Any, channels: int, stem: str) -> None:
 
 
 def timm_options(encoder: str, channels: int, image_size: int) -> tuple[str, dict[str, Any]]:
-    """The name and the options with which timm.create_model makes timm/NAME[,KEY=NUMBER...], without a classifier.
+    """Returns the name and the options with which timm.create_model makes timm/NAME[,KEY=NUMBER...].
 
-    Raises ValueError for an option of another form.
+    The options leave out the classifier and set the channels, and a ViT's image size.
+
+    Raises:
+        ValueError: for an option of another form than KEY=NUMBER.
     """
     name, *assignments = encoder.removeprefix("timm/").split(",")
     options: dict[str, Any] = {"num_classes": 0, "in_chans": channels}
@@ -111,17 +134,22 @@ def mlp(
     layers: int,
     batch_norm: Literal["none", "hidden", "all"] = "none",
 ) -> nn.Sequential:
-    """Linear layers with ReLU between them: (N, before) to (N, after), not normalised. 0 layers: as it comes.
+    """Makes linear layers with ReLU between them, (N, before) to (N, after).
 
-    batch_norm: behind the hidden layers, or also behind the last, there without scale and shift (Chen et al. 2021).
-    Layers with batch norm have no bias, which it would take away.
+    Args:
+        before: Features of the input.
+        width: Features between the layers.
+        after: Features of the output.
+        layers: Number of linear layers; 0 returns the input as it is.
+        batch_norm: "hidden" has batch norm behind all layers but the last, "all" also behind the last, there without
+            scale and shift (Chen et al. 2021). With batch norm no layer has a bias.
     """
     parts: list[nn.Module] = []
     for number in range(1, layers + 1):
         last = number == layers
         normalised = batch_norm == "all" or (batch_norm == "hidden" and not last)
         size = after if last else width
-        # With batch norm elsewhere the last layer has no bias either, as in the code of SimCLR and MoCo v3.
+        # In the code of SimCLR and MoCo v3 the last layer has no bias either, even where no batch norm follows it.
         parts.append(nn.Linear(before, size, bias=batch_norm == "none"))
         if normalised:
             parts.append(nn.BatchNorm1d(size, affine=not last))
@@ -132,10 +160,17 @@ def mlp(
 
 
 def initialize_as_moco_v3(encoder: Any, freeze_patch_projection: bool) -> None:
-    """The initialisation of MoCo v3's own code (Chen et al. 2021), in place: of a ResNet or timm's ViT; others stay.
+    """Initialises a ResNet or a ViT of timm in place as facebookresearch/moco-v3 does; other encoders stay as they are.
 
-    A ResNet's residual blocks begin as the identity. A ViT gets fixed sine-cosine positions; with
-    freeze_patch_projection its first layer is random and stays so, which keeps the training stable (section 4.2).
+    The residual blocks of a ResNet begin as the identity. A ViT gets fixed sine-cosine positions.
+
+    Args:
+        encoder: Of `create`.
+        freeze_patch_projection: Whether a ViT's first layer keeps its random weights, which makes the training stable
+            (Chen et al. 2021, section 4.2).
+
+    Raises:
+        ValueError: for freeze_patch_projection without a ViT.
     """
     from torchvision.models.resnet import BasicBlock, Bottleneck
 
@@ -164,7 +199,7 @@ def _initialize_vit(vit: Any, freeze_patch_projection: bool) -> None:
     if vit.cls_token is not None:
         nn.init.normal_(vit.cls_token, std=1e-6)
     positions = build_sincos2d_pos_embed(list(vit.patch_embed.grid_size), dim=vit.embed_dim)
-    before = vit.pos_embed.shape[1] - len(positions)  # the class token's own
+    before = vit.pos_embed.shape[1] - len(positions)  # positions of the class token
     with torch.no_grad():
         vit.pos_embed.copy_(torch.cat([positions.new_zeros(before, vit.embed_dim), positions])[None])
     vit.pos_embed.requires_grad_(False)

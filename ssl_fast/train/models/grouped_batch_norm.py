@@ -1,4 +1,4 @@
-"""Batch normalisation in groups: on one device what several devices do, each with its own part of the batch."""
+"""Batch normalisation in groups: one device normalises parts of its batch separately, as several devices would."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class GroupedBatchNorm(_BatchNorm):
-    """`groups` parts of the batch, each normalised by its own statistics in training.
+    """Batch norm that in training normalises each of `groups` parts of the batch by the part's own statistics.
 
-    (N, C, ...) with N a multiple of groups; part g holds the rows g, g + groups, ... The running statistics are the
-    mean over the parts, each of which moves them as far as a whole batch would. State dict as of torch's BatchNorm.
-    Of MoCo (He et al. 2020, section 3.3), where a key must not share statistics with its query.
+    Input and output are (N, C, ...), where N is a multiple of groups; part g holds the rows g, g + groups, ... Each
+    part gives running statistics as torch's BatchNorm would have them, and their mean over the parts is kept. The state
+    dict has the names of torch's BatchNorm. MoCo needs it on one device, since a key must not share batch statistics
+    with its query (He et al. 2020, section 3.3).
+
+    Args:
+        batch_norm: The layer that is replaced; its parameters and buffers are taken over, not copied.
+        groups: Number of parts.
     """
 
     def __init__(self, batch_norm: _BatchNorm, groups: int):
-        # Made of another: its parameters and buffers are taken over, not copied.
         nn.Module.__init__(self)
         self.__dict__.update(batch_norm.__dict__)
         self.groups = groups
@@ -48,7 +52,15 @@ class GroupedBatchNorm(_BatchNorm):
 
 
 def in_groups(module: nn.Module, groups: int) -> nn.Module:
-    """The module with all its batch norms in groups; 1 group: as it is."""
+    """Replaces every BatchNorm1d and BatchNorm2d of a module, in place, by a GroupedBatchNorm.
+
+    Args:
+        module: Of any kind.
+        groups: Parts of the batch; 1 changes nothing.
+
+    Returns:
+        The module, or what replaces it if it is a batch norm itself.
+    """
     if groups == 1:
         return module
     if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -60,10 +72,11 @@ def in_groups(module: nn.Module, groups: int) -> nn.Module:
 
 @contextmanager
 def unmoved_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch norms in training normalise as ever and leave their running statistics as they are."""
+    """Inside, the batch norms of a module normalise as ever, and their running statistics do not move."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     buffers = [dict(part._buffers) for part in norms]
-    # Copies take the movement. To track nothing would save other tensors than the first forward pass did.
+    # The statistics of copies move instead. Switching track_running_stats off would make the second forward pass save
+    # other tensors for the backward pass than the first, which torch's checkpointing refuses.
     for part in norms:
         part._buffers.update({name: None if x is None else x.clone() for name, x in part._buffers.items()})
     try:

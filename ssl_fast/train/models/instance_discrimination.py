@@ -1,4 +1,6 @@
-"""Instance discrimination with a memory bank (Wu et al. 2018), to be read beside its paper."""
+"""Instance discrimination: Z. Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance
+Discrimination".
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,19 @@ from .method import Group, Method, Result
 
 
 class InstanceDiscrimination(Method):
-    """Instance discrimination (Wu et al. 2018): each image is a class, whose weights are its last features."""
+    """Instance discrimination (Wu et al. 2018): each image is a class, whose weight vector is its row of a memory bank.
+
+    Args:
+        recipe: The numbers of the method.
+        channels: Of the views.
+        image_size: Side of the views in pixels.
+        group: The processes that share each batch; None for one process.
+        images: Number of training images, the rows of the bank.
+
+    Attributes:
+        bank: The last features of every image.
+        normalizer: () float32, the softmax's sum (Z in equation 8) as estimated on the first batch; 0 before.
+    """
 
     normalizer: Tensor
 
@@ -28,12 +42,11 @@ class InstanceDiscrimination(Method):
         super().__init__(recipe, channels, image_size, group)
         self.bank = MemoryBank(images, self.embedding_dim, recipe.bank_momentum, seed=recipe.seed)
         self.noise = recipe.noise
-        # The softmax's sum, estimated on the first batch and kept, as in the original; 0 before.
         self.register_buffer("normalizer", torch.zeros(()))
-        self.estimated = False  # so that no later step waits for the device to tell
+        self.estimated = False  # normalizer lies on the device; asking it in every step would wait for the device
 
     def loss(self, views: list[Tensor], index: Tensor) -> Result:
-        """The full softmax over all images, or noise-contrastive estimation of it."""
+        """Computes the softmax over all images (equation 2), or noise-contrastive estimation of it (equation 7)."""
         (features,) = self.in_parts(self.query, views[0])
         options: dict[str, Any] = {"temperature": self.temperature, "return_stats": True}
         if not self.noise:
@@ -42,13 +55,13 @@ class InstanceDiscrimination(Method):
             noise = torch.randint(len(self.bank.bank), (len(index), self.noise), device=index.device)
             if not self.estimated:
                 self.estimated = True
-                if not self.normalizer:  # nor loaded
+                if not self.normalizer:  # a checkpoint may have set it
                     self.normalizer.copy_(self.estimate(features.detach()))
             loss, stats = functional.instance_nce(features, index, noise, self.bank, self.normalizer, **options)
         return Result(loss, ContrastiveStats(*stats), features.detach())
 
     def estimate(self, features: Tensor) -> Tensor:
-        """n times the mean of exp(similarity / temperature) over some rows of the bank (section 3.2)."""
+        """Estimates the softmax's sum (equation 8): n times the mean of exp(similarity / temperature) of drawn rows."""
         some = self.bank.bank[torch.randint(len(self.bank.bank), (self.noise,), device=features.device)]
         mean = (unit_rows(features) @ some.to(features.dtype).T / self.temperature).float().exp().mean()
         if self.group is not None:
@@ -56,6 +69,7 @@ class InstanceDiscrimination(Method):
         return mean * len(self.bank.bank)
 
     def after_backward(self, embeddings: Tensor, index: Tensor) -> None:
+        """Moves the rows of the batch's images in the bank towards their new features."""
         if self.group is not None:
             embeddings, index = (gather(x, self.group) for x in (embeddings, index))
         self.bank.update_(index, embeddings)

@@ -1,7 +1,12 @@
-"""What the methods have in common: encoder, head, micro-batches, and a second encoder that follows the first.
+"""What the methods have in common: encoder, head, micro-batches, and a key encoder that follows the encoder.
 
-`loss(views, index)` takes the (N, C, S, S) float views of N images and their (N,) numbers in the data set.
-`encoder` is what is kept after training.
+A step of the optimiser calls a method in this order:
+
+    method.start_step(step, steps)
+    result = method.loss(views, index)            # with accumulation, this and the next two once for each batch
+    result.loss.backward()
+    method.after_backward(result.embeddings, index)
+    optimizer.step()
 """
 
 from __future__ import annotations
@@ -25,7 +30,13 @@ Group = dist.ProcessGroup | None
 
 
 class Result(NamedTuple):
-    """loss: 0-D, to run backward. embeddings: (N, D) of the first view, for `after_backward`."""
+    """What a method's loss returns.
+
+    Attributes:
+        loss: () float32, to run backward.
+        stats: The statistics of the loss, such as top1, the share of rows whose positive is nearest.
+        embeddings: (N, D), the first view's, without gradient, for `after_backward`.
+    """
 
     loss: Tensor
     stats: ContrastiveStats
@@ -33,7 +44,18 @@ class Result(NamedTuple):
 
 
 class Method(nn.Module):
-    """What all have in common. channels, image_size: of the views. group: the processes that share a batch."""
+    """An encoder and a projection head, and the loss by which they are trained.
+
+    Args:
+        recipe: The numbers of the method.
+        channels: Of the views.
+        image_size: Side of the views in pixels.
+        group: The processes that share each batch; None for one process.
+
+    Attributes:
+        encoder: (N, channels, S, S) to (N, features). It is what is kept after training.
+        head: (N, features) to (N, D), the embeddings that the loss compares.
+    """
 
     def __init__(self, recipe: Any, channels: int, image_size: int, group: Group = None):
         super().__init__()
@@ -47,23 +69,35 @@ class Method(nn.Module):
         self.embedding_dim = recipe.projection_dim if recipe.head_layers else features
 
     def start_step(self, step: int, steps: int) -> None:
-        """Before the first loss of each step of the optimiser, number `step` of `steps`."""
+        """Prepares a step of the optimiser, number `step` (from 0) of the run's `steps`."""
 
     def loss(self, views: list[Tensor], index: Tensor) -> Result:
+        """Computes the loss of a batch.
+
+        Args:
+            views: The recipe's views of N images, each (N, channels, S, S) float32.
+            index: (N,) int64, the numbers of the images in the training set.
+        """
         raise NotImplementedError
 
     def after_backward(self, embeddings: Tensor, index: Tensor) -> None:
-        """After the backward pass of each loss."""
+        """Ends a batch after its backward pass; embeddings and index are those of `loss`."""
 
     def in_parts(self, function: Callable[..., tuple[Tensor, ...]], *images: Tensor) -> tuple[Tensor, ...]:
-        """function(*images), in micro-batches: what the backward pass needs of each is computed again when it comes.
+        """Returns function(*images), computed in micro-batches if the recipe asks for them.
 
-        The loss sees all embeddings, so that the gradient is the whole batch's (GradCache, Gao et al. 2021).
+        The activations of a micro-batch are not kept: the backward pass computes them again (GradCache, Gao et al.
+        2021). The loss still sees the embeddings of the whole batch, so its gradient is that of the whole batch.
+
+        Args:
+            function: Takes batches of images and returns embeddings of the same number of rows.
+            images: Each (N, channels, S, S).
         """
         if not 0 < self.micro_batch < len(images[0]):
             return function(*images)
 
         def contexts() -> tuple[Any, Any]:
+            # The second forward pass must not move the running statistics of batch norm a second time.
             return nullcontext(), unmoved_statistics(self)
 
         parts = zip(*(x.split(self.micro_batch) for x in images), strict=True)
@@ -72,11 +106,21 @@ class Method(nn.Module):
         return tuple(torch.cat(column) for column in zip(*results, strict=True))
 
     def query(self, images: Tensor) -> tuple[Tensor]:
+        """Encodes and projects images, (N, channels, S, S) to (N, D); a tuple for `in_parts`."""
         return (self.head(self.encoder(images)),)
 
 
 class KeyEncoderMethod(Method):
-    """A second encoder and head, `key_*`, that follow the first by a momentum update."""
+    """A method with a key encoder and a key head, which follow the encoder and the head by a momentum update.
+
+    theta_k <- m theta_k + (1 - m) theta_q (He et al. 2020, equation 2), once a step of the optimiser, with the weights
+    theta_q from before that step.
+
+    Attributes:
+        key_encoder: A copy of the encoder, without gradient.
+        key_head: A copy of the head, without gradient.
+        momentum: m, a number or a 0-D tensor.
+    """
 
     momentum: float | Tensor
 
@@ -85,6 +129,7 @@ class KeyEncoderMethod(Method):
         self.moved = False
 
     def make_key_encoder(self) -> None:
+        """Copies encoder and head, after a subclass has initialised them."""
         self.key_encoder = deepcopy(self.encoder).requires_grad_(False)
         self.key_head = deepcopy(self.head).requires_grad_(False)
 
@@ -92,12 +137,14 @@ class KeyEncoderMethod(Method):
         self.moved = False
 
     def move_key_encoder(self) -> None:
-        """Once a step of the optimiser, with the weights from before it."""
+        """Updates the key encoder and the key head, unless this step of the optimiser has done so already."""
         if not self.moved:
-            # The key encoder's BatchNorm statistics are its own.
+            # buffers="keep": the running statistics of batch norm are those of the keys, not an average of the
+            # queries'.
             ema_update_(self.key_encoder, self.encoder, self.momentum, buffers="keep")
             ema_update_(self.key_head, self.head, self.momentum, buffers="keep")
             self.moved = True
 
     def key(self, images: Tensor) -> tuple[Tensor]:
+        """Encodes and projects images by the key encoder, (N, channels, S, S) to (N, D); a tuple for `in_parts`."""
         return (self.key_head(self.key_encoder(images)),)

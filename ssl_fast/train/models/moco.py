@@ -1,4 +1,10 @@
-"""MoCo v1 and v2 (He et al. 2020; Chen et al. 2020), to be read beside their papers."""
+"""MoCo v1 and v2.
+
+K. He et al. 2020, "Momentum Contrast for Unsupervised Visual Representation Learning". X. Chen et al. 2020, "Improved
+Baselines with Momentum Contrastive Learning".
+
+Both are one class: their recipes differ in the head, the temperature, the augmentation and the schedule.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +21,13 @@ from .method import Group, KeyEncoderMethod, Result
 
 
 class MoCo(KeyEncoderMethod):
-    """MoCo v1 and v2 (He et al. 2020, algorithm 1): a queue of past keys is the negatives."""
+    """MoCo v1 and v2 (He et al. 2020, algorithm 1): the negatives of a query are the past keys in a queue.
+
+    The loss is InfoNCE (equation 1) of each query with the key of the image's other view.
+
+    Attributes:
+        queue: The last queue_size keys of all processes.
+    """
 
     def __init__(self, recipe: MoCoV1Recipe, channels: int, image_size: int, group: Group = None):
         super().__init__(recipe, channels, image_size, group)
@@ -25,7 +37,10 @@ class MoCo(KeyEncoderMethod):
         self.queue = NegativeQueue(recipe.queue_size, self.embedding_dim, dtype, seed=recipe.seed)
 
     def loss(self, views: list[Tensor], index: Tensor) -> Result:
-        """The mean loss of N queries against the queue as it was; moves the key encoder, then enqueues."""
+        """Computes InfoNCE of N queries against the queue as it was before this batch, then enqueues the batch's keys.
+
+        The order is that of facebookresearch/moco: queries, momentum update, keys, loss, enqueue.
+        """
         (query,) = self.in_parts(self.query, views[0])
         with torch.no_grad():
             self.move_key_encoder()
@@ -35,7 +50,11 @@ class MoCo(KeyEncoderMethod):
         return Result(loss, ContrastiveStats(*stats), query.detach())
 
     def shuffled_key(self, images: Tensor) -> Tensor:
-        """Keys whose batch norm saw other images than their queries' (section 3.3): else it tells which is which."""
+        """Computes the keys with the batch in another order than the queries had (section 3.3).
+
+        Batch norm normalises parts of the batch separately, on several devices or by bn_groups. If a key were in the
+        same part as its query, their shared statistics would tell the network which key is the positive.
+        """
         if self.group is not None:
             images, order = shuffle(images, self.group)
             return unshuffle(self.in_parts(self.key, images)[0], order, self.group)

@@ -1,6 +1,6 @@
-"""Checkpoints of facebookresearch/moco, written and read: a run goes on there, or comes from there.
+"""Checkpoints of facebookresearch/moco: ours converted to theirs and theirs to ours.
 
-Such a file holds `epoch`, `arch`, `state_dict` and `optimizer`. Its tensors are those of moco/builder.py within
+Their files hold `epoch`, `arch`, `state_dict` and `optimizer`. The tensors are those of moco/builder.py within
 DistributedDataParallel: `module.encoder_q.*` and `module.encoder_k.*`, each a ResNet of torchvision whose `fc` is the
 projection head, `module.queue` (D, K) and `module.queue_ptr` (1,).
 """
@@ -21,15 +21,19 @@ from .. import files
 from ..recipes import RECIPES, MoCoV1Recipe, Recipe
 from .encoders import RESNETS, create, mlp
 
-RECIPE_OF_LAYERS = {1: "moco-v1", 2: "moco-v2"}  # by the layers of the projection head
+RECIPE_OF_LAYERS = {1: "moco-v1", 2: "moco-v2"}  # by the number of layers of the projection head
 QUEUE_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-LISTED = 12  # tensors that an error names; a ResNet has hundreds
+LISTED = 12  # the most tensors that an error names, since a ResNet has hundreds
 
 
 class Original(nn.Module):
-    """The tensors of moco/builder.py's MoCo under their names; on the meta device, for names and shapes alone.
+    """The tensors of MoCo in moco/builder.py under their names, on the meta device: names and shapes without values.
 
-    arch: a name of RESNETS. dim, size: of the queue. layers: of the head, 1 or 2.
+    Args:
+        arch: A name of RESNETS.
+        dim: Columns of the keys.
+        size: Keys in the queue.
+        layers: Linear layers of the head, 1 or 2.
     """
 
     def __init__(self, arch: str, dim: int, size: int, layers: int):
@@ -45,9 +49,12 @@ class Original(nn.Module):
 
 
 def resnet_name(recipe: Recipe, channels: int) -> str:
-    """The ResNet of torchvision that the recipe's encoder is, weight for weight; timm's namesakes are the same.
+    """Returns the name of torchvision's ResNet that has the same weights as the recipe's encoder.
 
-    Raises ValueError, naming the field and saying why, for an encoder that torchvision's own class cannot hold.
+    A ResNet of timm has the same weights as torchvision's of the same name.
+
+    Raises:
+        ValueError: for an encoder that torchvision's class cannot hold; the message names the field and says why.
     """
     name = recipe.encoder.removeprefix("timm/")
     if name not in RESNETS:
@@ -65,13 +72,21 @@ def resnet_name(recipe: Recipe, channels: int) -> str:
 
 
 def to_moco(contents: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint of moco-v1 or moco-v2, as `main_moco.py --resume` takes it: epoch, arch, state_dict, optimizer.
+    """Converts a checkpoint of MoCo v1 or v2 to what `main_moco.py --resume` reads.
 
-    contents: of a checkpoint: its recipe, channels, model and epoch. All values stay bit for bit; the queue, (K, D)
-    here, becomes (D, K). The optimiser is SGD with the recipe's numbers, its momentum empty: its buffers stay behind.
-    Raises ValueError, naming the field, for what that code has no model for: another method, an encoder without
-    a `resnet_name`, another head than one layer, or two of the features' width, without batch norm; and for a
-    model that does not fit its recipe, with the tensors in question.
+    The tensors keep their values bit for bit; the queue, (K, D) here, becomes (D, K). The optimiser's state is that of
+    a new SGD with the recipe's numbers: the momentum buffers are left out.
+
+    Args:
+        contents: Of a checkpoint; its recipe, channels, model and epoch are used.
+
+    Returns:
+        epoch, arch, state_dict and optimizer.
+
+    Raises:
+        ValueError: for a run that facebookresearch/moco has no model for, and for tensors that do not fit the recipe.
+            It has models of MoCo v1 and v2 with an encoder of `resnet_name`, whose head has one layer, or two of the
+            features' width, without batch norm.
     """
     recipe = contents["recipe"]
     if not isinstance(recipe, MoCoV1Recipe):
@@ -105,14 +120,21 @@ def to_moco(contents: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_moco(moco: Mapping[str, Any]) -> dict[str, Any]:
-    """What a facebookresearch/moco checkpoint says of a run, under the names of a checkpoint of ours.
+    """Converts a checkpoint of facebookresearch/moco to the contents of one of ours.
 
-    moco: epoch, arch and state_dict, with or without DistributedDataParallel's `module.`; the optimizer is not read.
-    Returns recipe_name, recipe, model (its state dict), epoch, channels and image_size. The recipe is moco-v1's or
-    moco-v2's by the head in the file, with its encoder, projection_dim, queue_size and queue_dtype; what a file does
-    not say (temperature, schedule) is as published. A file without a key encoder gives a copy of the query encoder,
-    one without a queue the random queue of a new run, each with a warning.
-    Raises ValueError that lists the tensors that are missing, unknown or of another shape or kind.
+    A head of one layer makes it moco-v1, a head of two moco-v2. The recipe's encoder, projection_dim, queue_size and
+    queue_dtype are those of the file; what a file does not hold, such as the temperature, is as published. Without a
+    key encoder in the file the query encoder is copied, and without a queue a new run's random queue is taken, each
+    with a warning.
+
+    Args:
+        moco: epoch, arch and state_dict, its names with or without `module.`; the optimizer is not read.
+
+    Returns:
+        recipe_name, recipe, model (a state dict), epoch, channels and image_size.
+
+    Raises:
+        ValueError: for tensors that are missing, unknown or of another shape or kind, which the message lists.
     """
     if not moco.keys() >= {"epoch", "arch", "state_dict"} or not isinstance(moco["state_dict"], Mapping):
         raise ValueError(f"moco: expected epoch, arch and state_dict, got {', '.join(map(str, moco)) or 'nothing'}")
@@ -144,9 +166,11 @@ def from_moco(moco: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def import_moco(path: str | Path) -> dict[str, Any]:
-    """`from_moco` of a file, its tensors on the CPU. No code in the file is run.
+    """Reads a file for `from_moco`, with its tensors on the CPU, without running any code that the file may hold.
 
-    Raises FileNotFoundError where there is none, ValueError where it is no such checkpoint.
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: where it is no checkpoint of facebookresearch/moco.
     """
     path = Path(path)
     if not path.exists():
@@ -161,13 +185,13 @@ def import_moco(path: str | Path) -> dict[str, Any]:
 
 
 def own_storage(tensor: Tensor) -> Tensor:
-    """A contiguous copy: a view would be saved with all of the storage that it looks at."""
+    """Returns a contiguous copy, since torch.save writes the whole storage of a view."""
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def _prefixes(layers: int) -> list[tuple[str, str]]:
-    """How the names begin, ours and theirs; the first that fits counts."""
-    first = "0." if layers == 1 else ""  # theirs is then the layer itself
+    """Returns pairs of beginnings of names, ours and theirs; the first pair that fits a name renames it."""
+    first = "0." if layers == 1 else ""  # their head of one layer is the layer itself, ours a sequence of one
     return [
         (f"head.{first}", "encoder_q.fc."),
         (f"key_head.{first}", "encoder_k.fc."),
@@ -188,7 +212,7 @@ def _renamed(state: Mapping[str, Any], prefixes: list[tuple[str, str]]) -> dict[
 
 
 def _head(state: Mapping[str, Any]) -> tuple[int, int]:
-    """The layers of the head and the columns of its output."""
+    """Returns the number of layers of the head and the columns of its output."""
     for layers, name in ((1, "encoder_q.fc.weight"), (2, "encoder_q.fc.2.weight")):
         weight = state.get(name)
         if isinstance(weight, Tensor) and weight.ndim == 2:
@@ -200,7 +224,7 @@ def _head(state: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _complete(state: dict[str, Any], recipe: MoCoV1Recipe, dim: int) -> int:
-    """Adds, in place and with a warning, a key encoder and a queue to a file that has none; the queue's size."""
+    """Adds a key encoder and a queue, with a warning, where `state` has none; returns the keys in the queue."""
     if not any(name.startswith("encoder_k.") for name in state):
         warnings.warn("encoder_k: not in the file, begins as a copy of encoder_q", stacklevel=3)
         queries = {name.removeprefix("encoder_q."): x for name, x in state.items() if name.startswith("encoder_q.")}
@@ -224,7 +248,7 @@ def _check_queue(queue: Tensor, queue_ptr: Tensor) -> None:
 
 
 def _check_tensors(state: Mapping[str, Any], original: nn.Module, argument: str) -> None:
-    """ValueError that lists every tensor by which `state` differs from the model's names, shapes and kinds."""
+    """Raises ValueError, with a list of the tensors, where names, shapes or kinds of dtype differ from `original`'s."""
     expected = original.state_dict()
     problems = [f"{name} is missing" for name in expected if name not in state]
     problems += [f"{name} is unknown" for name in state if name not in expected]

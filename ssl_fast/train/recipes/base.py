@@ -10,6 +10,7 @@ from ... import checks
 from .linear_protocol import LinearProtocol
 from .view import View
 
+# The smallest value of each whole number. FROM_ZERO: the numbers that may be any finite one from 0.
 LEAST = {
     "seed": 0,
     "epochs": 1,
@@ -33,20 +34,42 @@ BatchNorms = Literal["none", "hidden", "all"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all methods need.
+    """The numbers of a training run that every method has; a subclass adds those of its method.
 
-    batch_size: images a step, over all processes. accumulate: batches whose gradients are averaged for one step of
-    the optimiser. micro_batch: the batch goes through the encoder in parts of so many images, with the batch's
-    exact gradient (0: whole); batch normalisation then sees the parts.
-    encoder: small-WIDTH, a ResNet of torchvision, or timm/NAME. stem: of a ResNet; cifar is a 3x3 convolution
-    without pooling. image_size: side of the encoder's input, 0 the data's own. normalize_images: by mean and deviation.
-    head_layers, head_width, head_batch_norm, projection_dim: the projection head: 0 layers is none, width 0 the
-    features' own; batch norm after hidden or all layers.
-    optimizer, learning_rate, learning_rate_scale: the rate is learning_rate, * batch / 256 (linear) or
-    * sqrt(batch) (sqrt). decay_all: also biases and norms, which otherwise have no decay and no LARS.
-    schedule: cosine to 0, or step: * 0.1 at the milestones (epochs). schedule_by: where the rate changes.
-    warm_up_epochs: linear, from 0. clip_gradient: largest norm, 0 without limit.
-    bn_groups: parts of the batch normalised apart, per process. sync_batch_norm: over all processes instead.
+    A recipe says what is computed. Where and how fast is said by engine.settings.Settings.
+
+    Args:
+        seed: Of the initial weights, the order of the images and all random views.
+        epochs: Passes over the training images.
+        batch_size: Images a step, over all processes together.
+        accumulate: Batches whose gradients are averaged for one step of the optimiser, each with its own negatives.
+        micro_batch: Images that go through the encoder at once; 0 takes the whole batch. The loss still sees the whole
+            batch, so the gradient is the same, except that batch norm normalises each part by itself.
+        encoder: small-WIDTH (five convolutions), a ResNet of torchvision, or timm/NAME.
+        stem: Of a ResNet: "imagenet" is its own, "cifar" a 3x3 convolution without pooling.
+        image_size: Side of the encoder's input in pixels; 0 takes the data set's own.
+        normalize_images: Subtract the data set's mean and divide by its deviation; otherwise values are in [0, 1].
+        head_layers: Linear layers of the projection head; 0 is no head.
+        head_width: Features between the layers of the head; 0 takes as many as the encoder has.
+        head_batch_norm: Layers of the head that batch norm follows: none, the hidden ones, or all.
+        projection_dim: Columns of the embeddings that the loss compares.
+        temperature: By which the loss divides similarities.
+        optimizer: SGD, LARS or AdamW.
+        learning_rate: The largest rate, before learning_rate_scale.
+        learning_rate_scale: "linear" multiplies the rate by batch / 256, "sqrt" by the root of the batch, where the
+            batch is batch_size * accumulate.
+        optimizer_momentum: Of SGD and LARS.
+        lars_trust: The trust coefficient of LARS.
+        weight_decay: Of the optimiser.
+        decay_all: Whether biases and the parameters of norms are decayed, and scaled by LARS, as well.
+        schedule: "cosine" falls to 0 along half a cosine, "step" multiplies the rate by 0.1 at each milestone.
+        schedule_by: Whether the rate changes at every step or at the beginning of every epoch.
+        milestones: The epochs at which "step" lowers the rate.
+        warm_up_epochs: Epochs over which the rate rises linearly from 0; at most half of the run.
+        clip_gradient: Largest norm of the gradient; 0 leaves every gradient as it is.
+        bn_groups: Parts of a process's batch that batch norm normalises separately.
+        sync_batch_norm: Whether batch norm normalises the batches of all processes together.
+        view1: How the first view of an image is drawn.
     """
 
     method: ClassVar[str]  # of models.METHODS
@@ -84,12 +107,12 @@ class Recipe:
 
     @property
     def views(self) -> tuple[View, ...]:
-        """The views of an image that a step needs."""
+        """The views that a step needs of each image."""
         return (self.view1,)
 
     @property
     def scaled_learning_rate(self) -> float:
-        """The largest rate of the schedule."""
+        """The learning rate after the warm-up, where the schedule is highest."""
         batch = self.batch_size * self.accumulate
         return (
             self.learning_rate
@@ -97,7 +120,12 @@ class Recipe:
         )
 
     def check(self) -> None:
-        """Raises ValueError or TypeError, naming the field, for a number that no run can have."""
+        """Checks the numbers.
+
+        Raises:
+            ValueError: for a number that no run can have; the message begins with the field's name.
+            TypeError: for a temperature or momentum that is no number.
+        """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, value in values.items():
             if name in LEAST and value < LEAST[name]:
@@ -106,7 +134,7 @@ class Recipe:
                 raise ValueError(f"{name}: expected a finite number from 0, got {value}")
             if isinstance(value, View):
                 value.check(name)
-        if self.seed >= 2**63 - 1:  # torch's generators take no more
+        if self.seed >= 2**63 - 1:  # the largest seed of torch's generators
             raise ValueError(f"seed: expected less than 2^63 - 1, got {self.seed}")
         if not 0 <= self.optimizer_momentum < 1:
             raise ValueError(f"optimizer_momentum: expected a number from 0 to below 1, got {self.optimizer_momentum}")
@@ -125,7 +153,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class TwoViewRecipe(Recipe):
-    """What the methods need that compare two views of an image."""
+    """The numbers of a method that compares two views of an image.
+
+    Args:
+        view2: How the second view of an image is drawn.
+    """
 
     view2: View = VIEW
 

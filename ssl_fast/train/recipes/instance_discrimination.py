@@ -17,11 +17,14 @@ from .view import View
 class InstanceDiscriminationRecipe(Recipe):
     """Instance discrimination with a memory bank (Wu et al. 2018; zhirongw/lemniscate.pytorch main.py, --nce-k 4096).
 
-    bank_momentum: share of the old row that stays. noise: sampled images a row; 0 is the full softmax.
+    Args:
+        bank_momentum: Share of an image's old row in the memory bank that stays when the image is seen again.
+        noise: Images drawn for each row as negatives (noise-contrastive estimation); 0 takes all (the full softmax).
     """
 
     method: ClassVar[str] = "instdisc"
-    # He et al. 2020 measure its memory bank so (figure 3); Wu et al. 2018 trained support vector machines.
+    # Wu et al. 2018 trained support vector machines. He et al. 2020 (figure 3) measured a memory bank by MoCo's
+    # protocol.
     linear_protocol: ClassVar[LinearProtocol] = moco_v1.LINEAR
 
     epochs: int = 200
@@ -31,7 +34,7 @@ class InstanceDiscriminationRecipe(Recipe):
     temperature: float = 0.07
     schedule: Literal["cosine", "step"] = "step"
     schedule_by: Literal["step", "epoch"] = "epoch"
-    view1: View = moco_v1.VIEW  # MoCo v1 took its augmentation from here
+    view1: View = moco_v1.VIEW  # MoCo v1 uses the augmentation of this method (He et al. 2020, section 3.3)
     bank_momentum: float = 0.5
     noise: int = 4096
 

@@ -20,8 +20,13 @@ LINEAR = LinearProtocol(30.0, 256, 100, learning_rate_scale="none", schedule="st
 class MoCoV1Recipe(TwoViewRecipe):
     """MoCo v1 on ImageNet (He et al. 2020; facebookresearch/moco main_moco.py): 60.6 % linear.
 
-    momentum: of the key encoder. queue_size: negatives. queue_dtype: of the stored keys.
-    bn_groups: the eight GPUs of the original, over which its keys are shuffled; with eight processes 1 is the same.
+    The original shuffles its keys over eight GPUs, each of which normalises its own part of the batch. bn_groups is 8
+    for the same on one device; with eight processes bn_groups 1 is the same.
+
+    Args:
+        momentum: Share of the key encoder's weights that stays at each step.
+        queue_size: Past keys in the queue, the negatives of every query.
+        queue_dtype: In which the queue stores its keys.
     """
 
     method: ClassVar[str] = "moco"

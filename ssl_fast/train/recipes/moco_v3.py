@@ -31,9 +31,15 @@ VIT_SECOND_VIEW = dataclasses.replace(SECOND_VIEW, crop_scale=(0.08, 1.0))
 class MoCoV3Recipe(TwoViewRecipe):
     """MoCo v3 with a ResNet-50 on ImageNet (Chen et al. 2021; facebookresearch/moco-v3 CONFIG.md): 68.9 % linear.
 
-    100 epochs. 300 epochs: learning_rate 0.3 (72.8 %). 1000: also weight_decay 1.5e-6 and momentum 0.996 (74.6 %).
-    momentum: of the key encoder at the start, rises to 1 along half a cosine. predictor_*: the MLP behind the head.
-    freeze_patch_projection: a ViT's first layer stays as initialised (section 4.2 of the paper).
+    That is after 100 epochs. After 300 with learning_rate 0.3: 72.8 %. After 1000 with learning_rate 0.3, weight_decay
+    1.5e-6 and momentum 0.996: 74.6 %.
+
+    Args:
+        predictor_layers: Linear layers of the predictor, the MLP behind the head of the queries.
+        predictor_width: Features between the layers of the predictor.
+        predictor_batch_norm: Layers of the predictor that batch norm follows: none, the hidden ones, or all.
+        momentum: Share of the key encoder's weights that stays at the first step; it rises to 1 along half a cosine.
+        freeze_patch_projection: Whether a ViT's first layer stays as initialised (section 4.2 of the paper).
     """
 
     method: ClassVar[str] = "moco-v3"

@@ -29,8 +29,8 @@ LINEAR = LinearProtocol(0.1, 4096, 90, schedule_by="step", nesterov=True, weight
 class SimCLRRecipe(TwoViewRecipe):
     """SimCLR on ImageNet (Chen et al. 2020, section 2 and appendix B): 69.3 % linear after 1000 epochs.
 
-    google-research/simclr, run.py: about 64.5 % after 100 epochs; images in [0, 1], not normalised; a head that ends
-    in a batch norm, there with a scale. The decay is the paper's.
+    About 64.5 % after 100 epochs. As in google-research/simclr, run.py, images are in [0, 1] and not normalised, and
+    the head ends in a batch norm; theirs has a scale, this one has none. The weight decay is the paper's.
     """
 
     method: ClassVar[str] = "simclr"
@@ -56,7 +56,7 @@ class SimCLRRecipe(TwoViewRecipe):
 class SimCLRCIFARRecipe(SimCLRRecipe):
     """SimCLR on CIFAR-10 (google-research/simclr, README command): about 91 % linear.
 
-    With a ResNet-50: 94.0 % (appendix B.9).
+    The paper has 94.0 % with a ResNet-50 and a batch of 1024 (appendix B.9).
     """
 
     linear_protocol: ClassVar[LinearProtocol] = dataclasses.replace(

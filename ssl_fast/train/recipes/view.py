@@ -1,4 +1,4 @@
-"""What a random view of an image is made of: numbers only, as the papers give them.
+"""The numbers of a random view of an image.
 
 `data/batch_augmentation.py` makes such views of batches on their device, `data/image_augmentation.py` of single images
 in loader workers.
@@ -18,16 +18,26 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class View:
-    """The operations of one view, in their order, each drawn anew for every image.
+    """How one random view of an image is drawn: the operations in their order, each drawn anew for every image.
 
-    order: which operations, each once. Those that are not named do not happen, whatever their numbers.
-    crop_scale, crop_ratio: share of the area and width / height of "crop", a resized crop.
-    flip_p: of "flip", left to right; never on data where a mirrored image is another one (digits).
-    jitter: largest change of brightness, contrast, saturation and hue of "jitter", in random order; jitter_p.
-    gray_p: of "gray". blur_p, blur_sigma (pixels): of "blur", Gaussian, over a tenth of the image's side.
-    solarize_p: of "solarize", which inverts values from one half on.
-    shift (halves of the side), zoom, rotation (degrees): of "affine", for small greyscale images.
-    noise: largest standard deviation of "noise", where white is 1.
+    The defaults are those of SimCLR (Chen et al. 2020, appendix A).
+
+    Args:
+        order: The operations, each at most once. An operation that is not named does not happen, whatever its numbers.
+        crop_scale: Of "crop": smallest and largest share of the image's area that is cut out and resized.
+        crop_ratio: Of "crop": smallest and largest width / height of what is cut out.
+        flip_p: Probability of "flip", left to right. Data sets in which a mirrored image is another image, such as
+            digits, are never flipped.
+        jitter: Of "jitter": largest change of brightness, contrast, saturation and hue, made in random order.
+        jitter_p: Probability of "jitter".
+        gray_p: Probability of "gray".
+        blur_p: Probability of "blur", whose Gaussian kernel is a tenth of the image's side wide.
+        blur_sigma: Of "blur": smallest and largest standard deviation, in pixels.
+        solarize_p: Probability of "solarize", which inverts values from one half on.
+        shift: Of "affine": largest shift, in halves of the image's side.
+        zoom: Of "affine": smallest and largest factor.
+        rotation: Of "affine": largest angle, in degrees.
+        noise: Of "noise": largest standard deviation, where white is 1.
     """
 
     order: tuple[Operation, ...] = ("crop", "flip", "jitter", "gray", "blur")
@@ -46,7 +56,14 @@ class View:
     noise: float = 0.1
 
     def check(self, name: str) -> None:
-        """Raises ValueError that names the field of the view `name`."""
+        """Checks the numbers.
+
+        Args:
+            name: What the recipe calls the view, for the message.
+
+        Raises:
+            ValueError: for a number that no view can have; the message begins with `name` and the field's name.
+        """
         unknown = [operation for operation in self.order if operation not in OPERATIONS]
         if unknown or len(set(self.order)) != len(self.order):
             raise ValueError(f"{name}.order: expected some of {', '.join(OPERATIONS)}, each once, got {self.order}")
