@@ -41,6 +41,7 @@ $(VENV)/extension.stamp: $(VENV)/install.stamp ssl_fast/tools/build.py ssl_fast/
 		echo "There is no compiled extension: losses run on plain PyTorch. '$(BIN)/ssl-fast doctor' says what is missing."; fi
 
 demo: setup ## train SimCLR and MoCo v2 on digits, compare, save plots under runs/demo (about 6 minutes)
+	@echo "Training SimCLR and MoCo v2 on scikit-learn's digits; the table comes at the end, the plots under runs/demo."
 	@$(BIN)/python -m ssl_fast.train.commands.demo
 
 test: setup ## the fast tests, then the GPU kernels in Triton's interpreter and compiled ahead of time (about 20 minutes)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from ...parallel.collectives import gather
 from ..data import datasets
 from ..data.batches import Batches
 from ..evaluation import report
