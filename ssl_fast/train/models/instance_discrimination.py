@@ -31,7 +31,7 @@ class InstanceDiscrimination(Method):
 
     Attributes:
         bank: The last features of every image.
-        normalizer: () float32, the softmax's sum (Z in equation 8) as estimated on the first batch; 0 before.
+        normalizer: () float64, the softmax's sum (Z in equation 8) as estimated on the first batch; 0 before.
     """
 
     normalizer: Tensor
@@ -42,7 +42,7 @@ class InstanceDiscrimination(Method):
         super().__init__(recipe, channels, image_size, group)
         self.bank = MemoryBank(images, self.embedding_dim, recipe.bank_momentum, seed=recipe.seed)
         self.noise = recipe.noise
-        self.register_buffer("normalizer", torch.zeros(()))
+        self.register_buffer("normalizer", torch.zeros((), dtype=torch.float64))
         self.estimated = False  # normalizer lies on the device; asking it in every step would wait for the device
 
     def loss(self, views: list[Tensor], index: Tensor) -> Result:
@@ -63,7 +63,9 @@ class InstanceDiscrimination(Method):
     def estimate(self, features: Tensor) -> Tensor:
         """Estimates the softmax's sum (equation 8): n times the mean of exp(similarity / temperature) of drawn rows."""
         some = self.bank.bank[torch.randint(len(self.bank.bank), (self.noise,), device=features.device)]
-        mean = (unit_rows(features) @ some.to(features.dtype).T / self.temperature).float().exp().mean()
+        similarities = unit_rows(features).double() @ some.double().T
+        # float32 overflows below a temperature of 1 / 88, float64 below 1 / 709, where the bounds of clamp hold.
+        mean = (similarities / self.temperature).exp().mean().clamp(1e-290, 1e290)
         if self.group is not None:
             mean = total_over(mean, self.group) / dist.get_world_size(self.group)
         return mean * len(self.bank.bank)

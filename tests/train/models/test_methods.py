@@ -118,13 +118,27 @@ def test_noise_contrast_estimates_the_sum_once_and_near_the_full_softmax():
     normalizer = method.normalizer.clone()
     features = normalize(method.head(method.encoder(views[0])))
     whole = (features @ method.bank.bank.T / 0.5).exp().sum(1).mean()
-    torch.testing.assert_close(normalizer, whole.detach(), rtol=0.1, atol=0)
+    torch.testing.assert_close(normalizer, whole.detach().double(), rtol=0.1, atol=0)
     method.loss([view + 1 for view in views], index)
     assert torch.equal(method.normalizer, normalizer)
     again, _, _ = method_and_views("instdisc-small", noise=4000, temperature=0.5)
     again.load_state_dict(method.state_dict())
     again.loss([view + 1 for view in views], index)
     assert torch.equal(again.normalizer, normalizer)
+
+
+@pytest.mark.parametrize("temperature", [1 / 100, 1 / 1000])
+def test_noise_contrast_is_finite_where_exponentials_overflow(temperature):
+    method, views, index = method_and_views("instdisc-small", noise=64, temperature=temperature)
+    # A sampled row equal to the features has the exponential exp(1 / temperature): Inf in float32 from exp(88) on.
+    features = normalize(method.head(method.encoder(views[0])).detach())
+    method.bank.bank.copy_(features[torch.arange(len(method.bank.bank)) % len(features)])
+    loss, _, _ = method.loss(views, index)
+    assert method.normalizer.isfinite()
+    assert method.normalizer > 0
+    loss.backward()
+    assert loss.isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in method.encoder.parameters())
 
 
 @pytest.mark.parametrize("name", [name for name in SMALL_RECIPES if "moco" in name])
