@@ -5,7 +5,7 @@ It pays for small networks, whose kernels take less time than their launches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -22,12 +22,13 @@ class CapturedStep:
     the result that a call returned.
 
     Args:
-        step: Takes views and index, whose shapes never change, and computes loss and gradients. Every gradient must be
-            None before each call.
+        step: Takes views and index, whose shapes never change, and computes loss and gradients.
+        parameters: What the step computes gradients of. Every gradient must be None before each call.
     """
 
-    def __init__(self, step: Callable[[list[Tensor], Tensor], Result]):
+    def __init__(self, step: Callable[[list[Tensor], Tensor], Result], parameters: Iterable[Tensor]):
         self.step = step
+        self.parameters = list(parameters)
         self.calls = 0
         self.graph: torch.cuda.CUDAGraph | None = None
 
@@ -38,12 +39,16 @@ class CapturedStep:
         if self.graph is None:
             self.views, self.index = [view.clone() for view in views], index.clone()
             self.graph = torch.cuda.CUDAGraph()
-            # zero_grad has set the gradients to None, so the capture allocates them and every replay writes them anew.
+            # The gradients are None here, so the capture allocates them, and every replay overwrites their memory.
             with torch.cuda.graph(self.graph):
                 self.result = self.step(self.views, self.index)
+            self.gradients = [parameter.grad for parameter in self.parameters]
         else:
             torch._foreach_copy_([*self.views, self.index], [*views, index])
         self.graph.replay()
+        # A replay runs kernels and no Python: zero_grad has set the attribute to None, and nothing else sets it again.
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            parameter.grad = gradient
         return self.result
 
     def _on_another_stream(self, views: list[Tensor], index: Tensor) -> Result:

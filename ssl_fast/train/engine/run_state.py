@@ -90,7 +90,9 @@ class Run:
         self.module.mark_forward_method("loss")
         self.scheduler = schedule_of(self.optimizer.optimizer, recipe, self.steps)
         self.loss_and_backward = (
-            CapturedStep(self._loss_and_backward) if settings.cuda_graph else self._loss_and_backward
+            CapturedStep(self._loss_and_backward, method.parameters())
+            if settings.cuda_graph
+            else self._loss_and_backward
         )
 
     @property

@@ -1,14 +1,19 @@
 """A step never reads a value from the device, and as a CUDA graph gives the eager step's numbers."""
 
+import contextlib
 import copy
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from small_runs import SMALL_RECIPES, small_recipe
+from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from ssl_fast import checks
+from ssl_fast.train.engine.cuda_graph import EAGER_STEPS, CapturedStep
 from ssl_fast.train.engine.settings import Settings
+from ssl_fast.train.models.method import Result
 from ssl_fast.train.models.methods import build
 
 
@@ -39,6 +44,39 @@ def test_a_step_reads_no_value(name, changes):
         method.after_backward(result.embeddings, index)
         with pytest.raises(DataDependentOutputException):
             float(result.loss.detach())
+
+
+class FakeGraph:
+    """A CUDA graph without a device: a replay computes again what the capture did, into the same memory."""
+
+    def __init__(self):
+        self.replay = lambda: None
+
+
+def test_every_replay_leaves_its_gradients(monkeypatch):
+    """zero_grad takes the gradients away before each step, and the optimiser has to find those of the replay."""
+    for name in ("graph", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    weight, unused = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+
+    def step(views, index):
+        loss = (weight * views[0].sum(0)).sum()
+        loss.backward()
+        return Result(loss, None, None)
+
+    captured = CapturedStep(step, [weight, unused])
+    for number in range(1, 4 * EAGER_STEPS):
+        weight.grad = None
+        captured([torch.full((4, 3), float(number))], torch.arange(4))
+        if captured.graph is not None and number == EAGER_STEPS + 1:
+            memory, views = weight.grad, captured.views
+            captured.graph.replay = lambda memory=memory, views=views: memory.copy_(views[0].sum(0))
+        assert weight.grad.tolist() == [4.0 * number] * 3
+        assert unused.grad is None
+    assert captured.calls > EAGER_STEPS + 1
 
 
 def cuda_run(name, **settings):
