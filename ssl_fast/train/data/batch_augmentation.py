@@ -64,14 +64,14 @@ class Augment:
         return self._normalized(x)
 
     def transform_test(self, images: Tensor, generator: Generator) -> Tensor:
-        """Shifts, zooms and rotates each image as the view does, and nothing else: test images for an invariant encoder.
+        """Shifts, zooms and rotates each image as the view does, and nothing else, to test how invariant an encoder is.
 
         Arguments and result are those of `__call__`.
         """
         return self._normalized(affine(self._resized(images), self.view, self.image_size, generator))
 
     def plain(self, images: Tensor) -> Tensor:
-        """Returns the images without augmentation, in the encoder's size: (N, C, H, W) uint8 to (N, C, S, S) float32."""
+        """Returns the images as they are, in the encoder's size: (N, C, H, W) uint8 to (N, C, S, S) float32."""
         return self._normalized(self._resized(images))
 
     def _prepared(self, images: Tensor) -> Tensor:
@@ -136,9 +136,9 @@ def _boxes(x: Tensor, view: View, generator: Generator | None) -> tuple[Tensor, 
 def _resampling(start: Tensor, length: Tensor, before: int, after: int) -> Tensor:
     """Returns the weights of antialiased bilinear resizing along one axis, (N, after, before).
 
-    Row i of matrix n weighs the pixels of image n for pixel i of the result. The weights are a triangle around the place
-    of that pixel; it reaches one pixel of the image to each side, or one pixel of the result where that is larger. A
-    matrix a box needs neither a loop over the boxes nor a gather.
+    Row i of matrix n weighs the pixels of image n for pixel i of the result. The weights are a triangle around the
+    place of that pixel; it reaches one pixel of the image to each side, or one pixel of the result where that is
+    larger. A matrix a box needs neither a loop over the boxes nor a gather.
 
     Args:
         start: (N,), the first pixel of each box along this axis.
@@ -179,8 +179,8 @@ def jitter(x: Tensor, view: View, size: int, generator: Generator | None) -> Ten
     """Changes brightness, contrast, saturation and hue of the chosen images, in an order drawn for each image.
 
     Greyscale images have no saturation and hue to change. The hue is costly, so it is turned once for the whole batch:
-    `before_hue` is how many of the other changes come before it in each image. Every other change is computed before and
-    after the hue, and does nothing in one of the two.
+    `before_hue` is how many of the other changes come before it in each image. Every other change is computed before
+    and after the hue, and does nothing in one of the two.
     """
     saturation, hue = view.jitter[2:] if x.shape[1] == 3 else (0.0, 0.0)
     strengths = dict(enumerate((*view.jitter[:2], saturation)))
@@ -265,7 +265,7 @@ def blur(x: Tensor, view: View, size: int, generator: Generator | None) -> Tenso
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, width: int) -> Tensor:
-    """Blurs images (N, C, H, W) by a Gaussian of the standard deviations sigma (N,), cut off at `width` (odd) pixels."""
+    """Blurs images (N, C, H, W) by Gaussians of the standard deviations sigma (N,), cut off at `width` (odd) pixels."""
     count, channels, height, columns = x.shape
     half = width // 2
     distance = torch.arange(-half, half + 1, device=x.device) / sigma[:, None]

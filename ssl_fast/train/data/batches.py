@@ -1,8 +1,8 @@
 """Batches of random views for training, and of plain images for evaluation.
 
-The views of a step depend only on the recipe's seed, the epoch, the step and the rank; those of a folder's image only on
-the seed, the epoch and the image. They never depend on what was drawn before. So a run that resumes in the middle of an
-epoch draws the same views without any saved state, and the number of workers changes nothing.
+The views of a step depend only on the recipe's seed, the epoch, the step and the rank; those of a folder's image only
+on the seed, the epoch and the image. They never depend on what was drawn before. So a run that resumes in the middle of
+an epoch draws the same views without any saved state, and the number of workers changes nothing.
 """
 
 from __future__ import annotations

@@ -64,9 +64,8 @@ def _operation(operation: Operation, view: View, size: int) -> nn.Module:
         return v2.RandomApply([v2.GaussianBlur(batch_augmentation.blur_width(size), view.blur_sigma)], view.blur_p)
     if operation == "solarize":
         return v2.RandomSolarize(0.5, view.solarize_p)
-    return _BatchOfOne(
-        operation, view, size
-    )  # torchvision's affine shifts after it rotates, and its noise has a fixed deviation
+    # torchvision's affine shifts after it rotates, and its noise has a fixed deviation.
+    return _BatchOfOne(operation, view, size)
 
 
 class _BatchOfOne(nn.Module):

@@ -10,11 +10,16 @@ from torchvision.transforms.v2 import functional
 
 from ssl_fast.train.data import batch_augmentation, datasets
 from ssl_fast.train.data.batch_augmentation import Augment
-from ssl_fast.train.recipes import View, simclr, small
+from ssl_fast.train.recipes import View, moco_v1, moco_v2, moco_v3, simclr, small
 
 FULL_VIEWS = {
-    name: getattr(view, name)
-    for name in ("SIMCLR", "MOCO_V1", "MOCO_V2", "MOCO_V3_FIRST", "MOCO_V3_SECOND", "CIFAR", "SMALL")
+    "simclr": simclr.VIEW,
+    "moco-v1": moco_v1.VIEW,
+    "moco-v2": moco_v2.VIEW,
+    "moco-v3 first": moco_v3.FIRST_VIEW,
+    "moco-v3 second": moco_v3.SECOND_VIEW,
+    "simclr-cifar": simclr.CIFAR_VIEW,
+    "small": small.VIEW,
 }
 
 

@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional
 
 from ssl_fast.train.data import batch_augmentation, datasets, image_augmentation
 from ssl_fast.train.data.batch_augmentation import Augment
-from ssl_fast.train.recipes import View, small
+from ssl_fast.train.recipes import View, moco_v1, moco_v2, moco_v3, simclr, small
 
 SIZE = 24  # of the views; the images have 32 pixels, so that crops shrink as well as enlarge
 SINGLE = {
@@ -31,7 +31,12 @@ SINGLE = {
     "blur, solarize": View(order=("blur", "solarize"), solarize_p=0.8, blur_p=0.8),
 }
 PUBLISHED = {
-    name: getattr(view, name) for name in ("SIMCLR", "MOCO_V1", "MOCO_V2", "MOCO_V3_FIRST", "MOCO_V3_SECOND", "CIFAR")
+    "simclr": simclr.VIEW,
+    "moco-v1": moco_v1.VIEW,
+    "moco-v2": moco_v2.VIEW,
+    "moco-v3 first": moco_v3.FIRST_VIEW,
+    "moco-v3 second": moco_v3.SECOND_VIEW,
+    "simclr-cifar": simclr.CIFAR_VIEW,
 }
 VIEWS = SINGLE | PUBLISHED
 # Views that differ from those above in one number or in the order: the test must tell them apart.
