@@ -22,7 +22,7 @@ from ssl_fast.parallel.collectives import gather
 from ssl_fast.train.engine import checkpoint, config_file, run_state, training_loop
 from ssl_fast.train.engine.settings import Settings
 from ssl_fast.train.evaluation import report
-from ssl_fast.train.models import methods
+from ssl_fast.train.models import method, methods, moco_v3
 
 METHODS = ("simclr-small", "moco-v2-small", "moco-v3-small", "instdisc-small")
 SETTINGS = Settings(accelerator="cpu", devices=2, log_every=1)
@@ -121,7 +121,8 @@ def step(fabric, name, parts):
     """The largest differences of a step of both processes from one with the global batch: each of its largest entry."""
     recipe = dataclasses.replace(small_recipe(name, warm_up_epochs=0.0), **PARTS[parts])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(methods, "in_groups", without_batch_norm)
+        for module in (method, moco_v3):
+            patch.setattr(module, "in_groups", without_batch_norm)
         # In float64: without batch norm all images' features are so close that a gradient cancels to a few digits.
         patch.setattr(run_state, "build", lambda *arguments: methods.build(*arguments).double())
         both = run_state.Run(name, recipe, "digits", SETTINGS, fabric)
