@@ -11,7 +11,7 @@ pytest.importorskip("lightly", reason="lightly is not installed")
 from bench import __main__ as command
 from bench import train
 from ssl_fast.train import data, recipes
-from ssl_fast.train.data import Batches
+from ssl_fast.train.data.batches import Batches
 
 
 @pytest.fixture

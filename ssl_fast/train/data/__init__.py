@@ -1,7 +1,9 @@
-"""Data sets, their batches, and the random views that are drawn of the images."""
+"""Data sets, their batches, and the random views that are drawn of the images.
+
+`Batches` is in batches.py, which needs Pillow and torchvision; what is offered here needs neither.
+"""
 
 from .batch_augmentation import Augment
-from .batches import Batches, plain_batches
 from .datasets import Dataset, FolderDataset, load
 
-__all__ = ["Dataset", "FolderDataset", "load", "Batches", "plain_batches", "Augment"]
+__all__ = ["Dataset", "FolderDataset", "load", "Augment"]

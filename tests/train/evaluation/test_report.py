@@ -12,7 +12,8 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
-from ssl_fast.train.data import Batches, Dataset, FolderDataset, batch_augmentation
+from ssl_fast.train.data import Dataset, FolderDataset, batch_augmentation
+from ssl_fast.train.data.batches import Batches
 from ssl_fast.train.evaluation import metrics, plots, report
 from ssl_fast.train.evaluation.features import encode
 from ssl_fast.train.recipes import View
