@@ -23,7 +23,7 @@ MODULES = {
     "class_similarity_backward": "class_similarity",
     "similarity_softplus": "similarity_softplus",
     "similarity_softplus_backward": "similarity_softplus",
-    # The names without triton_ are those of the C++ kernels for CUDA (ssl_fast.backends chooses between them).
+    # The names without triton_ are those of the C++ kernels for CUDA; ssl_fast.operators.backends chooses.
     "triton_ema_update_": "ema",
     "triton_enqueue_": "enqueue",
 }

@@ -309,7 +309,7 @@ def test_keys_of_the_querys_image_are_left_out():
     before = loss(query, positive, queue, exclude=(ids, queue.queue_ids))
     old = torch.nn.functional.normalize(torch.randn(2, 4))
     queue.queue[:2], queue.queue_ids[:2] = old, torch.tensor([6, 6])
-    now = ssl_fast.InfoNCELoss(0.2, reduction="none")(query, positive, queue, (ids, queue.queue_ids))
+    now = ssl_fast.InfoNCELoss(0.2, reduction="none")(query, positive, queue, exclude=(ids, queue.queue_ids))
     kept = NegativeQueue(6, 4)
     kept.queue.copy_(queue.queue[2:])
     torch.testing.assert_close(now[1], ssl_fast.InfoNCELoss(0.2, reduction="none")(query, positive, kept)[1])

@@ -43,7 +43,10 @@ class Scale(NamedTuple):
 
 
 def scale_of(temperature: float, tensor: Tensor | None, z: Tensor) -> Scale:
-    """The scale for embeddings z. tensor (0-D): the temperature where it is learnt; else the number `temperature`."""
+    """The scale for embeddings z. tensor (0-D): the temperature where it is learnt; else the number `temperature`.
+
+    The form is that of unit rows: rows that are taken as they are have no fixed shift (similarity_lse.py).
+    """
     if tensor is not None and tensor.device == z.device:
         return Scale(None, tensor.detach(), BY_SCALE.value)
     if tensor is not None:

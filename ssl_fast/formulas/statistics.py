@@ -14,7 +14,7 @@ from .sums import total
 class ContrastiveStats(NamedTuple):
     """How well the batch separates positives from negatives; four 0-D tensors without gradient.
 
-    top1, top5: share of anchors whose positive is (among) the 1 / 5 most similar candidates,
+    top1, top5: share of anchors whose positive is the most similar candidate, or among the five most similar,
     where similarity counts with the sign of the temperature and ties go to the positive.
     positive_similarity, negative_similarity: mean cosine similarity of anchor-positive pairs and
     of anchor-negative pairs (NaN where there is no negative).
@@ -26,12 +26,12 @@ class ContrastiveStats(NamedTuple):
     negative_similarity: Tensor
 
 
-def stats_of(loss_rows: Tensor, ranks: Tensor, positive_mean: Tensor, negative_mean: Tensor) -> ContrastiveStats:
-    """ranks: of each anchor, how many candidates are more similar than its positive."""
+def stats_of(loss_rows: Tensor, above: Tensor, positive_mean: Tensor, negative_mean: Tensor) -> ContrastiveStats:
+    """above: of each anchor, how many candidates are more similar than its positive."""
     # A NaN row has no rank: NaN - NaN carries it into the shares.
     nan_or_zero = (loss_rows - loss_rows).detach()
     return ContrastiveStats(
-        ((ranks < 1) + nan_or_zero).mean(), ((ranks < 5) + nan_or_zero).mean(), positive_mean, negative_mean
+        ((above < 1) + nan_or_zero).mean(), ((above < 5) + nan_or_zero).mean(), positive_mean, negative_mean
     )
 
 
@@ -41,6 +41,6 @@ def stats_from(
 ) -> ContrastiveStats:
     """Of a matrix (anchors, candidates). negative: a mask. best: similarity of each anchor's best positive."""
     scores, threshold = similarity / temperature, best[:, None] / temperature
-    ranks = ((scores > threshold) & negative).sum(1)
+    above = ((scores > threshold) & negative).sum(1)
     negative_mean = total(similarity.masked_fill(~negative, 0)) / negative.sum()
-    return stats_of(loss_rows, ranks, positive_mean, negative_mean)
+    return stats_of(loss_rows, above, positive_mean, negative_mean)

@@ -69,7 +69,7 @@ class Request:
 
     @property
     def operator_reduction(self) -> str:
-        """The reduction that an operator can do: none where rows have weights, or other ranks their part in a mean."""
+        """The reduction to ask an operator for: "none" if rows are weighted or spread over ranks, as in `reduce`."""
         return self.reduction if self.weights is None and self.batch.alone else "none"
 
     def reduce(self, loss_rows: Tensor, counted: Tensor | None = None) -> Tensor:
@@ -78,7 +78,7 @@ class Request:
         return self.batch.reduce(loss_rows, self.reduction, weights, counted)
 
     def finished(self, loss: Tensor) -> Tensor:
-        """The loss that an operator gave for `operator_reduction`."""
+        """The loss, from what an operator gave for `operator_reduction`, which leaves the rest to `reduce`."""
         return loss if self.weights is None and self.batch.alone else self.reduce(loss)
 
     def positive_loss(self, lse: Tensor, positive: Tensor, temperature: Scalar, **options: Any) -> Tensor:

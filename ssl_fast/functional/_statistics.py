@@ -1,4 +1,4 @@
-"""The statistics of a loss in O(N D) memory: from sums of rows and of classes, and from the kernels' ranks."""
+"""The statistics of a loss in O(N D) memory: from sums of rows and of classes, and from what the kernels count."""
 
 from __future__ import annotations
 
@@ -22,22 +22,28 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def statistics(
     loss_rows: Tensor,
-    ranks: Tensor,
+    above: Tensor,
     positive_mean: Tensor,
     sums: tuple[Tensor, Tensor],
     excluded: Any,
     pairs: int | Tensor,
 ) -> ContrastiveStats:
-    """sums: of all rows u and of all rows v. excluded: sum of the similarities of pairs that are no negatives.
+    """The statistics of a loss's rows.
 
-    pairs: how many are. ranks: of each row in the order of loss_rows.
+    Args:
+        loss_rows: the rows' losses, NaN for a row that holds NaN.
+        above: of each row, in the order of loss_rows, how many candidates are more similar than its positive.
+        positive_mean: () mean similarity of the positive pairs.
+        sums: (D,) the sum of all rows u, and that of all rows v: their product is the sum over all pairs.
+        excluded: the summed similarity of all pairs that are not negatives, which is subtracted from it.
+        pairs: the number of negative pairs.
     """
     negative_sum = sums[0].double() @ sums[1].double() - excluded
     if not isinstance(pairs, Tensor):
         pairs = torch.full((), pairs, device=negative_sum.device)
     negative_mean = torch.where(pairs > 0, negative_sum / pairs, float("nan"))
     means = (mean.detach().to(loss_rows.dtype) for mean in (positive_mean, negative_mean))
-    return stats_of(loss_rows, ranks.flatten(), *means)
+    return stats_of(loss_rows, above.flatten(), *means)
 
 
 def equal_pairs(u: Tensor, v: Tensor, classes_u: Tensor, classes_v: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,7 +61,8 @@ def best_same_class(
     """The similarity of each row (N,) with the most similar of the others of its label, by the temperature's sign.
 
     others (M, D): begin with the rows themselves, which do not count. In a pass of its own, some rows at a time, for
-    statistics where positives are many. Without one -+Inf.
+    statistics where positives are many. A row with no other row of its label gets -Inf, or Inf where the temperature is
+    negative.
     """
     u, v, place = rows_of(z, normalize), rows_of(others, normalize), torch.arange(others.shape[0], device=z.device)
     sign = sign_of(temperature, u.dtype)

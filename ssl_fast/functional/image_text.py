@@ -77,13 +77,13 @@ def clip(
         return request.of_reference(reference.clip, {"a": a, "b": b}, {"temperature": temperature})
     a, b = as_computed(a, b)
     positive = calls.pair_similarity(a, b, normalize, normalize)  # (N,)
-    lse, ranks = request.batch.lse_of_both(a, b, NOT_SELF, temperature, normalize, positive if return_stats else None)
+    lse, above = request.batch.lse_of_both(a, b, NOT_SELF, temperature, normalize, positive if return_stats else None)
     loss = request.positive_loss(lse, positive, temperature)
     if not return_stats:
         return loss
     with torch.no_grad():
         loss_rows = calls.positive_loss(lse, positive, temperature, "none")
-    return loss, _pair_statistics(a, b, request, positive, loss_rows, ranks)
+    return loss, _pair_statistics(a, b, request, positive, loss_rows, above)
 
 
 @overload
@@ -143,7 +143,7 @@ def siglip(
     checks.scalar("bias", bias, a.device)
     bias = on_device(bias, a.device)
     request = Request(a, reduction, normalize, weights, return_stats, group)
-    request.batch.needs_gathering("siglip")
+    request.batch.refuse_ring("siglip")
     # In one process nothing is compared: torch.compile would take the batch size for a constant.
     if not request.batch.alone and len(set(request.batch.counts)) > 1:
         raise ValueError(f"group: expected as many rows on every rank for siglip, got {request.batch.counts}")
@@ -151,23 +151,23 @@ def siglip(
         return request.of_reference(reference.siglip, {"a": a, "b": b}, {"temperature": temperature, "bias": bias})
     a, b = as_computed(a, b)
     positive = calls.pair_similarity(a, b, normalize, normalize)  # (N,)
-    sums, ranks = request.batch.softplus(a, b, normalize, temperature, bias, positive if return_stats else None)
+    sums, above = request.batch.softplus(a, b, normalize, temperature, bias, positive if return_stats else None)
     loss_rows = sums + softplus(-(positive / in_range(temperature) + bias))
     loss = request.reduce(loss_rows)
     if not return_stats:
         return loss
-    return loss, _pair_statistics(a, b, request, positive, loss_rows.repeat(2), ranks)
+    return loss, _pair_statistics(a, b, request, positive, loss_rows.repeat(2), above)
 
 
 @torch.no_grad()
 def _pair_statistics(
-    a: Tensor, b: Tensor, request: Request, positive: Tensor, loss_rows: Tensor, ranks: Tensor
+    a: Tensor, b: Tensor, request: Request, positive: Tensor, loss_rows: Tensor, above: Tensor
 ) -> ContrastiveStats:
-    """Statistics of both directions of the rank's N pairs; loss_rows and ranks (2N,)."""
+    """Statistics of both directions of the rank's N pairs; loss_rows and above (2N,)."""
     batch = request.batch
     own = [rows_of(x, request.normalize).double().sum(0) for x in (a, b)]
     # Both directions in one product: <sum of a, sum of all b> + <sum of b, sum of all a>.
     sums = torch.cat(own), torch.cat([batch.sum(own[1]), batch.sum(own[0])])
     pairs = 2 * a.shape[0] * (batch.total - 1)
     positive_mean, excluded = total(positive) / positive.numel(), 2 * total(positive.double())
-    return batch.mean_stats(_statistics.statistics(loss_rows, ranks, positive_mean, sums, excluded, pairs))
+    return batch.mean_stats(_statistics.statistics(loss_rows, above, positive_mean, sums, excluded, pairs))

@@ -85,7 +85,7 @@ def instance_discrimination(
     # index_select refuses negative places, which indexing would count from the end.
     positive = calls.pair_similarity(features, rows.index_select(0, index), normalize, False)
     places = torch.arange(rows.shape[0], device=index.device)
-    lse, _, ranks = calls.similarity_lse(
+    lse, _, above = calls.similarity_lse(
         features, rows, IDS_DIFFER, temperature, (index, places), (normalize, False),
         positive=positive if return_stats else None,
     )  # fmt: skip
@@ -96,7 +96,7 @@ def instance_discrimination(
         loss_rows = calls.positive_loss(lse, positive, temperature, "none")
         sums = rows_of(features, normalize).sum(0), rows_of(rows, False).sum(0)
         excluded, pairs = total(positive.double()), features.shape[0] * (rows.shape[0] - 1)
-    return loss, _statistics.statistics(loss_rows, ranks, total(positive) / positive.numel(), sums, excluded, pairs)
+    return loss, _statistics.statistics(loss_rows, above, total(positive) / positive.numel(), sums, excluded, pairs)
 
 
 @overload

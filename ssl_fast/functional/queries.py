@@ -135,7 +135,7 @@ def _info_nce_composed(
     positive_similarity = calls.pair_similarity(query, positive, request.normalize, request.normalize)  # (N,)
     counted = positive_similarity if request.return_stats else None
     normalize = (request.normalize, normalize_rows)
-    lse, ranks = request.batch.lse(query, rows, mask, temperature, ids or (None, None), normalize, counted)
+    lse, above = request.batch.lse(query, rows, mask, temperature, ids or (None, None), normalize, counted)
     loss = request.positive_loss(lse, positive_similarity, temperature)
     if counted is None:
         return loss
@@ -145,7 +145,7 @@ def _info_nce_composed(
         excluded, left_out = _left_out(mask, u, v, counted, ids, request)
         pairs = u.shape[0] * v.shape[0] - left_out
         positive_mean = total(counted) / counted.numel()
-        stats = _statistics.statistics(loss_rows, ranks, positive_mean, (u.sum(0), v.sum(0)), excluded, pairs)
+        stats = _statistics.statistics(loss_rows, above, positive_mean, (u.sum(0), v.sum(0)), excluded, pairs)
         return loss, request.batch.mean_stats(stats, torch.stack([pairs.new_full((), u.shape[0]), pairs]))
 
 
@@ -249,7 +249,7 @@ def _several_positives(
     elif not normalize_rows:
         rows = rows.clone()  # autograd keeps these rows, and MoCo enqueues before the backward pass
     best = _best(of_positives.detach(), temperature) if request.return_stats else None
-    lse, ranks = batch.lse(query, rows, mask, temperature, ids, (request.normalize, normalize_rows), best)
+    lse, above = batch.lse(query, rows, mask, temperature, ids, (request.normalize, normalize_rows), best)
     of_all = logsumexp(logits)
     attraction = of_all - logits.mean(1) if form == "out" else math.log(each)
     loss_rows = (softplus(lse - of_all) + attraction).to(of_positives.dtype)
@@ -261,7 +261,7 @@ def _several_positives(
         excluded, left_out = (total(of_positives.double()), count * each) if in_batch else (0, 0)
         pairs = count * (batch.total * each if in_batch else rows.shape[0]) - left_out
         positive_mean = total(of_positives) / of_positives.numel()
-        stats = _statistics.statistics(loss_rows, ranks, positive_mean, (u, batch.sum(v)), excluded, pairs)
+        stats = _statistics.statistics(loss_rows, above, positive_mean, (u, batch.sum(v)), excluded, pairs)
     return loss, batch.mean_stats(stats)
 
 

@@ -84,7 +84,7 @@ def supcon(
     checks.choice("form", form, checks.FORMS)
     checks.flags(count_without_positive=count_without_positive)
     request = Request(features, reduction, normalize, weights, return_stats, group, image_first=True)
-    request.batch.needs_gathering("supcon, whose classes are gathered")
+    request.batch.refuse_ring("supcon, whose classes are gathered")
     if labels is None:
         labels = request.batch.images(features.device)
     options = {"temperature": temperature, "form": form}
@@ -122,12 +122,12 @@ class _Classes:
             best = _statistics.best_same_class(
                 self.z.detach(), self.labels, self.rows.detach(), self.classes, temperature, request.normalize
             )
-        loss_rows, positives, lse, ranks = (self._out if form == "out" else self._in)(temperature, best)
+        loss_rows, positives, lse, above = (self._out if form == "out" else self._in)(temperature, best)
         # A row without a positive has a loss of 0. A row that holds NaN has NaN, also where it is alone in its class.
         of_itself = calls.pair_similarity(self.z.detach(), self.z.detach(), request.normalize, request.normalize)
         loss_rows = torch.where((positives > 0) | lse.isnan(), loss_rows.to(of_itself.dtype), of_itself * 0)
         loss = request.reduce(loss_rows, None if count_without_positive else positives > 0)
-        return loss if best is None else (loss, self._statistics(loss_rows, ranks, positives))
+        return loss if best is None else (loss, self._statistics(loss_rows, above, positives))
 
     def _same_class(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(sum of the similarities with the other rows of its label, their number), each (N,)."""
@@ -135,20 +135,20 @@ class _Classes:
         return same[: self.z.shape[0]], positives[: self.z.shape[0]]
 
     def _out(self, temperature: Scalar, best: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(the rows' losses, numbers of positives, log-sum-exps, ranks of the best positives), positives outside."""
+        """(the rows' losses, numbers of positives, log-sum-exps, above of the best positives), positives outside."""
         same, positives = self._same_class(self.rows)
         normalize = (self.request.normalize,) * 2
-        lse, ranks = self.request.batch.lse(self.z, self.z, NOT_SELF, temperature, (None, None), normalize, best)
+        lse, above = self.request.batch.lse(self.z, self.z, NOT_SELF, temperature, (None, None), normalize, best)
         mean = same / positives.clamp_min(1)
-        return calls.positive_loss(lse, mean, temperature, "none", in_denominator=False), positives, lse, ranks
+        return calls.positive_loss(lse, mean, temperature, "none", in_denominator=False), positives, lse, above
 
     def _in(self, temperature: Scalar, best: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """As `_out`, with the positives inside the log."""
         _, positives = self._same_class(self.rows.detach())
         normalize, ids = (self.request.normalize,) * 2, (self.labels, self.labels)
-        lse, ranks = self.request.batch.lse(self.z, self.z, IDS_DIFFER, temperature, ids, normalize, best)
+        lse, above = self.request.batch.lse(self.z, self.z, IDS_DIFFER, temperature, ids, normalize, best)
         of_positives = self._positives_lse(temperature).masked_fill(positives == 0, 0.0)
-        return softplus(lse - of_positives) + positives.clamp_min(1).to(lse.dtype).log(), positives, lse, ranks
+        return softplus(lse - of_positives) + positives.clamp_min(1).to(lse.dtype).log(), positives, lse, above
 
     def _positives_lse(self, temperature: Scalar) -> Tensor:
         """Log-sum-exp of each row over the other rows of its label, here and on the other ranks."""
@@ -162,12 +162,12 @@ class _Classes:
         return torch.logaddexp(lse.clamp_min(-1e300), elsewhere.clamp_min(-1e300))
 
     @torch.no_grad()
-    def _statistics(self, loss_rows: Tensor, ranks: Tensor, positives: Tensor) -> ContrastiveStats:
+    def _statistics(self, loss_rows: Tensor, above: Tensor, positives: Tensor) -> ContrastiveStats:
         batch, numbers = self.request.batch, dense(self.classes)
         u, v = (rows_of(x, self.request.normalize).double() for x in (self.z, self.rows))
         same, pairs = _statistics.equal_pairs(u, v, numbers[: u.shape[0]], numbers)
         number = positives.sum()
         positive_mean = torch.where(number > 0, (same - total(u * u)) / number, float("nan"))
         negatives = u.shape[0] * v.shape[0] - pairs
-        stats = _statistics.statistics(loss_rows, ranks, positive_mean, (u.sum(0), v.sum(0)), same, negatives)
+        stats = _statistics.statistics(loss_rows, above, positive_mean, (u.sum(0), v.sum(0)), same, negatives)
         return batch.mean_stats(stats, torch.stack([number, negatives]))

@@ -137,12 +137,12 @@ def dcl(
         options = {"temperature": temperature, "sigma": sigma}
         return request.of_reference(reference.dcl, {"z1": z1, "z2": z2}, options)
     views = _TwoViews(z1, z2, request)
-    lse, ranks = views.negatives_lse(temperature)
+    lse, above = views.negatives_lse(temperature)
     pull = None
     if sigma is not None:
         positive = request.batch.gather(views.positive.detach())  # the rank's own rows come first
         pull = von_mises_fisher_weights(positive, sigma)[: z1.shape[0]]
-    return views.loss(lse, ranks, temperature, positive_weights=pull, in_denominator=False)
+    return views.loss(lse, above, temperature, positive_weights=pull, in_denominator=False)
 
 
 @overload
@@ -206,17 +206,18 @@ def hard_negative_nt_xent(
     else:
         checks.temperature(temperature / (1 + beta))
     views, negatives = _TwoViews(z1, z2, request), 2 * request.batch.total - 2
-    lse, ranks = views.negatives_lse(temperature / (1 + beta))
-    # n^beta is taken as 1 where beta / temperature is below 1e-8: float32 could not tell it from 1.
-    tilts = beta > 0 and (isinstance(temperature, Tensor) or abs(temperature) <= TEMPERATURES[1] * beta)
-    tilted = views.negatives_lse(temperature / beta)[0] if tilts else lse.new_full((), negatives).log()
-    log_mean, rest = lse - tilted, (1 / temperature, negatives, tau_plus)
+    lse, above = views.negatives_lse(temperature / (1 + beta))
+    # Each negative has the weight n^beta. Where beta / temperature is below 1e-8 float32 cannot tell it from 1, and the
+    # log of the weights' sum is that of the number of negatives.
+    has_weights = beta > 0 and (isinstance(temperature, Tensor) or abs(temperature) <= TEMPERATURES[1] * beta)
+    log_weight_sum = views.negatives_lse(temperature / beta)[0] if has_weights else lse.new_full((), negatives).log()
+    log_mean, rest = lse - log_weight_sum, (1 / temperature, negatives, tau_plus)
     if tau_plus:
         positive_logits = calls.scores(views.positive, temperature).repeat(2)
         log_sum = by_pieces(lambda mean, logits: hard_negative_log_sum(mean, logits, *rest), log_mean, positive_logits)
     else:
         log_sum = hard_negative_log_sum(log_mean, None, *rest)
-    return views.loss(log_sum, ranks, temperature)
+    return views.loss(log_sum, above, temperature)
 
 
 def _checked(
@@ -250,7 +251,7 @@ class _TwoViews:
     def loss(
         self,
         lse: Tensor,
-        ranks: Tensor,
+        above: Tensor,
         temperature: Scalar,
         positive_weights: Tensor | None = None,
         in_denominator: bool = True,
@@ -263,16 +264,16 @@ class _TwoViews:
             return loss
         with torch.no_grad():
             loss_rows = calls.positive_loss(lse, self.positive, temperature, "none", positive_weights, in_denominator)
-        return loss, self._statistics(loss_rows, ranks)
+        return loss, self._statistics(loss_rows, above)
 
     @torch.no_grad()
-    def _statistics(self, loss_rows: Tensor, ranks: Tensor) -> ContrastiveStats:
+    def _statistics(self, loss_rows: Tensor, above: Tensor) -> ContrastiveStats:
         batch, u = self.request.batch, rows_of(self.z, self.request.normalize)
         of_positives = total(self.positive.double())
         # Not negatives: a row with itself, and with its partner, from both sides.
         excluded, pairs = total(u.double() ** 2) + 2 * of_positives, u.shape[0] * (2 * batch.total - 2)
         own = u.sum(0)
         stats = _statistics.statistics(
-            loss_rows, ranks, of_positives / self.positive.shape[0], (own, batch.sum(own)), excluded, pairs
+            loss_rows, above, of_positives / self.positive.shape[0], (own, batch.sum(own)), excluded, pairs
         )
         return batch.mean_stats(stats)

@@ -62,14 +62,14 @@ def similarity_lse(
     columns: bool = False,
     positive: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(lse (N,), of columns (M,) or (0,), both float64, ranks (directions, N) of `positive`, similarities, or (0, N)).
+    """(lse (N,), of columns (M,) or (0,), both float64, above (directions, N) of `positive`, similarities, or (0, N)).
 
     b: None for a itself, which takes half the products.
     """
-    lse, column_lse, ranks, _ = torch.ops.ssl_fast.similarity_lse(
+    lse, column_lse, above, _ = torch.ops.ssl_fast.similarity_lse(
         a, b, *ids, mask, *normalize, columns, *split(temperature), None if positive is None else positive.detach()
     )
-    return lse, column_lse, ranks
+    return lse, column_lse, above
 
 
 def scores(similarities: Tensor, temperature: Scalar) -> Tensor:
@@ -142,10 +142,10 @@ def class_similarity(x: Tensor, labels: Tensor, normalize: bool = True) -> tuple
 def similarity_softplus(
     a: Tensor, b: Tensor, normalize: bool, temperature: Scalar, bias: Scalar, positive: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(row i's sum over k != i of softplus(s <u_i, v_k> + bias) (N,), ranks (2, N) of `positive` or (0, N))."""
+    """(row i's sum over k != i of softplus(s <u_i, v_k> + bias) (N,), above (2, N) of `positive` or (0, N))."""
     if not isinstance(bias, Tensor):
         bias = torch.full((), bias, dtype=torch.float64, device=a.device)
-    sums, ranks = torch.ops.ssl_fast.similarity_softplus(
+    sums, above = torch.ops.ssl_fast.similarity_softplus(
         a, b, normalize, *split(temperature), bias, None if positive is None else positive.detach()
     )
-    return sums[0], ranks
+    return sums[0], above

@@ -30,7 +30,10 @@ class _Gather(torch.autograd.Function):
 
 
 def _collective(name: str, before: str) -> Callable[..., Any]:
-    """By its name since torch 2.14, which warns of the one before; torch.compile knows only that one."""
+    """The collective of torch.distributed, by its name since torch 2.14 or by the one before.
+
+    torch 2.14 warns of the name before, but torch.compile knows no other.
+    """
     new = None if torch.compiler.is_compiling() else getattr(dist, name, None)
     return new or getattr(dist, before)
 

@@ -69,15 +69,15 @@ class GatheredBatch(LocalBatch):
     def softplus(
         self, a: Tensor, b: Tensor, normalize: bool, temperature: Scalar, bias: Scalar, positive: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        row_sums, ranks = super().softplus(a, b, normalize, temperature, bias)
+        row_sums, above = super().softplus(a, b, normalize, temperature, bias)
         for other in self.gather(b).split(self.count)[1:]:
             # The operator leaves out k = i, which with another rank's rows is a pair like any other.
             pairs = calls.pair_similarity(a, other, normalize, normalize) / temperature + bias
             row_sums = row_sums + super().softplus(a, other, normalize, temperature, bias)[0] + sums.softplus(pairs)
         if positive is not None:
             with torch.no_grad():
-                _, ranks = self.lse_of_both(a, b, NOT_SELF, temperature, normalize, positive)
-        return row_sums, ranks
+                _, above = self.lse_of_both(a, b, NOT_SELF, temperature, normalize, positive)
+        return row_sums, above
 
     def sum(self, x: Tensor) -> Tensor:
         return total_over(x, self.group)

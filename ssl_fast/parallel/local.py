@@ -35,8 +35,8 @@ class LocalBatch:
         self.counts = [count]
         self.first = 0
 
-    def needs_gathering(self, loss: str) -> None:
-        """Refuses a batch whose rows are passed round, for a loss that needs all of them at once."""
+    def refuse_ring(self, loss: str) -> None:
+        """Raises ValueError where rows are passed round: `loss` needs all of them at once."""
 
     def images(self, device: torch.device) -> Tensor:
         """(count,) a number for each of the rank's images that no other image of any rank has."""
@@ -64,26 +64,29 @@ class LocalBatch:
         normalize: tuple[bool, bool] = (True, True),
         positive: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(lse, ranks) of `calls.similarity_lse` of the rank's a against all ranks' b; ids: of the rank's rows."""
+        """Log-sum-exps of this rank's rows a against all ranks' rows b, and how many of b are above each positive.
+
+        Arguments as for `calls.similarity_lse`; ids belong to this rank's rows.
+        """
         others: Tensor | None = b
         if b is a:  # rows with each other take half the products
             others, ids = None, (ids[0], None)
-        lse, _, ranks = calls.similarity_lse(a, others, mask, temperature, ids, normalize, positive=positive)
-        return lse, ranks
+        lse, _, above = calls.similarity_lse(a, others, mask, temperature, ids, normalize, positive=positive)
+        return lse, above
 
     def lse_of_both(
         self, a: Tensor, b: Tensor, mask: int, temperature: Scalar, normalize: bool, positive: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(lse (2N,), ranks) of the rank's a against all ranks' b, then of its b against all ranks' a."""
-        rows, columns, ranks = calls.similarity_lse(
+        """(lse (2N,), above) of the rank's a against all ranks' b, then of its b against all ranks' a."""
+        rows, columns, above = calls.similarity_lse(
             a, b, mask, temperature, normalize=(normalize, normalize), columns=True, positive=positive
         )
-        return torch.cat([rows, columns]), ranks
+        return torch.cat([rows, columns]), above
 
     def softplus(
         self, a: Tensor, b: Tensor, normalize: bool, temperature: Scalar, bias: Scalar, positive: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(sums, ranks) of `calls.similarity_softplus` of the rank's a against all ranks' b."""
+        """(sums, above) of `calls.similarity_softplus` of the rank's a against all ranks' b."""
         return calls.similarity_softplus(a, b, normalize, temperature, bias, positive)
 
     def sum(self, x: Tensor) -> Tensor:
@@ -97,5 +100,8 @@ class LocalBatch:
         return sums.reduce(loss_rows, reduction, weights, counted)
 
     def mean_stats(self, stats: ContrastiveStats, pairs: Tensor | None = None) -> ContrastiveStats:
-        """The mean of the ranks' statistics. pairs (2,): the rank's positive and negative pairs, if not as its rows."""
+        """The mean of the ranks' statistics, each weighted by its number of images.
+
+        pairs: (2,) how many positive and negative pairs this rank has, which then weigh its two mean similarities.
+        """
         return stats

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ..annotations import Ids, Scalar
 
 
-def _here() -> None:
-    """Waits for what has not travelled."""
+def _nothing_to_wait_for() -> None:
+    """Waits for a block that was not sent, because it is here already."""
 
 
 class _Travel:
@@ -44,7 +44,7 @@ class _Travel:
         The block must stay until waited for. tag: the first of as many as it has tensors.
         """
         if self.world == 1:  # gloo sends nothing to the rank itself
-            return _here, block
+            return _nothing_to_wait_for, block
         arriving = [x.new_empty(self.count(step + 1), *x.shape[1:]) for x in block]
         operations = []
         for k, (x, place) in enumerate(zip(block, arriving, strict=True), start=tag):
@@ -72,7 +72,7 @@ class _Travel:
 
 
 class _RingLse(torch.autograd.Function):
-    """The log-sum-exp of rows against all ranks' rows, and ranks, as `calls.similarity_lse`."""
+    """The log-sum-exp of rows against all ranks' rows, and how many are above, as `calls.similarity_lse`."""
 
     @staticmethod
     def forward(
@@ -90,22 +90,23 @@ class _RingLse(torch.autograd.Function):
         counts: list[int],
     ) -> Any:
         travel = _Travel(group, counts)
-        each, sums, ranks = [], [], 0
+        each, sums, above = [], [], 0
         for step, (rows, *ids) in travel.blocks([b] if ids_b is None else [b, ids_b]):
-            own = mask if step == 0 or mask != NOT_SELF else ALL  # the row itself is in the rank's own block
-            part, _, own_ranks, own_sums = torch.ops.ssl_fast.similarity_lse(
-                a, rows, ids_a, ids[0] if ids else None, own, *normalize, False, temperature, temperature_tensor,
+            # Only in step 0 does a row meet itself: the blocks of other ranks need no such mask.
+            block_mask = mask if step == 0 or mask != NOT_SELF else ALL
+            part, _, block_above, block_sums = torch.ops.ssl_fast.similarity_lse(
+                a, rows, ids_a, ids[0] if ids else None, block_mask, *normalize, False, temperature, temperature_tensor,
                 positive,
             )  # fmt: skip
             each.append(part)
-            sums.append(own_sums)
-            ranks = ranks + own_ranks
+            sums.append(block_sums)
+            above = above + block_above
         parts = torch.stack(each)
         lse = parts.logsumexp(0)
         ctx.save_for_backward(a, b, temperature_tensor, ids_a, ids_b, parts, lse, *sums)
         ctx.options = temperature, mask, normalize, travel
-        ctx.mark_non_differentiable(ranks)
-        return lse, ranks
+        ctx.mark_non_differentiable(above)
+        return lse, above
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -116,13 +117,13 @@ class _RingLse(torch.autograd.Function):
         wide = torch.promote_types(b.dtype, torch.float32)
         dt: Any = 0
         da, db = torch.zeros_like(a, dtype=wide), torch.zeros_like(b, dtype=wide)
-        arrive: Callable[[], None] = _here
+        arrive: Callable[[], None] = _nothing_to_wait_for
         for step, (rows, *ids) in travel.blocks([b] if ids_b is None else [b, ids_b]):
             # Each block's share of the softmax; where nothing counts there is none.
             share = torch.where(parts[step] > float("-inf"), (parts[step] - lse).exp(), 0) * gradient
-            own = mask if step == 0 or mask != NOT_SELF else ALL
+            block_mask = mask if step == 0 or mask != NOT_SELF else ALL
             to_a, to_b, to_temperature = torch.ops.ssl_fast.similarity_lse_backward(
-                share, None, a, rows, ids_a, ids[0] if ids else None, own, *normalize, temperature,
+                share, None, a, rows, ids_a, ids[0] if ids else None, block_mask, *normalize, temperature,
                 temperature_tensor, sums[step], True, wants_b,
             )  # fmt: skip
             da.add_(to_a)
@@ -142,7 +143,7 @@ class _RingLse(torch.autograd.Function):
 class RingBatch(GatheredBatch):
     """The rows of all ranks, passed round: a rank holds its own and one other rank's at a time."""
 
-    def needs_gathering(self, loss: str) -> None:
+    def refuse_ring(self, loss: str) -> None:
         raise ValueError(f"group: expected a process group for {loss}, got a Ring")
 
     def lse(

@@ -106,9 +106,9 @@ def hard_negative_nt_xent(
     similarity = u @ u.T  # (2N, 2N)
     positive = similarity.gather(1, partner[:, None])[:, 0]  # (2N,)
     logits = (similarity / temperature).masked_fill(~negative, float("-inf"))
-    # With beta = 0, tilted is the log of the number of negatives.
-    tilted = (beta * logits.masked_fill(~negative, 0)).masked_fill(~negative, float("-inf")).logsumexp(1)
-    log_mean = ((1 + beta) * logits).logsumexp(1) - tilted
+    # The log of the sum of the weights n^beta; with beta = 0 that of the number of negatives.
+    log_weight_sum = (beta * logits.masked_fill(~negative, 0)).masked_fill(~negative, float("-inf")).logsumexp(1)
+    log_mean = ((1 + beta) * logits).logsumexp(1) - log_weight_sum
     positive_logits = positive / temperature
     log_sum = hard_negative_log_sum(log_mean, positive_logits, 1 / temperature, u.shape[0] - 2, tau_plus)
     loss_rows = softplus(log_sum - positive_logits)  # (2N,)

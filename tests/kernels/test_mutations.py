@@ -30,7 +30,6 @@ class Mutation(NamedTuple):
 
 
 NT_XENT = "test_sizes_within_the_contract and (33-65 or 70-140) and dtype0 and 0.1"
-ONLINE = "test_float64_on_both_sides and 5-0.02"
 MANY_TILES = "test_sizes_within_the_contract and 150-33 and dtype0 and 0.1"
 INFO_NCE = "test_sizes_within_the_contract and dtype0 and 64-64-128"
 BLOCKS = "test_several_blocks"

@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ... import functional
-from ...formulas.rows import unit_rows
 from ...formulas.statistics import ContrastiveStats
 from ...memory.bank import MemoryBank
 from ...parallel.collectives import gather, total_over
@@ -56,19 +55,16 @@ class InstanceDiscrimination(Method):
             if not self.estimated:
                 self.estimated = True
                 if not self.normalizer:  # a checkpoint may have set it
-                    self.normalizer.copy_(self.estimate(features.detach()))
+                    self.normalizer.copy_(self.estimate(features.detach(), index, noise))
             loss, stats = functional.instance_nce(features, index, noise, self.bank, self.normalizer, **options)
         return Result(loss, ContrastiveStats(*stats), features.detach())
 
-    def estimate(self, features: Tensor) -> Tensor:
-        """Estimates the softmax's sum (equation 8): n times the mean of exp(similarity / temperature) of drawn rows."""
-        some = self.bank.bank[torch.randint(len(self.bank.bank), (self.noise,), device=features.device)]
-        similarities = unit_rows(features).double() @ some.double().T
-        # float32 overflows below a temperature of 1 / 88, float64 below 1 / 709, where the bounds of clamp hold.
-        mean = (similarities / self.temperature).exp().mean().clamp(1e-290, 1e290)
+    def estimate(self, features: Tensor, index: Tensor, noise: Tensor) -> Tensor:
+        """Estimates the softmax's sum (equation 8) as the original does; over several processes, as their mean."""
+        estimate = functional.nce_normalizer(features, index, noise, self.bank, self.temperature)
         if self.group is not None:
-            mean = total_over(mean, self.group) / dist.get_world_size(self.group)
-        return mean * len(self.bank.bank)
+            estimate = total_over(estimate, self.group) / dist.get_world_size(self.group)
+        return estimate
 
     def after_backward(self, embeddings: Tensor, index: Tensor) -> None:
         """Moves the rows of the batch's images in the bank towards their new features."""
