@@ -1,6 +1,7 @@
 // Autograd of the losses that have operators of their own, in C++ because at small N the call is the cost. Only inputs
-// and O(N) sums are saved, and for InfoNCE the softmax's mean of the keys (N, D): the similarities are computed again in
-// the backward pass, so that memory stays O(N D). A second backward pass is an error that says so, never a silent zero.
+// and O(N) sums are saved, and for InfoNCE the softmax's mean of the keys (N, D): the similarities are computed again
+// in the backward pass, so that memory stays O(N D). A second backward pass is an error that says so, never a silent
+// zero.
 #include "autograd.h"
 
 namespace {
