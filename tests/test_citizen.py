@@ -3,7 +3,8 @@
 What else autograd promises of every loss (twice backward, one side only, no_grad) is in test_losses.py.
 """
 
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -216,13 +217,20 @@ def same_bits(results, expected):
             torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
 
 
-@only_compiled
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_worker_gives_the_same(method):
+def worker_gives_the_same(method):
     here = _AllCases()[0]
     options = {"batch_size": None, "num_workers": 1, "timeout": 120, "multiprocessing_context": method}
     (there,) = torch.utils.data.DataLoader(_AllCases(), **options)
     same_bits(there, here)
+
+
+@only_compiled
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_worker_gives_the_same(method):
+    # In a process of its own: after a backward pass that started autograd's threads of a device, as another test may
+    # have run, PyTorch refuses backward passes in forked processes.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(worker_gives_the_same, method).result()
 
 
 @only_compiled

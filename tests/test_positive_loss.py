@@ -56,7 +56,7 @@ def test_values_and_gradients(
             loss = formula(a, b, w, in_denominator, t, reduction)
         else:
             given_ = t if learnt else temperature
-            loss = calls.positive_loss(a, b, given_, reduction, weights=w, in_denominator=in_denominator)
+            loss = calls.positive_loss(a, b, given_, reduction, positive_weights=w, in_denominator=in_denominator)
             assert loss.dtype == dtype
         wanted = [a, b, t] if learnt or exact else [a, b]
         upstream = torch.linspace(0.5, 1, loss.numel(), dtype=loss.dtype).view_as(loss)  # another for each row
@@ -89,7 +89,7 @@ def test_it_is_what_other_devices_compute():
     for dtype, weighted, in_denominator in [(torch.float32, False, True), (torch.float64, True, False)]:
         lse, positive, weights = inputs(40, 2, dtype, 0, weighted, 0.2)
         lse[-1] = 0.0
-        options = {"weights": weights, "in_denominator": in_denominator}
+        options = {"positive_weights": weights, "in_denominator": in_denominator}
         fused = calls.positive_loss(lse, positive, 0.2, "mean", **options)
         elsewhere = calls.positive_loss(*(x.to("meta") for x in (lse, positive)), 0.2, "none",
                                              in_denominator=in_denominator)  # fmt: skip

@@ -127,7 +127,10 @@ class _Classes:
         of_itself = calls.pair_similarity(self.z.detach(), self.z.detach(), request.normalize, request.normalize)
         loss_rows = torch.where((positives > 0) | lse.isnan(), loss_rows.to(of_itself.dtype), of_itself * 0)
         loss = request.reduce(loss_rows, None if count_without_positive else positives > 0)
-        return loss if best is None else (loss, self._statistics(loss_rows, above, positives))
+        if best is None:
+            return loss
+        with torch.no_grad():
+            return loss, self._statistics(loss_rows, above, positives)
 
     def _same_class(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(sum of the similarities with the other rows of its label, their number), each (N,)."""
@@ -161,7 +164,6 @@ class _Classes:
         # Where both are -Inf, logaddexp would have no gradient.
         return torch.logaddexp(lse.clamp_min(-1e300), elsewhere.clamp_min(-1e300))
 
-    @torch.no_grad()
     def _statistics(self, loss_rows: Tensor, above: Tensor, positives: Tensor) -> ContrastiveStats:
         batch, numbers = self.request.batch, dense(self.classes)
         u, v = (rows_of(x, self.request.normalize).double() for x in (self.z, self.rows))

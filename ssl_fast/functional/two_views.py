@@ -264,9 +264,8 @@ class _TwoViews:
             return loss
         with torch.no_grad():
             loss_rows = calls.positive_loss(lse, self.positive, temperature, "none", positive_weights, in_denominator)
-        return loss, self._statistics(loss_rows, above)
+            return loss, self._statistics(loss_rows, above)
 
-    @torch.no_grad()
     def _statistics(self, loss_rows: Tensor, above: Tensor) -> ContrastiveStats:
         batch, u = self.request.batch, rows_of(self.z, self.request.normalize)
         of_positives = total(self.positive.double())

@@ -235,7 +235,7 @@ def test_refused_inputs():
         simclr_loss_func(z, torch.arange(3))
     with pytest.raises(TypeError, match="labels: expected integers"):
         simclr_loss_func(z, torch.rand(4))
-    with pytest.raises(ValueError, match="b: expected 3 columns"):
+    with pytest.raises(ValueError, match="negatives: expected last dimension 3"):
         mocov2plus_loss_func(z, z, drawn(4, 5))
     with pytest.raises(ValueError, match="positive: expected shape"):
         mocov3_loss_func(z, drawn(5, 3))
