@@ -251,12 +251,12 @@ def compile_into_package() -> None:
     try:
         # Inside the package, so that the last step is a rename, and first, so that a folder that
         # cannot be written to is known before minutes of compiling.
-        workplace = tempfile.TemporaryDirectory(prefix=".build-", dir=PACKAGE)
+        temporary = tempfile.TemporaryDirectory(prefix=".build-", dir=PACKAGE)
     except OSError as error:
         raise BuildError(
             f"cannot write to {PACKAGE}: {error.strerror}; install ssl_fast where you may write"
         ) from error
-    with workplace as folder:
+    with temporary as folder:
         distribution = Distribution(
             {
                 "name": "ssl_fast",
