@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..formulas import rows as plain
-from ..formulas.classes import dense
+from ..formulas.classes import dense, same_class_similarity, same_class_sums
 from .engine import input_gradients, loss_rows
 from .engine.constants import NONE
 from .engine.precision import accumulator_dtype
@@ -25,18 +25,10 @@ def _check(x: Tensor, labels: Tensor) -> None:
         raise ValueError(f"labels: expected int64 of {x.shape[0]} rows, got {labels.dtype} {tuple(labels.shape)}")
 
 
-def _same_class(x: Tensor, classes: Tensor) -> Tensor:
-    """For each row of x, (N, D) or (N,), the sum of the rows of its class. classes: (N,)."""
-    # index_put sorts the rows, so that its sums have a fixed order; those of index_add have none on a GPU.
-    return torch.zeros_like(x).index_put((classes,), x, accumulate=True)[classes]
-
-
 def class_similarity(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The operator ssl_fast::class_similarity of x (N, D), labels (N,): the sums, and how many others share a label."""
     _check(x, labels)
-    u, classes = plain.unit_rows(x), dense(labels)
-    positives = _same_class(torch.ones_like(classes), classes) - 1
-    return (u * (_same_class(u, classes) - u)).sum(1), positives
+    return same_class_similarity(plain.unit_rows(x), labels)
 
 
 def class_similarity_backward(gradient: Tensor, x: Tensor, labels: Tensor) -> Tensor:
@@ -45,7 +37,7 @@ def class_similarity_backward(gradient: Tensor, x: Tensor, labels: Tensor) -> Te
     gradient = loss_rows.upstream(gradient, NONE, x.shape[0])[0]
     u, classes = plain.unit_rows(x), dense(labels)
     own = gradient[:, None].to(accumulator_dtype(x.dtype)) * u
-    du = gradient[:, None] * (_same_class(u, classes) - u) + _same_class(own, classes) - own
+    du = gradient[:, None] * (same_class_sums(u, classes) - u) + same_class_sums(own, classes) - own
     with torch.cuda.device_of(x):
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         rows, one = prepare([x], x.dtype, x, on_tensor_cores=False), scale_of(1.0, None, x)

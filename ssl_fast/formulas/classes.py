@@ -30,3 +30,15 @@ def class_sums(x: Tensor, classes: Tensor, count: int) -> Tensor:
     sums = x.new_zeros(count, *x.shape[1:])
     # On a GPU index_add adds atomically, in any order; index_put sorts first.
     return sums.index_put((classes,), x, accumulate=True) if x.is_cuda else sums.index_add(0, classes, x)
+
+
+def same_class_sums(x: Tensor, classes: Tensor) -> Tensor:
+    """For each row of x (N, ...) the sum of all rows of its class, from 0 to N - 1."""
+    return class_sums(x, classes, x.shape[0]).index_select(0, classes)
+
+
+def same_class_similarity(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """For each row (N, D) the sum of its dots with the other rows of its label, and how many they are, in O(N D)."""
+    classes = dense(labels)
+    others = same_class_sums(torch.ones_like(classes), classes) - 1
+    return (rows * (same_class_sums(rows, classes) - rows)).sum(1), others

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..formulas.classes import class_sums, dense
+from ..formulas.classes import same_class_similarity
 from ..formulas.rows import finite_rows
 from ..formulas.statistics import ContrastiveStats
 from ..formulas.sums import reduce, softplus
@@ -134,9 +134,7 @@ def class_similarity(x: Tensor, labels: Tensor, normalize: bool = True) -> tuple
     """
     if normalize:
         return torch.ops.ssl_fast.class_similarity(x, labels)
-    rows, classes = finite_rows(x), dense(labels)
-    sums, count = class_sums(rows, classes, len(rows)), class_sums(torch.ones_like(classes), classes, len(rows))
-    return (rows * (sums.index_select(0, classes) - rows)).sum(1), count.index_select(0, classes) - 1
+    return same_class_similarity(finite_rows(x), labels)
 
 
 def similarity_softplus(
