@@ -62,8 +62,6 @@ def sign_of(temperature: Scalar, dtype: torch.dtype) -> Any:
     return math.copysign(1.0, temperature)
 
 
-def temperature_or_inverse(temperature: Any, logit_scale: Scalar | None) -> Any:
-    """The temperature, or where it is given 1 / logit_scale: of a tensor in float64, so that s comes back unrounded."""
-    if logit_scale is None:
-        return temperature
-    return logit_scale.double().reciprocal() if isinstance(logit_scale, Tensor) else 1 / logit_scale
+def inverse(scale: Scalar) -> Any:
+    """The temperature 1 / scale: of a tensor in float64, so that the kernels find the scale as it was."""
+    return scale.double().reciprocal() if isinstance(scale, Tensor) else 1 / scale

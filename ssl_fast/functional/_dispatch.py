@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import checks
 from ..formulas.rows import upcast
-from ..formulas.scalars import temperature_or_inverse
+from ..formulas.scalars import inverse
 from ..formulas.statistics import ContrastiveStats
 from ..formulas.sums import repeated
 from ..operators import backends, calls
@@ -36,7 +36,7 @@ def temperature_of(temperature: Any, logit_scale: Any, x: Tensor) -> Any:
     """The temperature, or where it is given 1 / logit_scale, checked and on the device of the embeddings x."""
     if logit_scale is not None:
         checks.scale("logit_scale", logit_scale, x.device)
-        temperature = temperature_or_inverse(None, logit_scale)
+        temperature = inverse(logit_scale)
     return checks.temperature(temperature, x.device)
 
 
@@ -66,11 +66,9 @@ class Request:
         self.reduction, self.normalize, self.weights, self.return_stats = reduction, normalize, weights, return_stats
         self.image_first = image_first
         self.batch = batch_of(group, x)
-
-    @property
-    def operator_reduction(self) -> str:
-        """The reduction to ask an operator for: "none" if rows are weighted or spread over ranks, as in `reduce`."""
-        return self.reduction if self.weights is None and self.batch.alone else "none"
+        # An operator reduces its rows itself, unless they are weighted or spread over ranks: then `reduce` does.
+        self.operator_reduces = weights is None and self.batch.alone
+        self.operator_reduction = reduction if self.operator_reduces else "none"
 
     def reduce(self, loss_rows: Tensor, counted: Tensor | None = None) -> Tensor:
         """The loss of `loss_rows`, (N,) or several for each image. counted: as for `formulas.sums.reduce`."""
@@ -79,7 +77,7 @@ class Request:
 
     def finished(self, loss: Tensor) -> Tensor:
         """The loss, from what an operator gave for `operator_reduction`, which leaves the rest to `reduce`."""
-        return loss if self.weights is None and self.batch.alone else self.reduce(loss)
+        return loss if self.operator_reduces else self.reduce(loss)
 
     def positive_loss(self, lse: Tensor, positive: Tensor, temperature: Scalar, **options: Any) -> Tensor:
         """The loss of `operators.calls.positive_loss`."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..formulas.rows import in_full_precision, rows_of
-from ..formulas.scalars import in_range, temperature_or_inverse
+from ..formulas.scalars import in_range, inverse
 from ..formulas.statistics import stats_from
 from ..formulas.sums import reduce, repeated, softplus
 
@@ -32,7 +32,7 @@ def clip(
 
     2N losses, log sum_k exp(s <u_i, v_k>) - s <u_i, v_i> first, then log sum_k exp(s <u_k, v_i>) - s <u_i, v_i>.
     """
-    temperature = in_range(temperature_or_inverse(temperature, logit_scale))
+    temperature = in_range(temperature if logit_scale is None else inverse(logit_scale))
     similarity = rows_of(a, normalize) @ rows_of(b, normalize).T  # (N, N)
     logits, positive = similarity / temperature, similarity.diagonal().repeat(2)  # (N, N), (2N,)
     loss_rows = torch.cat([logits.logsumexp(1), logits.logsumexp(0)]) - positive / temperature
@@ -61,7 +61,7 @@ def siglip(
 
     loss_i = sum_k log(1 + exp(-z_ik (s <u_i, v_k> + bias))), z_ik = 1 for k = i, else -1.
     """
-    temperature = in_range(temperature_or_inverse(temperature, logit_scale))
+    temperature = in_range(temperature if logit_scale is None else inverse(logit_scale))
     similarity = rows_of(a, normalize) @ rows_of(b, normalize).T  # (N, N)
     itself = torch.eye(a.shape[0], dtype=torch.bool, device=a.device)
     logits = similarity / temperature + bias
