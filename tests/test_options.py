@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from compare import BOUNDS, assert_close
+from evaluate import widened
 from loss_cases import (
     CLASSES,
     arguments_of,
@@ -17,17 +19,9 @@ from loss_cases import (
 import ssl_fast
 from ssl_fast import ContrastiveStats, MemoryBank, NegativeQueue, functional, reference
 
-# Of float32 against the float64 reference, of the largest entry (DESIGN.md, section 4).
-BOUND = 5e-6
-
 
 def in_float64(arguments: dict) -> dict:
-    def wide(x):
-        if isinstance(x, NegativeQueue):
-            return x.double()
-        return x.detach().double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-
-    return {name: wide(x) for name, x in arguments.items()}
+    return {name: widened(x) for name, x in arguments.items()}
 
 
 def loss_and_gradients(function, arguments, names, **options):
@@ -37,10 +31,10 @@ def loss_and_gradients(function, arguments, names, **options):
     return [loss.detach(), *torch.autograd.grad(loss.sum(), [inputs[name] for name in names])]
 
 
-def assert_close(got, wanted):
-    for x, y in zip(got, wanted, strict=True):
-        scale = max(1e-30, y.abs().max().item())
-        assert (x.double() - y).abs().max().item() <= BOUND * scale
+def assert_all_close(got, wanted):
+    """The loss first, then the gradients."""
+    for place, (x, y) in enumerate(zip(got, wanted, strict=True)):
+        assert_close(x, y, torch.float32, "gradient" if place else "loss")
 
 
 @on_every_backend
@@ -60,7 +54,7 @@ def test_rows_as_they_are(backend, case, reduction):
         _, stats = getattr(functional, operator_of(case))(**arguments, **options)
     expected = getattr(reference, operator_of(case))
     wide = in_float64(arguments)
-    assert_close(got, loss_and_gradients(expected, wide, names, **options))
+    assert_all_close(got, loss_and_gradients(expected, wide, names, **options))
     for x, y in zip(stats, expected(**wide, **options)[1], strict=True):
         torch.testing.assert_close(x.double(), y.double(), rtol=1e-4, atol=1e-5)
 
@@ -80,12 +74,12 @@ def test_weights(backend, case):
     for reduction, value in wanted.items():
         loss = loss_of(case, backend, arguments, reduction=reduction, weights=weights)
         assert loss.dtype == rows.dtype
-        torch.testing.assert_close(loss.double(), value, rtol=BOUND, atol=1e-12)
+        torch.testing.assert_close(loss.double(), value, rtol=BOUNDS[torch.float32].gradient, atol=1e-12)
     with ssl_fast.backend(backend):
         function = getattr(functional, operator_of(case))
         got = loss_and_gradients(function, arguments, names, temperature=0.1, weights=weights)
     expected = getattr(reference, operator_of(case))
-    assert_close(got, loss_and_gradients(expected, in_float64(arguments), names, temperature=0.1, weights=weights))
+    assert_all_close(got, loss_and_gradients(expected, in_float64(arguments), names, temperature=0.1, weights=weights))
 
 
 @pytest.mark.parametrize("operator", CLASSES)
