@@ -53,7 +53,7 @@ test: setup ## the fast tests, then the GPU kernels in Triton's interpreter and 
 	@$(BIN)/python -m pytest -m "aot and not slow" -n 2
 
 matrix: setup ## what works with what: each operator under torch.compile, autocast, export, DDP, ...
-	$(BIN)/python -m pytest -q -n 0 -s tests/test_matrix.py
+	$(BIN)/python -m pytest -q -n 0 -s tests/pytorch/test_matrix.py
 
 test-all: setup ## all tests that need no GPU
 	$(BIN)/python -m pytest -m "not gpu"

@@ -5,8 +5,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from backends import BACKENDS, why_not
 from hypothesis import HealthCheck, settings
+
+from tests.helpers.backends import BACKENDS, why_not
 
 # No deadline: a shared machine stalls. Seeds are fixed, so that a failure stays one.
 settings.register_profile("default", deadline=None, max_examples=40, derandomize=True, print_blob=True)

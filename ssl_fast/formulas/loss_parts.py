@@ -1,7 +1,7 @@
 """Parts of losses that cost O(N), written once for the reference and for the path with kernels.
 
-The kernels' path and the reference both call these functions, so only tests/oracle.py, float64 loops written from the
-papers, can see a fault here.
+The kernels' path and the reference both call these functions, so only tests/helpers/oracle.py, float64 loops written
+from the papers, can see a fault here.
 """
 
 from __future__ import annotations

@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 from lightly.loss import dcl_loss as their_dcl
 from lightly.models import utils as their_utils
 from lightly.models.modules import memory_bank as their_bank
-from processes import run
-from strategies import LAYOUTS, lay_out
 from watch import Watch
 
 import ssl_fast
 from ssl_fast.compat import lightly as ours
+from tests.helpers.processes import run
+from tests.helpers.strategies import LAYOUTS, lay_out
 
 ROOT = Path(__file__).parents[2]
 theirs = lightly.loss

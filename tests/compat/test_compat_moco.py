@@ -14,7 +14,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import run
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 from watch import Watch
@@ -22,6 +21,7 @@ from watch import Watch
 import ssl_fast
 from ssl_fast.compat import moco as ours
 from ssl_fast.train.models import in_groups
+from tests.helpers.processes import run
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,12 +17,12 @@ from agreement import RELATIVE, assert_agree, assert_same_error, close, with_gra
 from hypothesis import given
 from hypothesis import strategies as st
 from open_clip import loss as theirs
-from processes import run
 from torch.nn.functional import normalize
 
 import ssl_fast
 from ssl_fast.compat import open_clip as ours
 from ssl_fast.compat import own_path
+from tests.helpers.processes import run
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["ClipLoss", "SigLipLoss"]

@@ -31,7 +31,6 @@ from metric_learning import (
     twice,
     wide,
 )
-from processes import run
 from pytorch_metric_learning import distances, miners, reducers, regularizers
 from pytorch_metric_learning import losses as theirs
 from pytorch_metric_learning.utils import common_functions, loss_and_miner_utils
@@ -40,6 +39,7 @@ from pytorch_metric_learning.utils import distributed as wrappers
 import ssl_fast
 from ssl_fast.compat import own_path
 from ssl_fast.compat import pytorch_metric_learning as ours
+from tests.helpers.processes import run
 
 ROOT = Path(__file__).parents[2]
 

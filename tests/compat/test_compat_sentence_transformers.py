@@ -19,7 +19,6 @@ import torch.distributed as dist
 from agreement import RELATIVE, assert_agree, assert_same_error, close, with_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import run
 from sentence_transformers import SentenceTransformer, util
 from sentence_transformers.sentence_transformer import losses as theirs
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
@@ -30,6 +29,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 import ssl_fast
 from ssl_fast.compat import own_path
 from ssl_fast.compat import sentence_transformers as ours
+from tests.helpers.processes import run
 
 ROOT = Path(__file__).parents[2]
 NAMES = [name for names in ours.REPLACES.values() for name in names]

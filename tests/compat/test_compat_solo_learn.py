@@ -19,7 +19,6 @@ import torch.distributed.nn
 from agreement import RELATIVE, assert_agree, close, with_gradients
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import run
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
@@ -32,6 +31,7 @@ from ssl_fast.compat.solo_learn import (
     mocov3_loss_func,
     simclr_loss_func,
 )
+from tests.helpers.processes import run
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,12 +13,12 @@ import torch
 from agreement import with_gradients
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import LAYOUTS, lay_out
 from torch.nn.functional import normalize
 from watch import Watch
 
 import ssl_fast
 from ssl_fast.compat.supcontrast import SupConLoss
+from tests.helpers.strategies import LAYOUTS, lay_out
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,11 +2,11 @@
 
 import torch
 import torch.distributed as dist
-from loss_cases import ALL_CASES, arguments_of, gradients_of, loss_of
 
 import ssl_fast
 from bench.ring import count_sent
 from ssl_fast.parallel.group import Ring
+from tests.helpers.loss_cases import ALL_CASES, arguments_of, gradients_of, loss_of
 
 IN_BATCH = [
     case for case in ALL_CASES if not case.endswith(("shared", "own", "queue")) and case != "instance_discrimination"

@@ -9,11 +9,11 @@ from pathlib import Path
 import across
 import pytest
 import torch
-from processes import run
 
 import ssl_fast
 from ssl_fast.operators import loading
 from ssl_fast.parallel.group import Ring
+from tests.helpers.processes import run
 
 pytestmark = [
     pytest.mark.timeout(300),

@@ -41,7 +41,7 @@ def copy(tmp_path_factory):
 
 def test_the_new_loss_passes_its_tests(copy):
     (command,) = (line for line in commands(PAGE) if line.startswith("python -m pytest"))
-    arguments = ["tests/test_losses.py", "tests/test_reference.py", "tests/test_names.py"]
+    arguments = ["tests/losses/test_losses.py", "tests/losses/test_reference.py", "tests/api/test_names.py"]
     assert command == f'python -m pytest {" ".join(arguments)} -k "margin_nt_xent or names"'
     run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, "-k", "margin_nt_xent or names"]
     environment = os.environ | {"PYTHONPATH": str(copy)}
@@ -54,4 +54,7 @@ def test_the_new_loss_is_the_page_s_and_not_the_package_s():
     import ssl_fast
 
     assert not hasattr(ssl_fast, "MarginNTXentLoss")
-    assert {block.title for block in blocks(PAGE, "python")} >= {"ssl_fast/losses/two_views.py", "tests/oracle.py"}
+    assert {block.title for block in blocks(PAGE, "python")} >= {
+        "ssl_fast/losses/two_views.py",
+        "tests/helpers/oracle.py",
+    }

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import loss_cases
 import torch
 from fake_device import Device, backward
 from torch import Tensor, nn
 
 from ssl_fast import LearnableTemperature, NegativeQueue, functional
+from tests.helpers import loss_cases
 
 HERE = "cuda:1"
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from fake_cases import CASES, HERE, TEMPERATURES, arguments_of, assert_clean, leaf, scalar
 from fake_device import backward
-from loss_cases import CLASSES, operator_of
 from torch import nn
 
 import ssl_fast
 from ssl_fast import NegativeQueue
+from tests.helpers.loss_cases import CLASSES, operator_of
 
 
 def rows(*sizes):

@@ -4,11 +4,11 @@ import os
 
 import pytest
 import torch
-from backends import every_backend
 
 import ssl_fast
 from bench.gpu.timing import graph_of
 from ssl_fast import FlatMomentum, cosine_momentum, reference
+from tests.helpers.backends import every_backend
 
 pytestmark = [
     pytest.mark.gpu,

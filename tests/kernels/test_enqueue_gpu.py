@@ -6,13 +6,13 @@ import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
-from backends import every_backend
-from enqueue_cases import LAYOUTS, Case, cases, check, same_bits
 from hypothesis import given, settings
 
 import ssl_fast
 from bench.gpu.timing import graph_of
 from ssl_fast import checks, reference
+from tests.helpers.backends import every_backend
+from tests.helpers.enqueue_cases import LAYOUTS, Case, cases, check, same_bits
 
 pytestmark = [
     pytest.mark.gpu,

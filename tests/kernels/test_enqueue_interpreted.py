@@ -6,7 +6,6 @@ rounding to bfloat16, is in test_enqueue_gpu.py.
 
 import pytest
 import torch
-from enqueue_cases import LAYOUTS, Case, cases, check
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from triton.runtime import interpreter
@@ -15,6 +14,7 @@ import ssl_fast
 from ssl_fast import checks
 from ssl_fast.kernels import enqueue
 from ssl_fast.operators import backends
+from tests.helpers.enqueue_cases import LAYOUTS, Case, cases, check
 
 # NumPy, which the interpreter casts with, warns where a key is too large for the queue's dtype.
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in cast")

@@ -1,3 +1,3 @@
 """The shared tests of InfoNCE on the Triton kernels, in Triton's interpreter (conftest.py)."""
 
-from test_info_nce import *  # noqa: F403
+from tests.losses.test_info_nce import *  # noqa: F403

@@ -5,13 +5,13 @@ Graphs, no waiting for the device, the same bits in every run, memory, matrix un
 
 import pytest
 import torch
-from backends import why_not
-from evaluate import assert_agrees, widened
-from loss_cases import REPRESENTATIVE, arguments_of, gradients_of, leaves, loss_of, operator_of
 
 import ssl_fast
 from bench.gpu.timing import added_megabytes, graph_of
 from ssl_fast import NegativeQueue, ema_update_, functional
+from tests.helpers.backends import why_not
+from tests.helpers.evaluate import assert_agrees, widened
+from tests.helpers.loss_cases import REPRESENTATIVE, arguments_of, gradients_of, leaves, loss_of, operator_of
 
 reason = why_not("nt_xent", "triton")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(reason), reason=f"triton: {reason}")]

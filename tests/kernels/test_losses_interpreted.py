@@ -1,3 +1,3 @@
 """The shared tests of what all losses share on the Triton kernels, in Triton's interpreter (conftest.py)."""
 
-from test_losses import *  # noqa: F403
+from tests.losses.test_losses import *  # noqa: F403

@@ -1,3 +1,3 @@
 """The shared tests of the queue on the Triton kernels, in Triton's interpreter (conftest.py)."""
 
-from test_enqueue import *  # noqa: F403
+from tests.updates.test_enqueue import *  # noqa: F403

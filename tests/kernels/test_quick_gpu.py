@@ -5,11 +5,20 @@ With TRITON_INTERPRET=1 the values are tested on the CPU, which keeps this file 
 
 import pytest
 import torch
-from backends import INTERPRETED, why_not
-from evaluate import assert_agrees
-from loss_cases import ALL_CASES, REPRESENTATIVE, arguments_of, every_case, gradients_of, leaves, loss_of, operator_of
 
 from bench.gpu.timing import graph_of
+from tests.helpers.backends import INTERPRETED, why_not
+from tests.helpers.evaluate import assert_agrees
+from tests.helpers.loss_cases import (
+    ALL_CASES,
+    REPRESENTATIVE,
+    arguments_of,
+    every_case,
+    gradients_of,
+    leaves,
+    loss_of,
+    operator_of,
+)
 
 reason = why_not("nt_xent", "triton")
 pytestmark = [pytest.mark.quick, pytest.mark.skipif(bool(reason), reason=f"triton: {reason}")]

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from compare import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
-from similarity_cases import (
+
+from ssl_fast.kernels import pair_similarity, similarity_lse, similarity_softplus
+from tests.helpers.compare import assert_close
+from tests.helpers.similarity_cases import (
     ALL,
     IDS_DIFFER,
     IDS_EQUAL,
@@ -21,7 +23,7 @@ from similarity_cases import (
     pairs_of,
     unit_rows,
 )
-from strategies import (
+from tests.helpers.strategies import (
     DTYPES,
     dims,
     dtypes,
@@ -35,8 +37,6 @@ from strategies import (
     upstream,
     upstream_kinds,
 )
-
-from ssl_fast.kernels import pair_similarity, similarity_lse, similarity_softplus
 
 FORMS = ["with each other", "one way", "both ways"]
 # Norms for which rows as they are have dots of a size that float32 resolves.

@@ -8,12 +8,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from strategies import embeddings
 
 from ssl_fast.kernels import info_nce
 from ssl_fast.kernels.engine import unit_rows, weighted_rows
 from ssl_fast.kernels.engine.precision import to_tf32
 from ssl_fast.kernels.engine.tile import add_weighted_rows
+from tests.helpers.strategies import embeddings
 
 SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), 3.4028235e38, 1e-42, 1.0 + 2**-11, 1.0 + 2**-11 - 2**-23]
 

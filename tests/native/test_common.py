@@ -6,15 +6,15 @@ import itertools
 
 import host
 import numpy as np
-import oracle
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import DTYPES, LAYOUTS, embeddings, kinds, lay_out, seeds
 
 from ssl_fast import reference
 from ssl_fast.formulas import rounding
+from tests.helpers import oracle
+from tests.helpers.strategies import DTYPES, LAYOUTS, embeddings, kinds, lay_out, seeds
 
 pytestmark = pytest.mark.skipif(bool(host.why_not()), reason=host.why_not())
 

@@ -9,9 +9,9 @@ import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from enqueue_cases import LAYOUTS as QUEUE_LAYOUTS
-from strategies import DTYPES, LAYOUTS
-from strategies import KINDS as VALUES
+from tests.helpers.enqueue_cases import LAYOUTS as QUEUE_LAYOUTS
+from tests.helpers.strategies import DTYPES, LAYOUTS
+from tests.helpers.strategies import KINDS as VALUES
 
 from . import losses, similarities, updates
 from .kinds import MIXED, PLAIN, arithmetic

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
-import compare
-import evaluate
-import similarity_cases
 import torch
 from torch import Tensor
+
+from tests.helpers import compare, evaluate, similarity_cases
 
 from . import similarities
 

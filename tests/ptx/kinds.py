@@ -5,8 +5,9 @@ from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 from unittest import mock
 
-import compare
 import torch
+
+from tests.helpers import compare
 
 from .products import Products, through, to_tf32
 

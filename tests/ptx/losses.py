@@ -4,16 +4,15 @@ Each function takes the name of a kind (kinds.py) first and runs inside `launch.
 bounds are those of the tests of every other backend.
 """
 
-import loss_cases
-import oracle
 import torch
-from compare import assert_close
-from evaluate import assert_agrees, assert_stats, evaluate, widened
-from strategies import embeddings, lay_out, upstream
 from torch import Tensor
 
 import ssl_fast
 from ssl_fast import NegativeQueue, functional
+from tests.helpers import loss_cases, oracle
+from tests.helpers.compare import assert_close
+from tests.helpers.evaluate import assert_agrees, assert_stats, evaluate, widened
+from tests.helpers.strategies import embeddings, lay_out, upstream
 
 from .kinds import KINDS
 

@@ -1,10 +1,8 @@
-"""Simulates the whole list of cases and writes what came out: `cd tests && python -m ptx.report [sm_80 sm_90]`.
+"""Simulates the whole list of cases and writes what came out: `python -m tests.ptx.report [sm_80 sm_90]`.
 
 build/ptx/cases-DEVICES.csv has a line for each case; build/ptx/report-DEVICES.md the worst error by operator, kind and
 device, and launches and warp instructions by kernel. Both are written after each case: a run that is ended keeps them.
 """
-
-from . import conftest  # isort: skip  # noqa: F401  the names below are found by its paths
 
 import csv
 import random

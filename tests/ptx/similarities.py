@@ -1,12 +1,15 @@
 """Checks of similarity_lse, similarity_softplus, pair_similarity and class_similarity.
 
 Each makes inputs by seed, calls the operator and compares with float64.
-As losses.py, but with the comparators of tests/kernels/similarity_cases.py.
+As losses.py, but with the comparators of tests/helpers/similarity_cases.py.
 """
 
 import torch
-from compare import assert_close
-from similarity_cases import (
+from torch import Tensor
+
+from ssl_fast.kernels import class_similarity, pair_similarity
+from tests.helpers.compare import assert_close
+from tests.helpers.similarity_cases import (
     IDS_DIFFER,
     Problem,
     allowed,
@@ -18,10 +21,7 @@ from similarity_cases import (
     pairs_of,
     unit_rows,
 )
-from strategies import embeddings, lay_out, upstream
-from torch import Tensor
-
-from ssl_fast.kernels import class_similarity, pair_similarity
+from tests.helpers.strategies import embeddings, lay_out, upstream
 
 from .kinds import KINDS
 

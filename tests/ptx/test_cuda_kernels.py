@@ -7,17 +7,17 @@ import itertools
 import random
 
 import numpy as np
-import oracle
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="triton is not installed, which bench.cuda_aot needs")
+from tests.helpers import oracle
 
-from strategies import DTYPES
-from test_ema import assert_averaged
+pytest.importorskip("triton", reason="triton is not installed, which bench.cuda_aot needs")
 
 from ssl_fast import reference
 from ssl_fast.tools import cuda_toolkit
+from tests.helpers.averages import assert_averaged
+from tests.helpers.strategies import DTYPES
 
 from . import cuda
 from .requirements import needs_triton

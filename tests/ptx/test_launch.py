@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from backends import only_compiled
+
+from tests.helpers.backends import only_compiled
 
 pytest.importorskip("triton", reason="triton is not installed")
 

@@ -14,13 +14,13 @@ from .simulator.program import Program
 from .simulator.reports import ReportKind
 
 pytestmark = needs_simulator
-TESTS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
 def test_processes_that_build_at_once(tmp_path):
-    command = [sys.executable, "-c", "from ptx.simulator import build; print(build.library()._name)"]
-    environment = {**os.environ, "SSL_FAST_PTX_CACHE": str(tmp_path), "PYTHONPATH": str(TESTS)}
+    command = [sys.executable, "-c", "from tests.ptx.simulator import build; print(build.library()._name)"]
+    environment = {**os.environ, "SSL_FAST_PTX_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
     running = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -47,4 +47,4 @@ def test_where_it_is_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("SSL_FAST_PTX_CACHE", str(tmp_path))
     assert build.cache() == tmp_path
     monkeypatch.delenv("SSL_FAST_PTX_CACHE")
-    assert build.cache() == TESTS.parent / "build" / "ptx"
+    assert build.cache() == ROOT / "build" / "ptx"

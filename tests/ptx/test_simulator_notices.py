@@ -160,7 +160,7 @@ def test_wrong_addresses(change, launches):
     assert found == 1
 
 
-if __name__ == "__main__":  # python -m ptx.test_simulator_notices, with tests/ on PYTHONPATH
+if __name__ == "__main__":  # python -m tests.ptx.test_simulator_notices
     for change in CHANGES:
         for launch in LAUNCHES:
             each = noticed(launch, change)

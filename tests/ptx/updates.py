@@ -6,14 +6,14 @@ table, of which the simulator must be told.
 
 import itertools
 
-import enqueue_cases
 import torch
-from strategies import DTYPES
-from test_ema import assert_averaged
 from torch import Tensor
 
 from ssl_fast import reference
 from ssl_fast.kernels import ema, enqueue
+from tests.helpers import enqueue_cases
+from tests.helpers.averages import assert_averaged
+from tests.helpers.strategies import DTYPES
 
 from .launch import Run
 

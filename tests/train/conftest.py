@@ -2,7 +2,8 @@ import signal
 
 import pytest
 import torch
-from small_runs import TEST_IMAGES, TRAIN_IMAGES, limit_digits
+
+from tests.helpers.small_runs import TEST_IMAGES, TRAIN_IMAGES, limit_digits
 
 
 @pytest.fixture

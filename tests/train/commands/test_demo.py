@@ -4,10 +4,10 @@ import json
 
 import matplotlib.image
 import pytest
-from small_runs import limit_digits
 
 from ssl_fast.train.commands import demo
 from ssl_fast.train.commands.demo import LABELS
+from tests.helpers.small_runs import limit_digits
 
 ROWS = ["raw pixels", "untrained encoder", "SimCLR", "MoCo v2"]
 COLUMNS = ["knn_clean", "knn_transformed", "probe_clean", "probe_transformed"]

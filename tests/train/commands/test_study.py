@@ -6,12 +6,12 @@ import re
 import statistics
 
 import pytest
-from small_runs import SMALL
 
 from ssl_fast.tools import cli
 from ssl_fast.train.commands import study as studies
 from ssl_fast.train.engine import training_loop
 from ssl_fast.train.recipes import RECIPES
+from tests.helpers.small_runs import SMALL
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 

@@ -10,12 +10,12 @@ import sys
 
 import pytest
 import torch
-from small_runs import SMALL, small_recipe
 
 from ssl_fast.tools import cli
 from ssl_fast.train.engine import checkpoint, config_file, run_state, training_loop
 from ssl_fast.train.engine.settings import Settings
 from ssl_fast.train.recipes import RECIPES, View
+from tests.helpers.small_runs import SMALL, small_recipe
 
 TRAINED = ("simclr-small", "moco-v2-small")
 

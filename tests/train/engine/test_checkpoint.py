@@ -5,10 +5,10 @@ import stat
 
 import pytest
 import torch
-from small_runs import small_recipe
 
 from ssl_fast.train import files
 from ssl_fast.train.engine import checkpoint, training_loop
+from tests.helpers.small_runs import small_recipe
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from small_runs import SMALL_RECIPES, small_recipe
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -15,6 +14,7 @@ from ssl_fast.train.engine.cuda_graph import EAGER_STEPS, CapturedStep
 from ssl_fast.train.engine.settings import Settings
 from ssl_fast.train.models.method import Result
 from ssl_fast.train.models.methods import build
+from tests.helpers.small_runs import SMALL_RECIPES, small_recipe
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ import time
 import pytest
 import torch
 import yaml
-from small_runs import TEST_IMAGES, TRAIN_IMAGES, limit_digits, small_recipe
 from test_training_loop import assert_same_bits, log
 
 from ssl_fast.train import files
 from ssl_fast.train.commands.exit_code import exit_code
 from ssl_fast.train.engine import checkpoint, config_file, training_loop
+from tests.helpers.small_runs import TEST_IMAGES, TRAIN_IMAGES, limit_digits, small_recipe
 
 # A process that has imported all and computed nothing, of which each run is a fork: half a second instead of ten.
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from small_runs import SMALL_RECIPES, small_recipe
 from torch import nn
 
 from ssl_fast.train.engine.optimizer import optimizer_of, schedule_of
 from ssl_fast.train.models.methods import build
 from ssl_fast.train.recipes import RECIPES
+from tests.helpers.small_runs import SMALL_RECIPES, small_recipe
 
 
 def rates(recipe, steps, epochs):

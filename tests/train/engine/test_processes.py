@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from small_runs import TEST_IMAGES, TRAIN_IMAGES, limit_digits, small_recipe
 from test_training_loop import assert_same_bits, at_call, interrupt, log
 from torch import nn
 
@@ -23,6 +22,7 @@ from ssl_fast.train.engine import checkpoint, config_file, run_state, training_l
 from ssl_fast.train.engine.settings import Settings
 from ssl_fast.train.evaluation import report
 from ssl_fast.train.models import method, methods, moco_v3
+from tests.helpers.small_runs import TEST_IMAGES, TRAIN_IMAGES, limit_digits, small_recipe
 
 METHODS = ("simclr-small", "moco-v2-small", "moco-v3-small", "instdisc-small")
 SETTINGS = Settings(accelerator="cpu", devices=2, log_every=1)

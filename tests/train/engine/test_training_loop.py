@@ -11,12 +11,12 @@ import pytest
 import torch
 import yaml
 from lightning.fabric import Fabric
-from small_runs import SMALL_RECIPES, TRAIN_IMAGES, small_recipe
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ssl_fast.train.engine import checkpoint, run_state, training_loop
 from ssl_fast.train.engine.settings import Settings
 from ssl_fast.train.evaluation import report
+from tests.helpers.small_runs import SMALL_RECIPES, TRAIN_IMAGES, small_recipe
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 

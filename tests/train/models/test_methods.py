@@ -5,12 +5,12 @@ import dataclasses
 
 import pytest
 import torch
-from small_runs import SMALL_RECIPES, small_recipe
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 from ssl_fast.train.models.grouped_batch_norm import GroupedBatchNorm, in_groups
 from ssl_fast.train.models.methods import build
+from tests.helpers.small_runs import SMALL_RECIPES, small_recipe
 
 IMAGES = 50
 
