@@ -163,6 +163,26 @@ def test_huge_rows_as_they_are(backend, columns):
 
 
 @every_lse
+@pytest.mark.parametrize("columns", [None, False, True])  # None: rows with each other
+def test_a_row_with_one_key_has_weight_one(backend, columns):
+    """Also at s = 1000: the score that the backward pass subtracts the log-sum-exp from is rounded as the forward's.
+
+    The scores, of some 1000, are off by 1e-4, and so would be a weight of which only one of the two is rounded.
+    """
+    rows = unit_rows(embeddings(2 if columns is None else 1, 3, torch.float64, "ordinary", 0))
+    keys = rows.flip(0) if columns is None else unit_rows(embeddings(1, 3, torch.float64, "ordinary", 1))
+    device = device_of(backend)
+    a = rows.float().to(device).requires_grad_()
+    b = a if columns is None else keys.float().to(device).requires_grad_()
+    with ssl_fast.backend(backend):
+        options = {"exclude": "self"} if columns is None else {"columns": columns}
+        lse = functional.similarity_lse(a, b, 1000.0, normalize=False, **options)
+    (lse[0] if columns else lse).sum().backward()
+    expected = 1000 * keys.to(device) * (2 if columns is None else 1)
+    torch.testing.assert_close(a.grad.double(), expected, rtol=1e-6, atol=0)
+
+
+@every_lse
 @pytest.mark.parametrize("scale", [2.0, torch.tensor(2.0), torch.nn.Parameter(torch.tensor(2.0, dtype=torch.float64))])
 def test_scales(backend, scale):
     a, b = torch.randn(2, 5, 3, device=device_of(backend))

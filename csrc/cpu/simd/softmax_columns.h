@@ -40,7 +40,9 @@ static void softmax_weights(T* tile, int64_t m, int64_t n, T magnitude, const T*
       T* place = tile + r * kTile + c;
       const Vec<T> dot = load(place);
       Vec<T> w = exp2v<T>(dot * magnitude - log_sum) * weight;
-      if (row_weights) w += exp2v<T>(dot * magnitude - row_log_sums[r]) * row_weights[r];
+      // Without `hidden` the compiler would round the product once for both differences, and not as online_columns
+      // does: each weight would be off by the rounding of a score, which may be as large as 1000.
+      if (row_weights) w += exp2v<T>(hidden<T>(dot) * magnitude - row_log_sums[r]) * row_weights[r];
       store<T>(place, w);
     }
   }

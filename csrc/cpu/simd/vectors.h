@@ -50,6 +50,16 @@ template <typename T>
 static inline Vec<T> splat(T x) {
   return Vec<T>{} + x;
 }
+// x, as a value of which the compiler does not know that it is x, so that it shares no results with those of x.
+template <typename T>
+static inline Vec<T> hidden(Vec<T> x) {
+#if defined(__x86_64__)
+  asm("" : "+x"(x));
+#else
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
 // The integers 0, 1, 2, ...
 template <typename T>
 static inline IntVec<T> iota() {
