@@ -9,11 +9,13 @@ TORCH ?= torch torchvision
 VENV := .venv
 BIN := $(VENV)/bin
 QUIETLY := scripts/quietly
+# One thread a process: the tests share the cores among processes already.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # ninja is found by its name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test matrix test-all sanitize bench docs lint clean
+.PHONY: help setup demo test check matrix test-all sanitize bench docs lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -44,23 +46,27 @@ demo: setup ## train SimCLR and MoCo v2 on digits, compare, save plots under run
 	@echo "Training SimCLR and MoCo v2 on scikit-learn's digits; the table comes at the end, the plots under runs/demo."
 	@$(BIN)/python -m ssl_fast.train.commands.demo
 
-test: setup ## the fast tests, then the GPU kernels in Triton's interpreter and compiled ahead of time (about 20 minutes)
-	@echo "Running the fast tests in two processes."
-	@$(BIN)/python -m pytest -n 2
+test: setup ## every loss and operator on every backend that runs here, a training, the drop-ins (about 5 minutes)
+	@echo "Running the tests that take a few seconds or less, in two processes."
+	@$(PYTEST) -n 2
+
+check: test ## then all else that needs no GPU and no hour: long tests, GPU kernels interpreted and compiled (35 minutes)
+	@echo "Running the long tests."
+	@$(PYTEST) -n 2 -m "long and not slow and not gpu"
 	@echo "Running the Triton kernels in Triton's interpreter, on the CPU."
-	@TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/kernels -m "interpreted and not slow" -n 2 --durations=20
+	@TRITON_INTERPRET=1 $(PYTEST) tests/kernels -m "interpreted and not slow" -n 2
 	@echo "Compiling the Triton and CUDA kernels ahead of time, and checking what the compilers made of them."
-	@$(BIN)/python -m pytest -m "aot and not slow" -n 2
+	@$(PYTEST) -m "aot and not slow" -n 2
 
 matrix: setup ## what works with what: each operator under torch.compile, autocast, export, DDP, ...
-	$(BIN)/python -m pytest -q -n 0 -s tests/pytorch/test_matrix.py
+	$(PYTEST) -q -n 0 -s -m "not slow" tests/pytorch/test_matrix.py
 
 test-all: setup ## all tests that need no GPU
-	$(BIN)/python -m pytest -m "not gpu"
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/kernels -m interpreted -n 2 --durations=20
+	$(PYTEST) -n 2 -m "not gpu"
+	TRITON_INTERPRET=1 $(PYTEST) tests/kernels -m interpreted -n 2
 
 sanitize: setup ## the C++ code under the sanitizers of addresses, undefined behaviour and threads
-	$(BIN)/python -m pytest -m slow tests/native
+	$(PYTEST) -m slow tests/native
 
 bench: $(VENV)/bench.stamp ## time and memory beside other libraries, saved under runs/bench (BENCH=--quick: under 2 minutes)
 	$(BIN)/python -m bench $(BENCH)

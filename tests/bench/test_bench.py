@@ -10,6 +10,8 @@ from bench import report, suites
 from bench.suites import SUITES
 from bench.work import Work
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True)
 def _no_compiler(monkeypatch):

@@ -8,6 +8,7 @@ from bench import __main__ as command
 from bench import compat
 
 
+@pytest.mark.long
 def test_the_command_writes_its_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compat.measure, "limits", lambda threads: {"sgemm": 1.0, "copy": 1.0})
     monkeypatch.setattr(

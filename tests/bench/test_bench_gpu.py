@@ -211,6 +211,7 @@ for key in "abcd":
 """
 
 
+@pytest.mark.long
 def test_a_crash_costs_its_row_and_a_hung_process_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "GRACE", 0.1)
     script = tmp_path / "script.py"
@@ -239,6 +240,7 @@ def test_passes_too(): pass
 """
 
 
+@pytest.mark.long
 def test_results_of_tests_outlive_crashes_and_hung_tests(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (tmp_path / "pytest.ini").write_text("[pytest]\n")

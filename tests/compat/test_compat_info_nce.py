@@ -259,6 +259,7 @@ def test_patch_swaps_and_unpatch_restores():
     torch.testing.assert_close(patched, theirs.InfoNCE()(*tensors))
 
 
+@pytest.mark.long
 def test_importing_ours_does_not_import_theirs():
     code = "import sys, ssl_fast.compat.info_nce; sys.exit('info_nce' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

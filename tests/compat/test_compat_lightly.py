@@ -437,6 +437,7 @@ def errors_across(rank, world):
     return found
 
 
+@pytest.mark.long
 def test_two_processes():
     for found in run(2, errors_across):
         assert len(found) == 7

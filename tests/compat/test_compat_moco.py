@@ -336,6 +336,7 @@ def steps_of(rank, world, fused):
     return max(losses), max((x - y).abs().max().item() for x, y in pairs), moco.queue_ptr.item() - plain.place
 
 
+@pytest.mark.long
 def test_two_processes():
     for found in run(2, steps_across):
         for lost, state, place in found:

@@ -276,6 +276,7 @@ def across(rank, world):
     return found
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:local_loss without gather_with_grad")
 def test_every_way_across_two_processes():
     world = 2

@@ -111,6 +111,7 @@ def test_a_codebase_on_the_path_is_patched(monkeypatch):
     assert builder.MoCo is theirs
 
 
+@pytest.mark.long
 def test_no_library_is_imported_before_it_is_asked_for():
     program = (
         "import sys, ssl_fast, ssl_fast.compat\n"

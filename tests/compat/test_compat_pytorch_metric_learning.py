@@ -505,6 +505,7 @@ def _wrapped(rank, world, dtype):
     return differences
 
 
+@pytest.mark.long
 def test_distributed_loss_wrapper():
     for differences in run(2, _wrapped, torch.float64):
         assert len(differences) == 12

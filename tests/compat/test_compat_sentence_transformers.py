@@ -381,6 +381,7 @@ def gathered(rank, world):
     return found
 
 
+@pytest.mark.long
 def test_gathered_across_two_processes():
     for results in run(2, gathered):
         for (value, gradients), (expected, expected_gradients) in results:

@@ -412,6 +412,7 @@ def in_processes(rank, world):
     return found
 
 
+@pytest.mark.long
 def test_across_two_processes():
     for simclr_mine, simclr_expected, mocov3_mine, mocov3_expected in run(2, in_processes):
         assert mocov3_mine.pop() is mocov3_expected.pop() is None  # keys of other ranks get no gradient, nor do own

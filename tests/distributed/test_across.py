@@ -16,6 +16,7 @@ from ssl_fast.parallel.group import Ring
 from tests.helpers.processes import run
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.timeout(300),
     pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed"),
 ]

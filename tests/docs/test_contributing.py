@@ -39,6 +39,7 @@ def copy(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_the_new_loss_passes_its_tests(copy):
     (command,) = (line for line in commands(PAGE) if line.startswith("python -m pytest"))
     arguments = ["tests/losses/test_losses.py", "tests/losses/test_reference.py", "tests/api/test_names.py"]

@@ -42,6 +42,7 @@ def test_blocks_of_python_run(page):
         exec(compile(text, ROOT / page, "exec"), namespace)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", [page for page in PAGES if any("torchrun" in line for line in commands(page))])
 def test_programs_for_several_processes_run(page, tmp_path):
     for block in blocks(page, "python"):

@@ -4,7 +4,7 @@
 
 Triton decides when it is first imported whether kernels are interpreted, for the whole process. In the process of the
 other tests the variable would keep those that need compiled kernels from running (test_ahead_of_time.py, tests/ptx, the
-gpu tests), so there these files are skipped. `make test` runs both.
+gpu tests), so there these files are skipped. `make check` runs both.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ def _why_not() -> str:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if os.environ.get("TRITON_INTERPRET") != "1":
-        return "needs TRITON_INTERPRET=1 (make test runs these files in a process of their own)"
+        return "needs TRITON_INTERPRET=1 (make check runs these files in a process of their own)"
     return ""
 
 

@@ -100,6 +100,7 @@ def test_any_input(
 SIZES = [(1, 1, 1), (1, 9, 3), (3, 1, 5), (5, 7, 33), (64, 64, 128), (300, 70, 33), (37, 5000, 128), (130, 700, 260)]
 
 
+@pytest.mark.long
 @every_fused_backend("info_nce")
 @forms
 @pytest.mark.parametrize(("count", "negatives", "dim"), SIZES)
@@ -255,6 +256,7 @@ def test_bad_queue_row_reaches_every_query(backend, bad, dim):
     assert not query.grad.isfinite().any()
 
 
+@pytest.mark.long
 @every_fused_backend("info_nce")
 @pytest.mark.parametrize("form", ["shared", "queue"])
 def test_small_terms_beside_a_large_one(backend, form):

@@ -79,6 +79,7 @@ def test_without_the_extension(operator, monkeypatch):
         backends.choose(operator, "cpu")
 
 
+@pytest.mark.long
 def test_the_environment_chooses():
     show = "print(ssl_fast.operators.backends.choose('nt_xent', 'cpu'))"
     assert run_with("reference", show).stdout.strip() == "reference"

@@ -211,6 +211,7 @@ def compiled_agrees(case, backend, compiler, dynamic=None):
             assert torch.equal(eager, fused)
 
 
+@pytest.mark.long
 @on_every_fused_backend
 @every_case()
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -251,6 +252,7 @@ def _at_level(level: str, *command: str):
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, cwd=tests.parent)
 
 
+@pytest.mark.long
 @only_compiled
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_simd_level_is_right(level):
@@ -259,6 +261,7 @@ def test_every_simd_level_is_right(level):
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
+@pytest.mark.long
 @only_compiled
 def test_an_unknown_simd_level_is_an_error():
     answer = _at_level("avx9", "-c", "import torch, ssl_fast; ssl_fast.functional.nt_xent(*torch.randn(2, 4, 4))")

@@ -129,6 +129,7 @@ def test_doctor_shows_a_backend_that_cannot_run(monkeypatch, capsys):
     assert "nt_xent             on cpu   none (backend 'cuda' cannot run nt_xent: " in capsys.readouterr().out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variable", ["SSL_FAST_BACKEND", "SSL_FAST_SIMD"])
 def test_doctor_with_an_unknown_choice_says_so_without_a_traceback(variable):
     command = [sys.executable, "-m", "ssl_fast", "doctor"]

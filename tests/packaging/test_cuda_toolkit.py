@@ -233,6 +233,7 @@ def test_the_description_says_what_and_why_not(alone, monkeypatch):
     assert "CUDA kernels: by nvcc 13.0 for 9.0\n" in build.description(ROOT / "csrc")
 
 
+@pytest.mark.long
 def test_setup_fails_where_cuda_is_demanded(tmp_path):
     answer = subprocess.run(
         [sys.executable, "setup.py", "--name"], cwd=ROOT, capture_output=True, text=True,

@@ -84,6 +84,7 @@ FEW = ["tests/bench/test_peers.py", "tests/compat/test_compat_lightly.py", "test
        "tests/train/evaluation/test_report.py", "tests/train/engine/test_device_step.py"]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "paths",
     [FEW, pytest.param(["tests"], marks=[pytest.mark.slow, pytest.mark.timeout(900)])],

@@ -38,6 +38,7 @@ def python(folder: Path, code: str, **environment) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.long
 def test_missing_extension_warns_once_and_runs_the_reference(bare):
     answer = python(
         bare,
@@ -53,6 +54,7 @@ def test_missing_extension_warns_once_and_runs_the_reference(bare):
     assert "`ssl-fast build` compiles it" in answer.stderr
 
 
+@pytest.mark.long
 def test_asking_for_the_missing_extension_is_an_error(bare):
     answer = python(
         bare,
@@ -88,6 +90,7 @@ def test_unreadable_record_is_a_reason(record, text):
     assert why.startswith("_C.json cannot be read")
 
 
+@pytest.mark.long
 def test_broken_binary_is_a_reason(bare):
     (bare / "ssl_fast" / EXTENSION).write_bytes(b"not a library")
     (bare / "ssl_fast" / "_C.json").write_text(json.dumps({"torch": torch.__version__}))
@@ -95,6 +98,7 @@ def test_broken_binary_is_a_reason(bare):
     assert answer.stdout.startswith("None loading it failed: "), answer.stderr
 
 
+@pytest.mark.long
 def test_unknown_backend_in_the_environment_is_an_error(bare):
     program = "import torch, ssl_fast; ssl_fast.functional.nt_xent(*torch.randn(2, 4, 3))"
     answer = python(bare, program, SSL_FAST_BACKEND="banana")

@@ -103,6 +103,7 @@ LAYOUTS = ("contiguous", "transposed", "steps")
 FAST = [(torch.float32, torch.float32, "contiguous"), (torch.bfloat16, torch.float32, "steps")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("queue_dtype", "keys_dtype", "layout"),
     [

@@ -38,6 +38,7 @@ def all_sites(kernel: str, mistake: Mistake, device: str) -> list[Site]:
     return list(sites(case, kernel, text, mistake))
 
 
+@pytest.mark.long
 def test_every_kernel_is_launched():
     assert {kernel for kernel, device in launched() if device == "sm_80"} == set(KERNELS)
 

@@ -224,6 +224,7 @@ def worker_gives_the_same(method):
     same_bits(there, here)
 
 
+@pytest.mark.long
 @only_compiled
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_worker_gives_the_same(method):

@@ -130,6 +130,7 @@ def module_of(case, temperature, **sizes):
     return loss(temperature, **of_class), {name: x for name, x in arguments.items() if name not in of_class}
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("_no_recompiles")
 @every_case()
 def test_a_loss_takes_any_batch_size_without_recompiling(case):
@@ -227,6 +228,7 @@ UPDATES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", UPDATES)
 def test_updates_in_place_compile(make):
     results = []

@@ -60,6 +60,7 @@ def table(cells) -> str:
     return "\n".join(["", header, *lines, "", *dashes, *reasons])
 
 
+@pytest.mark.long
 @only_compiled
 def test_every_cell_is_yes():
     with warnings.catch_warnings():

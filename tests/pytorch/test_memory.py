@@ -9,7 +9,10 @@ from bench.measure import loss_memory
 from tests.helpers.backends import every_backend
 
 MEGABYTE = 2**20
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc"),
+]
 
 
 def test_the_measure_sees_a_stored_matrix():

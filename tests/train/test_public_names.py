@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 import ssl_fast.train
 
 
@@ -12,6 +14,7 @@ def test_all_that_the_package_offers_is_there():
     assert set(ssl_fast.train.__all__) <= set(dir(ssl_fast.train))
 
 
+@pytest.mark.long
 def test_data_and_measures_need_no_lightning():
     code = """
 import sys

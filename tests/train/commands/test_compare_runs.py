@@ -85,6 +85,7 @@ def test_best_of_alignment_and_uniformity_is_the_lowest(tmp_path, capsys):
     assert ["uniformity", "-2.000"] in rows
 
 
+@pytest.mark.long
 def test_runs_of_one_name_are_told_apart_by_their_parents(tmp_path, capsys):
     runs = [write_run(tmp_path / parent / "run") for parent in ("x", "y")]
     assert compare.main([*runs, "--output", str(tmp_path / "z.png")]) == 0

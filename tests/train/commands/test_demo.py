@@ -40,6 +40,7 @@ def run(tmp_path, capsys, monkeypatch):
     return run_demo
 
 
+@pytest.mark.long
 def test_demo_writes_everything_and_repeats(run):
     first, second = run(seed=3), run(seed=3)
     assert first["accuracies"] == second["accuracies"]

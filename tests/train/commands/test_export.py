@@ -86,6 +86,7 @@ def test_torchvision(encoder, tmp_path):
     assert_same_features(model, contents)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("encoder", "channels", "options"),
     [
@@ -104,6 +105,7 @@ def test_timm(encoder, channels, options, tmp_path):
     assert_same_features(model, contents)
 
 
+@pytest.mark.long
 def test_timm_names_every_resnet_of_torchvision_alike():
     for name in RESNETS:
         with torch.device("meta"):
@@ -164,6 +166,7 @@ def onnx_features(path, images):
     return [torch.from_numpy(features) for (features,) in results]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("encoder", "channels"), [("small-8", 1), pytest.param(VIT, 3, marks=pytest.mark.slow)])
 def test_onnx(encoder, channels, tmp_path, capfd):
     onnx = pytest.importorskip("onnx")
@@ -307,6 +310,7 @@ def moco_contents():
     return {**contents, "model": model}
 
 
+@pytest.mark.long
 def test_moco_and_back_by_the_commands(tmp_path, capsys):
     contents = moco_contents()
     path, there, back = saved(tmp_path / "last.pt", contents), tmp_path / "moco.pth.tar", tmp_path / "back.pt"

@@ -189,6 +189,7 @@ def test_wrong_options_exit_with_2(arguments, capsys):
     assert capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_importing_the_package_leaves_the_trainer_alone():
     code = (
         "import sys, ssl_fast; print([m for m in sys.modules if m.startswith(('ssl_fast.train', 'lightning', 'tyro'))])"

@@ -138,6 +138,7 @@ def few(name):
     return 100 if "jitter" in VIEWS[name].order else 400
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", VIEWS)
 def test_same_distribution(name):
     count = few(name)

@@ -20,6 +20,8 @@ from ssl_fast.train.commands.exit_code import exit_code
 from ssl_fast.train.engine import checkpoint, config_file, training_loop
 from tests.helpers.small_runs import TEST_IMAGES, TRAIN_IMAGES, limit_digits, small_recipe
 
+pytestmark = pytest.mark.long
+
 # A process that has imported all and computed nothing, of which each run is a fork: half a second instead of ten.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["ssl_fast.train.engine.training_loop", "test_kill"])

@@ -24,6 +24,8 @@ from ssl_fast.train.evaluation import report
 from ssl_fast.train.models import method, methods, moco_v3
 from tests.helpers.small_runs import TEST_IMAGES, TRAIN_IMAGES, limit_digits, small_recipe
 
+pytestmark = pytest.mark.long
+
 METHODS = ("simclr-small", "moco-v2-small", "moco-v3-small", "instdisc-small")
 SETTINGS = Settings(accelerator="cpu", devices=2, log_every=1)
 RECIPES = {name: small_recipe(name, epochs=2) for name in METHODS}

@@ -100,6 +100,7 @@ CASES = [("moco-v2-small", interruption) for interruption in INTERRUPTIONS]
 CASES += [(name, "in the middle of epoch 3") for name in SMALL_RECIPES if name != "moco-v2-small"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("recipe_name", "interruption"), CASES)
 def test_interrupted_and_resumed_equals_unbroken(recipe_name, interruption, tmp_path):
     recipe = small_recipe(recipe_name)
@@ -151,6 +152,7 @@ def test_training_learns(tmp_path):
     assert losses[-1] < losses[0] - 0.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("recipe_name", SMALL_RECIPES)
 def test_training_repeats_and_depends_on_the_seed(recipe_name, tmp_path):
     recipe = small_recipe(recipe_name)
