@@ -3,29 +3,7 @@
 // tile_kernels.h says what each kernel does.
 #include "vectors.h"
 
-// Adds to the micro-kernel's accumulators the products of a and b over `steps` values of k: at each step ROWS scalars
-// of a with V vectors of b. Scalar r of step k is a[k * a_stride + r] if ByColumn, else a[r * a_stride + k]. Each entry
-// is one chain of sums in the order of k.
-template <typename T, int V, bool ByColumn>
-static inline __attribute__((always_inline)) void multiply(const T* a, int64_t a_stride, const T* b, int64_t b_stride,
-                                                           int64_t steps, Vec<T> (&acc)[ROWS][V]) {
-  for (int64_t k = 0; k < steps; k++) {
-    Vec<T> bv[V];
-#pragma GCC unroll 8
-    for (int v = 0; v < V; v++) bv[v] = load(b + k * b_stride + v * kLanes<T>);
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; r++) {
-      const T x = ByColumn ? a[k * a_stride + r] : a[r * a_stride + k];
-#pragma GCC unroll 8
-      for (int v = 0; v < V; v++) acc[r][v] += x * bv[v];
-    }
-  }
-}
-
-template <typename T>
-constexpr int64_t kGroup = VECTORS * kLanes<T>;
-
-static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+#include "products.h"
 
 template <typename T>
 static T max_abs(const T* x, int64_t dim) {
@@ -102,16 +80,6 @@ static T normalize_backward(const T* u, T* du, int64_t dim, T inverse_norm) {
   return along;
 }
 
-// a * b + c, with one rounding exactly where the compiler contracts the sums of a tile to one. FUSED is set by hand,
-// because g++ 12 does not define __FMA__ for a target that a pragma sets.
-#if FUSED
-static inline float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-static inline double multiply_add(double a, double b, double c) { return __builtin_fma(a, b, c); }
-#else
-static inline float multiply_add(float a, float b, float c) { return a * b + c; }
-static inline double multiply_add(double a, double b, double c) { return a * b + c; }
-#endif
-
 template <typename T>
 static void average(T* t, const T* s, int64_t n, T momentum, T rest) {
   constexpr int64_t step = 4 * kLanes<T>;
@@ -127,77 +95,6 @@ static void average(T* t, const T* s, int64_t n, T momentum, T rest) {
     }
   }
   for (; i < n; i++) t[i] = multiply_add(t[i], momentum, s[i] * rest);
-}
-
-template <typename T>
-static void pack(const T* rows, int64_t row_stride, int64_t n, int64_t dim, T* columns) {
-  for (int64_t first = 0; first < n; first += kGroup<T>) {
-    const int64_t count = least(kGroup<T>, n - first);
-    T* group = columns + first * dim;
-    // Take one cache line of each row at a time: rows a power of two apart share few cache sets, and those cannot
-    // hold a line of every row until all of it is used.
-    constexpr int64_t line = 64 / sizeof(T);
-    for (int64_t begin = 0; begin < dim; begin += line) {
-      const int64_t end = least(begin + line, dim);
-      for (int64_t c = 0; c < count; c++) {
-        const T* in = rows + (first + c) * row_stride;
-        for (int64_t d = begin; d < end; d++) group[d * kGroup<T> + c] = in[d];
-      }
-      for (int64_t d = begin; d < end; d++)
-        for (int64_t c = count; c < kGroup<T>; c++) group[d * kGroup<T> + c] = 0;
-    }
-  }
-}
-
-// A longer dot is a sum of parts of this length, because one chain of 4096 terms would lose three digits.
-constexpr int64_t kChain = 256;
-
-template <typename T>
-static void dots(const T* a, const T* b, int64_t row_stride, int64_t n, int64_t dim, T* out) {
-  for (int64_t i = 0; i < n; i += ROWS) {
-    T acc[ROWS] = {};
-    int64_t place[ROWS];
-    for (int r = 0; r < ROWS; r++) place[r] = least(i + r, n - 1) * row_stride;
-    for (int64_t first = 0; first < dim; first += kChain) {
-      T part[ROWS] = {};
-      for (int64_t d = first; d < least(first + kChain, dim); d++)
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++) part[r] = multiply_add(a[place[r] + d], b[place[r] + d], part[r]);
-      for (int r = 0; r < ROWS; r++) acc[r] += part[r];
-    }
-    for (int r = 0; r < ROWS && i + r < n; r++) out[i + r] = acc[r];
-  }
-}
-
-// Calls use(first row, first column, acc) for each block of ROWS rows and V vectors of columns, acc their dots.
-template <typename T, int V, class Use>
-static inline __attribute__((always_inline)) void score_group(const TileInput<T>& in, int64_t column, const Use& use) {
-  const T* group = in.columns + column / kGroup<T> * kGroup<T> * in.dim + column % kGroup<T>;
-  for (int64_t row = 0; row < in.m; row += ROWS) {
-    Vec<T> acc[ROWS][V] = {};
-    const T* rows = in.rows + row * in.row_stride;
-    multiply<T, V, false>(rows, in.row_stride, group, kGroup<T>, least(kChain, in.dim), acc);
-    for (int64_t d = kChain; d < in.dim; d += kChain) {
-      Vec<T> part[ROWS][V] = {};
-      multiply<T, V, false>(rows + d, in.row_stride, group + d * kGroup<T>, kGroup<T>, least(kChain, in.dim - d), part);
-#pragma GCC unroll 8
-      for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 8
-        for (int v = 0; v < V; v++) acc[r][v] += part[r][v];
-    }
-    use(row, column, acc);
-  }
-}
-
-// The same for all blocks of a tile: full groups of columns, then the last ones with as few vectors as hold them.
-template <typename T, class Use>
-static inline __attribute__((always_inline)) void each_block(const TileInput<T>& in, const Use& use) {
-  int64_t column = 0;
-  for (; column + kGroup<T> <= in.n; column += kGroup<T>) score_group<T, VECTORS>(in, column, use);
-  const int64_t vectors = (in.n - column + kLanes<T> - 1) / kLanes<T>;
-  if (vectors == 1) score_group<T, 1>(in, column, use);
-  if (vectors == 2) score_group<T, 2>(in, column, use);
-  if (vectors >= 3) score_group<T, VECTORS>(in, column, use);
 }
 
 template <typename T>
@@ -316,50 +213,6 @@ static void exp_weights(const TileInput<T>& in, T shift, const T* row_weights, c
         store<T>(tile + (row + r) * kTile + column + v * kLanes<T>,
                  acc[r][v] * (load(padded + column + v * kLanes<T>) + rows[row + r]));
   });
-}
-
-// out (count, V vectors of width) += A (count, steps) * b (steps, width), where A is the tile or, ByColumn, its
-// transpose.
-template <typename T, int V, bool ByColumn>
-static void add_block(const T* tile, int64_t count, int64_t steps, const T* b, int64_t b_stride, int64_t width,
-                      T* out) {
-  for (int64_t row = 0; row < count; row += ROWS) {
-    Vec<T> acc[ROWS][V] = {};
-    multiply<T, V, ByColumn>(ByColumn ? tile + row : tile + row * kTile, kTile, b, b_stride, steps, acc);
-    const int rows = int(least(ROWS, count - row));
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; v++) {
-        T* place = out + (row + r) * width + v * kLanes<T>;
-        store<T>(place, load(place) + acc[r][v]);
-      }
-  }
-}
-
-template <typename T, bool ByColumn>
-static void add_product(const T* tile, int64_t count, int64_t steps, const T* b, int64_t b_stride, int64_t width,
-                        T* out) {
-  int64_t left = width / kLanes<T>;
-  int64_t d = 0;
-  while (left > 0) {
-    // Of four vectors take 2 and 2: with 3 and 1 the second block would leave registers unused.
-    const int64_t take = left >= VECTORS && left != VECTORS + 1 ? VECTORS : least(left, 2);
-    if (take == 1) add_block<T, 1, ByColumn>(tile, count, steps, b + d, b_stride, width, out + d);
-    if (take == 2) add_block<T, 2, ByColumn>(tile, count, steps, b + d, b_stride, width, out + d);
-    if (take == VECTORS) add_block<T, VECTORS, ByColumn>(tile, count, steps, b + d, b_stride, width, out + d);
-    left -= take;
-    d += take * kLanes<T>;
-  }
-}
-
-template <typename T>
-static void add_rows(const T* tile, int64_t m, int64_t k, const T* b, int64_t b_stride, int64_t width, T* out) {
-  add_product<T, false>(tile, m, k, b, b_stride, width, out);
-}
-
-template <typename T>
-static void add_columns(const T* tile, int64_t n, int64_t k, const T* b, int64_t b_stride, int64_t width, T* out) {
-  add_product<T, true>(tile, n, k, b, b_stride, width, out);
 }
 
 #include "sigmoid_tiles.h"
