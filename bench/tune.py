@@ -57,23 +57,23 @@ def calls(kernel: str, kind: str, width: int, count: int = 1024, device: str = "
     z, keys = (torch.randn(n, width, device=device).to(dtype) for n in (count, 4 * count))
     one = torch.ones((), dtype=wide, device=device)
     sums = torch.zeros(3, 2 * count, dtype=wide, device=device)
-    learnt = torch.full((), 0.1, device=device)  # both forms are launched, and one returns at once
+    learnt = torch.full((), 10.0, dtype=torch.float64, device=device)  # both forms run, and one returns at once
     if kernel == "symmetric_tiles":
         return [partial(nt_xent.nt_xent, z, z, 1.0, learnt, 1, False)] + [
-            partial(nt_xent.nt_xent, z, z, 0.1, None, 1, stats) for stats in (False, True)
+            partial(nt_xent.nt_xent, z, z, 10.0, None, 1, stats) for stats in (False, True)
         ]
     if kernel == "online_softmax":
-        queue = [partial(info_nce.info_nce, z, z, keys, False, 0.1, None, 1, stats, True) for stats in (False, True)]
+        queue = [partial(info_nce.info_nce, z, z, keys, False, 10.0, None, 1, stats, True) for stats in (False, True)]
         return [
             *queue,
             partial(nt_xent.nt_xent, z, z, 1.0, learnt, 1, False),
-            lambda: info_nce.info_nce(z, z, None, False, 0.1, None, 1, False, True),
+            lambda: info_nce.info_nce(z, z, None, False, 10.0, None, 1, False, True),
         ]
     return [
-        lambda: nt_xent.nt_xent_backward(one, z, z, 0.1, None, 1, sums),
+        lambda: nt_xent.nt_xent_backward(one, z, z, 10.0, None, 1, sums),
         lambda: nt_xent.nt_xent_backward(one, z, z, 1.0, learnt, 1, sums),
         lambda: info_nce.info_nce_backward(
-            one, z, z, keys, False, True, 0.1, None, 1, sums[:, :count].contiguous(),
+            one, z, z, keys, False, True, 10.0, None, 1, sums[:, :count].contiguous(),
             torch.zeros(count, width, dtype=wide, device=device), True,
         ),
     ]  # fmt: skip
@@ -85,8 +85,8 @@ def paired_call(dtype: torch.dtype, width: int, device: str = "cpu"):
     one, sums = torch.ones((), device=device), torch.zeros(3, 64, device=device)
 
     def call():
-        means = info_nce.info_nce(z, z, keys, True, 0.1, None, 1, False, True)[3]
-        info_nce.info_nce_backward(one, z, z, keys, False, True, 0.1, None, 1, sums, means, True)
+        means = info_nce.info_nce(z, z, keys, True, 10.0, None, 1, False, True)[3]
+        info_nce.info_nce_backward(one, z, z, keys, False, True, 10.0, None, 1, sums, means, True)
 
     return call
 

@@ -32,8 +32,8 @@ pybind11::dict constants() {
   out["LN2"] = kLn2;
   out["LOG2E"] = kLog2E;
   out["EPS"] = kEps;
-  out["LEAST_TEMPERATURE"] = kLeastTemperature;
-  out["MOST_TEMPERATURE"] = kMostTemperature;
+  out["LEAST_SCALE"] = kLeastScale;
+  out["MOST_SCALE"] = kMostScale;
   out["FIXED_SHIFT_LIMIT"] = kFixedShiftLimit;
   out["ALL"] = int64_t(kAll);
   out["NOT_SELF"] = int64_t(kNotSelf);

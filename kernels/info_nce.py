@@ -77,12 +77,12 @@ def _walk(
     if with_weighted:
         tile = tile._replace(depth=q.width)
     similarities = pair_dots(q, k, tile)
-    keys, poison = k, False
+    keys, may_hold_inf = k, False
     if negatives is not None:
-        keys, poison = prepare_keys(negatives, normalize_negatives, q.values.dtype, query)
+        keys, may_hold_inf = prepare_keys(negatives, normalize_negatives, q.values.dtype, query)
     share = split(q, keys, tile)
     partial = new_partial_sums(share.pieces, share.blocks * share.pieces, q, with_ranks, with_weighted)
-    online_softmax(q, keys, scale, similarities, partial, tile, _mask(negatives), poison)
+    online_softmax(q, keys, scale, similarities, partial, tile, _mask(negatives), may_hold_inf)
     return _Walk(similarities, partial, keys)
 
 
@@ -91,8 +91,8 @@ def info_nce(
     positive: Tensor,
     negatives: Tensor | None,
     normalize_negatives: bool,
-    temperature: float,
-    temperature_tensor: Tensor | None,
+    scale_number: float,
+    scale_tensor: Tensor | None,
     reduction: int,
     return_stats: bool,
     query_gradient: bool = False,
@@ -106,7 +106,7 @@ def info_nce(
     loss_rows.check_reduction(reduction)
     count, dim = query.shape
     with torch.cuda.device_of(query):
-        scale = scale_of(temperature, temperature_tensor, query)
+        scale = scale_of(scale_number, scale_tensor, query)
         paired, wide_dtype = _are_paired(negatives), accumulator_dtype(query.dtype)
         dtype = _product_dtype(query, negatives)
         q, k = (prepare([x], dtype, query, on_tensor_cores=not paired) for x in (query, positive))
@@ -177,14 +177,14 @@ def info_nce_backward(
     negatives: Tensor | None,
     in_batch: bool,
     normalize_negatives: bool,
-    temperature: float,
-    temperature_tensor: Tensor | None,
+    scale_number: float,
+    scale_tensor: Tensor | None,
     reduction: int,
     sums: Tensor,
     key_means: Tensor,
     negatives_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operator ssl_fast::info_nce_backward: the gradients of query, positive, negatives and temperature.
+    """The operator ssl_fast::info_nce_backward: the gradients of query, positive, negatives and scale.
 
     gradient: of the loss, (N,) or 0-D. sums (3, N) and key_means (N, D) or (0, D): as the forward pass returned them;
     without key_means the query gets zeros. negatives_gradient: whether that of the negatives is asked for, and in batch
@@ -199,12 +199,12 @@ def info_nce_backward(
     loss_rows.check_saved("key_means", key_means, (count if with_query else 0, dim), query)
     gradient, divisor, unit = loss_rows.upstream(gradient, reduction, count)
     with torch.cuda.device_of(query):
-        scale = scale_of(temperature, temperature_tensor, query)
+        scale = scale_of(scale_number, scale_tensor, query)
         dtype, on_tensor_cores = _product_dtype(query, negatives), not _are_paired(negatives)
         q, k = (prepare([x], dtype, query, on_tensor_cores=on_tensor_cores) for x in (query, positive))
         common = _Backward(scale, q, k, SavedSums(sums, None if unit is None else gradient, unit), gradient, divisor)
         projections = None
-        if temperature_tensor is not None:
+        if scale_tensor is not None:
             projections = torch.zeros(count, dtype=torch.float64, device=query.device)
         if with_query:
             shares = sums[SHARE.value]
@@ -215,8 +215,8 @@ def info_nce_backward(
         dn = query.new_empty(0)
         if negatives is not None and negatives_gradient:
             dn = common.negatives(query, negatives, normalize_negatives)
-        if temperature_tensor is not None:
-            dt = input_gradients.temperature_gradient(projections, scale, 1.0, temperature_tensor)
+        if scale_tensor is not None:
+            ds = input_gradients.scale_gradient(projections, scale, 1.0, scale_tensor)
         else:
-            dt = torch.empty((), dtype=accumulator_dtype(query.dtype), device=query.device)
-        return dq, dk, dn, dt
+            ds = torch.empty((), dtype=accumulator_dtype(query.dtype), device=query.device)
+        return dq, dk, dn, ds

@@ -60,12 +60,12 @@ def _paired_walk_kernel(
     key, group_stride, row_stride, dim_stride,  # (queries, keys, dim)
     similarities,  # (queries,): gets those of the positives
     sums, maxima, ranks, totals, weighted,  # see PartialSums
-    scale, temperature,  # see Scale
+    scale, scale_tensor,  # see Scale
     queries, keys, dim, length,  # a piece has `length` keys
     NORMALIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A program walks with one query over one piece of its keys."""
-    s = log2_scale(scale, temperature)
+    s = log2_scale(scale, scale_tensor)
     accumulator: tl.constexpr = maxima.dtype.element_ty
     i, piece = tl.program_id(0), tl.program_id(1)
     sign = tl.where(s < 0, -1.0, 1.0).to(accumulator)
@@ -170,12 +170,12 @@ def _paired_gradient_kernel(
     sums,  # (3, queries), see SUMS_ROWS
     gradient, unit,  # (queries,) or a number; a number or None
     out,  # (queries, keys, dim)
-    scale, temperature,  # see Scale
+    scale, scale_tensor,  # see Scale
     queries, keys, dim, divisor, gradient_stride,
     NORMALIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A program computes the gradients of BLOCK keys of one query."""
-    s = log2_scale(scale, temperature)
+    s = log2_scale(scale, scale_tensor)
     # All programs lie along one axis: the others may have 65535 only.
     blocks = tl.cdiv(keys, BLOCK)
     i = tl.program_id(0) // blocks

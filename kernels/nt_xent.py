@@ -4,7 +4,7 @@ With the fixed shift |s| the exponentials E_ik = exp(s <u_i, u_k> - |s|) are sym
 serve rows and columns, and E_ik (a_i + a_k) serves both terms of the gradient
     dU_i = s [ sum_{negatives k} E_ik (a_i + a_k) u_k - (g_i r_i + g_p(i) r_p(i)) u_p(i) ],
 a_i = g_i / Z_i. Where exp(-2 |s|) would be no normal number, `online_softmax` takes the place of `symmetric_tiles`. A
-temperature on the device is not read by the host: both are launched, and the one without work ends at once.
+scale on the device is not read by the host: both are launched, and the one without work ends at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _check_views(z1: Tensor, z2: Tensor) -> None:
 
 
 def nt_xent(
-    z1: Tensor, z2: Tensor, temperature: float, temperature_tensor: Tensor | None, reduction: int, return_stats: bool
+    z1: Tensor, z2: Tensor, scale_number: float, scale_tensor: Tensor | None, reduction: int, return_stats: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator ssl_fast::nt_xent: (loss, stats, sums) of two views (N, D).
 
@@ -43,7 +43,7 @@ def nt_xent(
     _check_views(z1, z2)
     loss_rows.check_reduction(reduction)
     with torch.cuda.device_of(z1):
-        scale = scale_of(temperature, temperature_tensor, z1)
+        scale = scale_of(scale_number, scale_tensor, z1)
         rows = prepare([z1, z2], z1.dtype, z1)  # (2 N, width)
         half = z1.shape[0]
         mask = _negatives(half)
@@ -62,7 +62,7 @@ def nt_xent(
         if scale.form != ONLINE.value:
             symmetric_tiles(rows, None, scale, mask, positive if return_stats else None, TileSums(partial), tile)
         if scale.form != FIXED.value:
-            online_softmax(rows, rows, scale, positive, partial, walk_tile, mask, launched=scale.form)
+            online_softmax(rows, rows, scale, positive, partial, walk_tile, mask, host_form=scale.form)
         slots = down, share.pieces
         return loss_rows.losses(partial, positive, scale, slots, scale.form, reduction, 2 * half - 2)
 
@@ -71,12 +71,12 @@ def nt_xent_backward(
     gradient: Tensor,
     z1: Tensor,
     z2: Tensor,
-    temperature: float,
-    temperature_tensor: Tensor | None,
+    scale_number: float,
+    scale_tensor: Tensor | None,
     reduction: int,
     sums: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator ssl_fast::nt_xent_backward: the gradients of z1 and z2 (N, D) and of the temperature (0-D).
+    """The operator ssl_fast::nt_xent_backward: the gradients of z1 and z2 (N, D) and of the scale (0-D).
 
     gradient: of the loss, (2 N,) or 0-D. sums (3, 2 N): as the forward pass returned them.
     """
@@ -85,12 +85,12 @@ def nt_xent_backward(
     loss_rows.check_sums(sums, count, z1)
     gradient, divisor, unit = loss_rows.upstream(gradient, reduction, count)
     with torch.cuda.device_of(z1):
-        scale = scale_of(temperature, temperature_tensor, z1)
+        scale = scale_of(scale_number, scale_tensor, z1)
         rows = prepare([z1, z2], z1.dtype, z1)  # (2 N, width)
         saved = SavedSums(sums, None if unit is None else gradient, unit)
         weighted = weighted_rows(rows, rows, scale, saved, saved, _negatives(half), scale.form)
         projections = None
-        if temperature_tensor is not None:
+        if scale_tensor is not None:
             projections = torch.empty(count, dtype=torch.float64, device=z1.device)
         dz = tuple(torch.empty(z.shape, dtype=z.dtype, device=z.device) for z in (z1, z2))
         shares = sums[SHARE.value]
@@ -98,6 +98,6 @@ def nt_xent_backward(
             input_gradients.row_gradients(
                 out, rows, scale, weighted, gradient, divisor, unit, rows, shares, half, True, first, projections
             )  # fmt: skip
-        if temperature_tensor is not None:
-            return *dz, input_gradients.temperature_gradient(projections, scale, 0.5, temperature_tensor)
+        if scale_tensor is not None:
+            return *dz, input_gradients.scale_gradient(projections, scale, 0.5, scale_tensor)
         return *dz, torch.empty((), dtype=accumulator_dtype(z1.dtype), device=z1.device)

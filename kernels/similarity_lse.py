@@ -68,8 +68,8 @@ def similarity_lse(
     normalize_a: bool,
     normalize_b: bool,
     columns: bool,
-    temperature: float,
-    temperature_tensor: Tensor | None,
+    scale_number: float,
+    scale_tensor: Tensor | None,
     positive: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator ssl_fast::similarity_lse of a (N, D) and b (M, D), or a with itself: (lse, column_lse, ranks, sums).
@@ -87,16 +87,16 @@ def similarity_lse(
     sums = torch.empty((SUMS_ROWS, rows + others), dtype=accumulator_dtype(a.dtype), device=a.device)
     ranks = torch.empty((0 if positive is None else 1 + columns, rows), dtype=torch.int64, device=a.device)
     with torch.cuda.device_of(a):
-        scale = scale_of(temperature, temperature_tensor, a)
+        scale = scale_of(scale_number, scale_tensor, a)
         form = _form(scale, b, columns, normalize_a, normalize_b)
         dtype = a.dtype if b is None else product_dtype(a, b)
         u = v = prepare([a], dtype, a, normalize_a)
-        poison = False
+        may_hold_inf = False
         if columns:
             v = prepare([b], dtype, a, normalize_b)
         elif b is not None:
-            v, poison = prepare_keys(b, normalize_b, dtype, a)
-        partials, slots = _partial_sums(u, None if b is None else v, scale, form, mask, positive, poison, columns)
+            v, may_hold_inf = prepare_keys(b, normalize_b, dtype, a)
+        partials, slots = _partial_sums(u, None if b is None else v, scale, form, mask, positive, may_hold_inf, columns)
         outs = zip(partials, slots, (lse, column_lse), _of_rows_and_columns(sums, rows), strict=False)
         for i, (partial, of, out, saved) in enumerate(outs):
             loss_rows.log_sum_exp(partial, scale, of, form, out, saved, None if positive is None else ranks[i])
@@ -110,7 +110,7 @@ def _partial_sums(
     form: int,
     mask: Mask,
     positive: Tensor | None,
-    poison: bool,
+    may_hold_inf: bool,
     columns: bool,
 ) -> tuple[list[PartialSums], list[tuple[int, int]]]:
     """The sums of the rows u over v, None for u itself, and of the columns where asked for.
@@ -132,7 +132,7 @@ def _partial_sums(
         symmetric_tiles(u, v, scale, mask, positive, TileSums(*partials), tile)
     if form != FIXED.value:
         for (x, y, of), partial in zip(directions, partials, strict=True):
-            online_softmax(x, y, scale, positive, partial, walk_tile, of, poison, form)
+            online_softmax(x, y, scale, positive, partial, walk_tile, of, may_hold_inf, form)
     return partials, slots
 
 
@@ -146,13 +146,13 @@ def similarity_lse_backward(
     mask_code: int,
     normalize_a: bool,
     normalize_b: bool,
-    temperature: float,
-    temperature_tensor: Tensor | None,
+    scale_number: float,
+    scale_tensor: Tensor | None,
     sums: Tensor,
     a_gradient: bool,
     b_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator ssl_fast::similarity_lse_backward: the gradients of a, b and the temperature.
+    """The operator ssl_fast::similarity_lse_backward: the gradients of a, b and the scale.
 
     gradient (N,) and column_gradient (M,): of the log-sum-exps. sums: as the forward pass returned them. a_gradient,
     b_gradient: whether the gradients of a and b are asked for; they are (0,) if not.
@@ -169,7 +169,7 @@ def similarity_lse_backward(
             unit = torch.maximum(unit, largest)
             other = SavedSums(of_columns, column_gradient, unit)
         own = SavedSums(of_rows, gradient, unit)
-        scale = scale_of(temperature, temperature_tensor, a)
+        scale = scale_of(scale_number, scale_tensor, a)
         form = _form(scale, b, columns, normalize_a, normalize_b)
         dtype = a.dtype if b is None else product_dtype(a, b)
         u = prepare([a], dtype, a, normalize_a)
@@ -183,5 +183,5 @@ def similarity_lse_backward(
                 input_gradients.Side(b, v, b_gradient, lambda: weighted_rows(v, u, scale, other, own, flipped, form)),
             ]
         share = 0.5 if b is None else 1.0
-        out, dt = input_gradients.gradients_of_sides(sides, scale, unit, temperature_tensor, share)
-        return out[0], (a.new_empty(0) if b is None else out[1]), dt
+        out, ds = input_gradients.gradients_of_sides(sides, scale, unit, scale_tensor, share)
+        return out[0], (a.new_empty(0) if b is None else out[1]), ds

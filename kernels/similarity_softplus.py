@@ -39,8 +39,8 @@ def similarity_softplus(
     a: Tensor,
     b: Tensor,
     normalize: bool,
-    temperature: float,
-    temperature_tensor: Tensor | None,
+    scale_number: float,
+    scale_tensor: Tensor | None,
     bias: Tensor,
     positive: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
@@ -53,7 +53,7 @@ def similarity_softplus(
     count, device = a.shape[0], a.device
     positive = loss_rows.checked_positive(positive, a)
     with torch.cuda.device_of(a):
-        scale = scale_of(temperature, temperature_tensor, a)
+        scale = scale_of(scale_number, scale_tensor, a)
         u, v = (prepare([x], product_dtype(a, b), a, normalize) for x in (a, b))
         tile = u.tile("symmetric_tiles")
         _, down, along = squares(u, v, tile)
@@ -76,14 +76,14 @@ def similarity_softplus_backward(
     a: Tensor,
     b: Tensor,
     normalize: bool,
-    temperature: float,
-    temperature_tensor: Tensor | None,
+    scale_number: float,
+    scale_tensor: Tensor | None,
     bias: Tensor,
     sums: Tensor,
     a_gradient: bool,
     b_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operator ssl_fast::similarity_softplus_backward: the gradients of a, b, the temperature and the bias.
+    """The operator ssl_fast::similarity_softplus_backward: the gradients of a, b, the scale and the bias.
 
     gradient (N,): of the sums of softplus. sums (2, N): as the forward pass returned them. a_gradient, b_gradient:
     whether the gradients of a and b are asked for; they are (0,) if not.
@@ -92,7 +92,7 @@ def similarity_softplus_backward(
     loss_rows.check_saved("sums", sums, (2, a.shape[0]), a)
     gradient, _, unit = loss_rows.upstream(gradient, NONE, a.shape[0])
     with torch.cuda.device_of(a):
-        scale = scale_of(temperature, temperature_tensor, a)
+        scale = scale_of(scale_number, scale_tensor, a)
         u, v = (prepare([x], product_dtype(a, b), a, normalize) for x in (a, b))
         saved, on_device = SavedSums(sums, gradient, unit), _on_device(bias, a)
         form = SIGMOID.value
@@ -104,6 +104,6 @@ def similarity_softplus_backward(
                 b, v, b_gradient, lambda: weighted_rows(v, u, scale, None, saved, NEGATIVES, form, on_device)
             ),
         ]
-        (da, db), dt = input_gradients.gradients_of_sides(sides, scale, unit, temperature_tensor, 1.0)
+        (da, db), ds = input_gradients.gradients_of_sides(sides, scale, unit, scale_tensor, 1.0)
         dbias = (gradient.double() * sums[1]).sum().to(bias.device, bias.dtype)
-        return da, db, dt, dbias
+        return da, db, ds, dbias

@@ -10,10 +10,11 @@ constexpr double kLn2 = 0.69314718055994531, kLog2E = 1.4426950408889634;
 // A row is divided by its norm, but by no less than this.
 constexpr double kEps = 1e-12;
 
-// The size of a temperature must lie between these.
-constexpr double kLeastTemperature = 1e-8, kMostTemperature = 1e8;
+// The size of a scale must lie between these: 1e-8 and 1e8, as that of a temperature, each moved outwards by 1e-7 of
+// itself, because 1 / temperature is rounded, and so is a temperature in float32.
+constexpr double kLeastScale = 0.9999999e-8, kMostScale = 1.0000001e8;
 
-// With s = 1 / temperature all sums of exp(s <u_i, u_k>) may take the one shift |s| only if 2 |s| is at most this:
+// With the scale s all sums of exp(s <u_i, u_k>) may take the one shift |s| only if 2 |s| is at most this:
 // then exp(-2 |s|), the smallest term of a sum, is still a normal float32 number.
 constexpr double kFixedShiftLimit = 80;
 

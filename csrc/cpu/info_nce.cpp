@@ -99,35 +99,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Problem<T>& problem, in
   return {reduce<T>(loss_rows, reduction), stats, sums, key_means};
 }
 
-// Writes dn_j of all keys, through the normalisation if there is one, to `out` (contiguous, shaped as the keys). In
-// batch key i is the positive of query i too, and dk_i is added.
+// Writes dn_j of all negatives to `out`. In batch key j is the positive of query j too, and dk_j is added.
 template <typename T>
-void keys_backward(const Problem<T>& problem, const std::vector<T>& g, const T* log_sums, const Tensor& out) {
-  const T *rest = log_sums + problem.n(), s = T(problem.tiles.scale.s);
-  const QueryKeyTiles<T>& tiles = problem.tiles;
-  const int64_t width = problem.query.width, dim = problem.dim();
-  each_weighted_query_sum<T>(
-      tiles, {log_sums, g.data()}, {},
-      [&](int64_t group, int64_t first, int64_t count, const auto& block, const T* inverse_norms, T* sums) {
-        const RowWriter<T> writer(tiles.paired ? out.select(0, group) : out);
-        for (int64_t j = 0; j < count; j++) {
-          T* row = sums + j * width;
-          const T pull = problem.in_batch ? g[first + j] * rest[first + j] : T(0);
-          const T* q = problem.query.row(problem.in_batch ? first + j : 0);
-          for (int64_t d = 0; d < dim; d++) row[d] = s * (row[d] - pull * q[d]);
-          const T inverse_norm = tiles.normalize_keys ? inverse_norms[j] : T(1);
-          if (tiles.normalize_keys)
-            kernels<T>().normalize_backward(block.rows + j * block.stride, row, dim, inverse_norm);
-          writer.write(first + j, row, inverse_norm);
-        }
-      });
+void negatives_backward(const Problem<T>& problem, const std::vector<T>& g, const T* log_sums, const Tensor& out) {
+  const T* rest = log_sums + problem.n();
+  keys_backward<T>(problem.tiles, {log_sums, g.data()}, out, [&](int64_t j, T* sum) {
+    if (!problem.in_batch) return;
+    const T pull = g[j] * rest[j];
+    const T* q = problem.query.row(j);
+    for (int64_t d = 0; d < problem.dim(); d++) sum[d] -= pull * q[d];
+  });
 }
 
 template <typename T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem<T>& problem, const Tensor& gradient,
                                                     const Tensor& query, const Tensor& positive,
                                                     const OptionalTensor& negatives, int64_t reduction,
-                                                    const OptionalTensor& temperature_tensor, const Tensor& sums,
+                                                    const OptionalTensor& scale_tensor, const Tensor& sums,
                                                     const Tensor& key_means, bool negatives_gradient) {
   const int64_t n = problem.n(), dim = problem.dim();
   check_upstream(gradient, reduction, n);
@@ -159,10 +147,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem<T>& problem, c
   Tensor dn = at::empty({0}, query.options());
   if (problem.in_batch && !negatives_gradient) dk.zero_();
   if (!problem.in_batch && negatives_gradient) dn = at::empty(negatives->sizes(), negatives->options());
-  if (negatives_gradient) keys_backward(problem, g, log_sums, problem.in_batch ? dk : dn);
+  if (negatives_gradient) negatives_backward(problem, g, log_sums, problem.in_batch ? dk : dn);
   double s_dL_ds = 0;
   for (double x : along) s_dL_ds += x;
-  return {dq, dk, dn, temperature_gradient<T>(s_dL_ds, problem.tiles.scale, temperature_tensor)};
+  return {dq, dk, dn, scale_gradient<T>(s_dL_ds, problem.tiles.scale, scale_tensor)};
 }
 
 void check_rows(const Tensor& query, const Tensor& positive, const OptionalTensor& negatives) {
@@ -179,28 +167,30 @@ void check_rows(const Tensor& query, const Tensor& positive, const OptionalTenso
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce(const Tensor& query, const Tensor& positive,
                                                     const OptionalTensor& negatives, bool normalize_negatives,
-                                                    double temperature, const OptionalTensor& temperature_tensor,
+                                                    double scale_number, const OptionalTensor& scale_tensor,
                                                     int64_t reduction, bool return_stats, bool query_gradient) {
   check_rows(query, positive, negatives);
   check_reduction(reduction);
-  const Scale scale(temperature, temperature_tensor);
+  const Scale scale(scale_number, scale_tensor);
   return in_compute_type(query, [&]<typename T>() {
     return forward<T>({query, positive, negatives, !negatives, normalize_negatives, scale}, reduction, return_stats,
                       query_gradient);
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
-    const Tensor& gradient, const Tensor& query, const Tensor& positive, const OptionalTensor& negatives, bool in_batch,
-    bool normalize_negatives, double temperature, const OptionalTensor& temperature_tensor, int64_t reduction,
-    const Tensor& sums, const Tensor& key_means, bool negatives_gradient) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(const Tensor& gradient, const Tensor& query,
+                                                             const Tensor& positive, const OptionalTensor& negatives,
+                                                             bool in_batch, bool normalize_negatives,
+                                                             double scale_number, const OptionalTensor& scale_tensor,
+                                                             int64_t reduction, const Tensor& sums,
+                                                             const Tensor& key_means, bool negatives_gradient) {
   check_rows(query, positive, negatives);
   TORCH_CHECK_VALUE(in_batch ? !negatives : negatives || !negatives_gradient,
                     "negatives: expected none in batch, and a tensor where their gradient is asked for");
-  const Scale scale(temperature, temperature_tensor);
+  const Scale scale(scale_number, scale_tensor);
   return in_compute_type(query, [&]<typename T>() {
     return backward<T>({query, positive, negatives, in_batch, normalize_negatives, scale}, gradient, query, positive,
-                       negatives, reduction, temperature_tensor, sums, key_means, negatives_gradient);
+                       negatives, reduction, scale_tensor, sums, key_means, negatives_gradient);
   });
 }
 

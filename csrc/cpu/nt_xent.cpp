@@ -78,8 +78,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& z1, const Tensor& z2, c
 
 template <typename T>
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor& z1, const Tensor& z2,
-                                            const Scale& scale, const OptionalTensor& temperature_tensor,
-                                            int64_t reduction, const Tensor& sums) {
+                                            const Scale& scale, const OptionalTensor& scale_tensor, int64_t reduction,
+                                            const Tensor& sums) {
   check_upstream(gradient, reduction, 2 * z1.size(0));
   check_saved<T>("sums", sums, {2, 2 * z1.size(0)});
   const UnitRows<T> unit = both_views<T>(z1, z2);
@@ -105,27 +105,26 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor
   });
   double s_dL_ds = 0;
   for (double x : along) s_dL_ds += x / 2;
-  return {dz[0], dz[1], temperature_gradient<T>(s_dL_ds, scale, temperature_tensor)};
+  return {dz[0], dz[1], scale_gradient<T>(s_dL_ds, scale, scale_tensor)};
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& z1, const Tensor& z2, double temperature,
-                                           const OptionalTensor& temperature_tensor, int64_t reduction,
-                                           bool return_stats) {
+std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& z1, const Tensor& z2, double scale_number,
+                                           const OptionalTensor& scale_tensor, int64_t reduction, bool return_stats) {
   check_row_pair("z2", z2, "z1", z1);
   check_reduction(reduction);
-  const Scale scale(temperature, temperature_tensor);
+  const Scale scale(scale_number, scale_tensor);
   return in_compute_type(z1, [&]<typename T>() { return forward<T>(z1, z2, scale, reduction, return_stats); });
 }
 
 std::tuple<Tensor, Tensor, Tensor> nt_xent_backward(const Tensor& gradient, const Tensor& z1, const Tensor& z2,
-                                                    double temperature, const OptionalTensor& temperature_tensor,
+                                                    double scale_number, const OptionalTensor& scale_tensor,
                                                     int64_t reduction, const Tensor& sums) {
   check_row_pair("z2", z2, "z1", z1);
-  const Scale scale(temperature, temperature_tensor);
+  const Scale scale(scale_number, scale_tensor);
   return in_compute_type(
-      z1, [&]<typename T>() { return backward<T>(gradient, z1, z2, scale, temperature_tensor, reduction, sums); });
+      z1, [&]<typename T>() { return backward<T>(gradient, z1, z2, scale, scale_tensor, reduction, sums); });
 }
 
 }  // namespace ssl_fast::cpu

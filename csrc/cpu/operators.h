@@ -14,15 +14,15 @@ using OptionalTensor = std::optional<Tensor>;
 // Returns loss () or (2 N), stats (4) or (0), sums (2, 2 N).
 std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& z1,  // (N, D)
                                            const Tensor& z2,  // (N, D)
-                                           double temperature,
-                                           const OptionalTensor& temperature_tensor,  // ()
+                                           double scale_number,
+                                           const OptionalTensor& scale_tensor,  // ()
                                            int64_t reduction, bool return_stats);
-// Returns the gradients of z1 (N, D), z2 (N, D) and the temperature ().
+// Returns the gradients of z1 (N, D), z2 (N, D) and the scale ().
 std::tuple<Tensor, Tensor, Tensor> nt_xent_backward(const Tensor& gradient,  // () or (2 N)
                                                     const Tensor& z1,        // (N, D)
                                                     const Tensor& z2,        // (N, D)
-                                                    double temperature,
-                                                    const OptionalTensor& temperature_tensor,  // ()
+                                                    double scale_number,
+                                                    const OptionalTensor& scale_tensor,  // ()
                                                     int64_t reduction,
                                                     const Tensor& sums);  // (2, 2 N)
 
@@ -30,17 +30,17 @@ std::tuple<Tensor, Tensor, Tensor> nt_xent_backward(const Tensor& gradient,  // 
 std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce(const Tensor& query,              // (N, D)
                                                     const Tensor& positive,           // (N, D)
                                                     const OptionalTensor& negatives,  // (M, D) or (N, M, D)
-                                                    bool normalize_negatives, double temperature,
-                                                    const OptionalTensor& temperature_tensor,  // ()
+                                                    bool normalize_negatives, double scale_number,
+                                                    const OptionalTensor& scale_tensor,  // ()
                                                     int64_t reduction, bool return_stats, bool query_gradient);
-// Returns the gradients of query (N, D), positive (N, D), negatives in their shape or (0), and the temperature ().
+// Returns the gradients of query (N, D), positive (N, D), negatives in their shape or (0), and the scale ().
 std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(const Tensor& gradient,           // () or (N)
                                                              const Tensor& query,              // (N, D)
                                                              const Tensor& positive,           // (N, D)
                                                              const OptionalTensor& negatives,  // (M, D) or (N, M, D)
                                                              bool in_batch, bool normalize_negatives,
-                                                             double temperature,
-                                                             const OptionalTensor& temperature_tensor,  // ()
+                                                             double scale_number,
+                                                             const OptionalTensor& scale_tensor,  // ()
                                                              int64_t reduction,
                                                              const Tensor& sums,       // (2, N)
                                                              const Tensor& key_means,  // (N, D) or (0, D)
@@ -52,10 +52,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_lse(const Tensor& a,      
                                                           const OptionalTensor& ids_a,  // (N), int64
                                                           const OptionalTensor& ids_b,  // (M), int64
                                                           int64_t mask, bool normalize_a, bool normalize_b,
-                                                          bool columns, double temperature,
-                                                          const OptionalTensor& temperature_tensor,  // ()
-                                                          const OptionalTensor& positive);           // (N)
-// Returns the gradients of a (N, D) and b (M, D), each (0) where it is not wanted, and the temperature ().
+                                                          bool columns, double scale_number,
+                                                          const OptionalTensor& scale_tensor,  // ()
+                                                          const OptionalTensor& positive);     // (N)
+// Returns the gradients of a (N, D) and b (M, D), each (0) where it is not wanted, and the scale ().
 std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward(const Tensor& gradient,                 // (N)
                                                            const OptionalTensor& column_gradient,  // (M)
                                                            const Tensor& a,                        // (N, D)
@@ -63,9 +63,9 @@ std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward(const Tensor& gradien
                                                            const OptionalTensor& ids_a,            // (N), int64
                                                            const OptionalTensor& ids_b,            // (M), int64
                                                            int64_t mask, bool normalize_a, bool normalize_b,
-                                                           double temperature,
-                                                           const OptionalTensor& temperature_tensor,  // ()
-                                                           const Tensor& sums,  // (2, N) or (2, N + M)
+                                                           double scale_number,
+                                                           const OptionalTensor& scale_tensor,  // ()
+                                                           const Tensor& sums,                  // (2, N) or (2, N + M)
                                                            bool a_gradient, bool b_gradient);
 
 // Returns the similarities (N).
@@ -89,34 +89,34 @@ Tensor class_similarity_backward(const Tensor& gradient,  // (N)
 // Returns sums (2, N), and ranks (0 or 2, N), int64.
 std::tuple<Tensor, Tensor> similarity_softplus(const Tensor& a,  // (N, D)
                                                const Tensor& b,  // (N, D)
-                                               bool normalize, double temperature,
-                                               const OptionalTensor& temperature_tensor,  // ()
-                                               const Tensor& bias,                        // ()
-                                               const OptionalTensor& positive);           // (N)
-// Returns the gradients of a and b (N, D), each (0) where it is not wanted, the temperature () and the bias ().
+                                               bool normalize, double scale_number,
+                                               const OptionalTensor& scale_tensor,  // ()
+                                               const Tensor& bias,                  // ()
+                                               const OptionalTensor& positive);     // (N)
+// Returns the gradients of a and b (N, D), each (0) where it is not wanted, the scale () and the bias ().
 std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_softplus_backward(const Tensor& gradient,  // (N)
                                                                         const Tensor& a,         // (N, D)
                                                                         const Tensor& b,         // (N, D)
-                                                                        bool normalize, double temperature,
-                                                                        const OptionalTensor& temperature_tensor,  // ()
-                                                                        const Tensor& bias,                        // ()
-                                                                        const Tensor& sums,  // (2, N)
+                                                                        bool normalize, double scale_number,
+                                                                        const OptionalTensor& scale_tensor,  // ()
+                                                                        const Tensor& bias,                  // ()
+                                                                        const Tensor& sums,                  // (2, N)
                                                                         bool a_gradient, bool b_gradient);
 
 // Returns the loss, () or (R N).
 Tensor positive_loss(const Tensor& lse,              // (R N), float64
                      const Tensor& positive,         // (N)
                      const OptionalTensor& weights,  // (N)
-                     bool in_denominator, double temperature,
-                     const OptionalTensor& temperature_tensor,  // ()
+                     bool in_denominator, double scale_number,
+                     const OptionalTensor& scale_tensor,  // ()
                      int64_t reduction);
-// Returns the gradients of lse (R N), positive (N) and the temperature ().
+// Returns the gradients of lse (R N), positive (N) and the scale ().
 std::tuple<Tensor, Tensor, Tensor> positive_loss_backward(const Tensor& gradient,         // () or (R N)
                                                           const Tensor& lse,              // (R N), float64
                                                           const Tensor& positive,         // (N)
                                                           const OptionalTensor& weights,  // (N)
-                                                          bool in_denominator, double temperature,
-                                                          const OptionalTensor& temperature_tensor,  // ()
+                                                          bool in_denominator, double scale_number,
+                                                          const OptionalTensor& scale_tensor,  // ()
                                                           int64_t reduction);
 
 void ema_update_(at::TensorList target,  // of any shapes

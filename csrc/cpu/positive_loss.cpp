@@ -58,8 +58,7 @@ Tensor forward(const PositiveRows<T>& rows, bool in_denominator, int64_t reducti
 
 template <typename T>
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const PositiveRows<T>& rows, bool in_denominator,
-                                            const Scale& scale, const OptionalTensor& temperature_tensor,
-                                            int64_t reduction) {
+                                            const Scale& scale, const OptionalTensor& scale_tensor, int64_t reduction) {
   const std::vector<T> g = row_gradients<T>(gradient, reduction, rows.count);
   const Tensor to_lse = new_empty<double>({rows.count}), to_positive = new_empty<T>({rows.positives});
   double* dlse = to_lse.template data_ptr<double>();
@@ -74,7 +73,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Positi
     dpositive[k] = T(-sum * rows.scale() * rows.weight(k));
     s_dL_ds -= sum * rows.scale() * rows.weighted(k);
   }
-  return {to_lse, to_positive, temperature_gradient<T>(s_dL_ds, scale, temperature_tensor)};
+  return {to_lse, to_positive, scale_gradient<T>(s_dL_ds, scale, scale_tensor)};
 }
 
 void check(const Tensor& lse, const Tensor& positive, const OptionalTensor& weights, int64_t reduction) {
@@ -93,9 +92,9 @@ void check(const Tensor& lse, const Tensor& positive, const OptionalTensor& weig
 }  // namespace
 
 Tensor positive_loss(const Tensor& lse, const Tensor& positive, const OptionalTensor& weights, bool in_denominator,
-                     double temperature, const OptionalTensor& temperature_tensor, int64_t reduction) {
+                     double scale_number, const OptionalTensor& scale_tensor, int64_t reduction) {
   check(lse, positive, weights, reduction);
-  const Scale scale(temperature, temperature_tensor);
+  const Scale scale(scale_number, scale_tensor);
   return in_compute_type(positive, [&]<typename T>() {
     return forward(PositiveRows<T>(lse, positive, weights, scale), in_denominator, reduction);
   });
@@ -103,14 +102,14 @@ Tensor positive_loss(const Tensor& lse, const Tensor& positive, const OptionalTe
 
 std::tuple<Tensor, Tensor, Tensor> positive_loss_backward(const Tensor& gradient, const Tensor& lse,
                                                           const Tensor& positive, const OptionalTensor& weights,
-                                                          bool in_denominator, double temperature,
-                                                          const OptionalTensor& temperature_tensor, int64_t reduction) {
+                                                          bool in_denominator, double scale_number,
+                                                          const OptionalTensor& scale_tensor, int64_t reduction) {
   check(lse, positive, weights, reduction);
   check_upstream(gradient, reduction, lse.size(0));
-  const Scale scale(temperature, temperature_tensor);
+  const Scale scale(scale_number, scale_tensor);
   return in_compute_type(positive, [&]<typename T>() {
     const PositiveRows<T> rows(lse, positive, weights, scale);
-    return backward(gradient, rows, in_denominator, scale, temperature_tensor, reduction);
+    return backward(gradient, rows, in_denominator, scale, scale_tensor, reduction);
   });
 }
 

@@ -122,7 +122,7 @@ struct Backward {
   double s_dL_ds = 0;
 
   Backward(const Problem& problem, const Tensor& gradient, const OptionalTensor& column_gradient, const Tensor& sums,
-           bool a_gradient, bool b_gradient, bool temperature_gradient)
+           bool a_gradient, bool b_gradient, bool scale_gradient)
       : problem(problem),
         ids(int64_values(problem.ids_a), int64_values(problem.ids_b)),
         mask(problem.mask_of(ids)),
@@ -141,7 +141,7 @@ struct Backward {
     if (a_gradient) da = at::empty(problem.a.sizes(), problem.a.options());
     if (this->b_gradient) db = at::empty(problem.b->sizes(), problem.b->options());
     const UnitRows<T> rows(problem.a, problem.normalize_a);
-    const bool for_rows = a_gradient || temperature_gradient;
+    const bool for_rows = a_gradient || scale_gradient;
     if (problem.symmetric()) {
       const Tensor du = new_zeros<T>({rows.n, rows.width});
       const T unit = add_symmetric_weighted_rows(rows, problem.scale, mask, weights, high, du.template data_ptr<T>());
@@ -189,21 +189,7 @@ struct Backward {
       add_weighted_keys(tiles, of_rows, {}, du.template data_ptr<T>());
       s_dL_ds = rows_backward(rows, du, T(problem.scale.s), da);
     }
-    if (!b_gradient) return;
-    const RowWriter<T> writer(db);
-    const T s = T(problem.scale.s);
-    each_weighted_query_sum<T>(
-        tiles, of_rows, {},
-        [&](int64_t, int64_t first, int64_t count, const auto& block, const T* inverse_norms, T* sums) {
-          for (int64_t j = 0; j < count; j++) {
-            T* row = sums + j * rows.width;
-            for (int64_t d = 0; d < rows.dim; d++) row[d] *= s;
-            const T inverse_norm = problem.normalize_b ? inverse_norms[j] : T(1);
-            if (problem.normalize_b)
-              kernels<T>().normalize_backward(block.rows + j * block.stride, row, rows.dim, inverse_norm);
-            writer.write(first + j, row, inverse_norm);
-          }
-        });
+    if (b_gradient) keys_backward<T>(tiles, of_rows, db, [](int64_t, T*) {});
   }
 };
 
@@ -212,22 +198,18 @@ struct Backward {
 std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_lse(const Tensor& a, const OptionalTensor& b,
                                                           const OptionalTensor& ids_a, const OptionalTensor& ids_b,
                                                           int64_t mask, bool normalize_a, bool normalize_b,
-                                                          bool columns, double temperature,
-                                                          const OptionalTensor& temperature_tensor,
+                                                          bool columns, double scale_number,
+                                                          const OptionalTensor& scale_tensor,
                                                           const OptionalTensor& positive) {
-  const Problem problem{
-      a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, Scale(temperature, temperature_tensor)};
+  const Problem problem{a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, Scale(scale_number, scale_tensor)};
   problem.check();
   return in_compute_type(a, [&]<typename T>() { return Forward<T>(problem, positive).results(); });
 }
 
-std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward(const Tensor& gradient,
-                                                           const OptionalTensor& column_gradient, const Tensor& a,
-                                                           const OptionalTensor& b, const OptionalTensor& ids_a,
-                                                           const OptionalTensor& ids_b, int64_t mask, bool normalize_a,
-                                                           bool normalize_b, double temperature,
-                                                           const OptionalTensor& temperature_tensor, const Tensor& sums,
-                                                           bool a_gradient, bool b_gradient) {
+std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward(
+    const Tensor& gradient, const OptionalTensor& column_gradient, const Tensor& a, const OptionalTensor& b,
+    const OptionalTensor& ids_a, const OptionalTensor& ids_b, int64_t mask, bool normalize_a, bool normalize_b,
+    double scale_number, const OptionalTensor& scale_tensor, const Tensor& sums, bool a_gradient, bool b_gradient) {
   const Problem problem{a,
                         b,
                         ids_a,
@@ -236,15 +218,15 @@ std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward(const Tensor& gradien
                         normalize_a,
                         normalize_b,
                         column_gradient.has_value(),
-                        Scale(temperature, temperature_tensor)};
+                        Scale(scale_number, scale_tensor)};
   problem.check();
   check_upstream(gradient, kNone, problem.n());
   if (column_gradient) check_upstream(*column_gradient, kNone, problem.m());
   return in_compute_type(a, [&]<typename T>() -> std::tuple<Tensor, Tensor, Tensor> {
     check_saved<T>("sums", sums, {2, problem.sums()});
     const Backward<T> result(problem, gradient, column_gradient, sums, a_gradient, b_gradient,
-                             temperature_tensor.has_value());
-    return {result.da, result.db, temperature_gradient<T>(result.s_dL_ds, problem.scale, temperature_tensor)};
+                             scale_tensor.has_value());
+    return {result.da, result.db, scale_gradient<T>(result.s_dL_ds, problem.scale, scale_tensor)};
   });
 }
 

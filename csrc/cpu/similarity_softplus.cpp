@@ -49,12 +49,12 @@ std::tuple<Tensor, Tensor> forward(const Problem<T>& problem, const Scale& scale
 template <typename T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor& a, const Tensor& b,
                                                     const Problem<T>& problem, const Scale& scale,
-                                                    const OptionalTensor& temperature_tensor, const Tensor& bias,
+                                                    const OptionalTensor& scale_tensor, const Tensor& bias,
                                                     const Tensor& sums, bool a_gradient, bool b_gradient) {
   const int64_t n = problem.rows.n, width = problem.rows.width;
   check_saved<T>("sums", sums, {2, n});
   const std::vector<T> g = row_gradients<T>(gradient, kNone, n);
-  const bool for_rows = a_gradient || temperature_tensor;
+  const bool for_rows = a_gradient || scale_tensor;
   const Tensor du = new_zeros<T>({for_rows ? n : 0, width}), dv = new_zeros<T>({b_gradient ? n : 0, width});
   add_weighted_rows(problem.tiles, for_rows ? du.template data_ptr<T>() : nullptr,
                     b_gradient ? dv.template data_ptr<T>() : nullptr,
@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& gradient, cons
   if (b_gradient) rows_backward(problem.columns, dv, T(scale.s), db);
   const Tensor dbias = new_zeros<double>({});
   for (int64_t i = 0; i < n; i++) *dbias.data_ptr<double>() += double(g[i]) * sums.template data_ptr<T>()[n + i];
-  return {da, db, temperature_gradient<T>(s_dL_ds, scale, temperature_tensor), dbias.to(bias.options())};
+  return {da, db, scale_gradient<T>(s_dL_ds, scale, scale_tensor), dbias.to(bias.options())};
 }
 
 void check(const Tensor& a, const Tensor& b, const Tensor& bias) {
@@ -77,26 +77,23 @@ void check(const Tensor& a, const Tensor& b, const Tensor& bias) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> similarity_softplus(const Tensor& a, const Tensor& b, bool normalize, double temperature,
-                                               const OptionalTensor& temperature_tensor, const Tensor& bias,
+std::tuple<Tensor, Tensor> similarity_softplus(const Tensor& a, const Tensor& b, bool normalize, double scale_number,
+                                               const OptionalTensor& scale_tensor, const Tensor& bias,
                                                const OptionalTensor& positive) {
   check(a, b, bias);
-  const Scale scale(temperature, temperature_tensor);
+  const Scale scale(scale_number, scale_tensor);
   return in_compute_type(
       a, [&]<typename T>() { return forward<T>(Problem<T>(a, b, normalize, scale, bias), scale, positive); });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_softplus_backward(const Tensor& gradient, const Tensor& a,
-                                                                        const Tensor& b, bool normalize,
-                                                                        double temperature,
-                                                                        const OptionalTensor& temperature_tensor,
-                                                                        const Tensor& bias, const Tensor& sums,
-                                                                        bool a_gradient, bool b_gradient) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_softplus_backward(
+    const Tensor& gradient, const Tensor& a, const Tensor& b, bool normalize, double scale_number,
+    const OptionalTensor& scale_tensor, const Tensor& bias, const Tensor& sums, bool a_gradient, bool b_gradient) {
   check(a, b, bias);
   check_upstream(gradient, kNone, a.size(0));
-  const Scale scale(temperature, temperature_tensor);
+  const Scale scale(scale_number, scale_tensor);
   return in_compute_type(a, [&]<typename T>() {
-    return backward<T>(gradient, a, b, Problem<T>(a, b, normalize, scale, bias), scale, temperature_tensor, bias, sums,
+    return backward<T>(gradient, a, b, Problem<T>(a, b, normalize, scale, bias), scale, scale_tensor, bias, sums,
                        a_gradient, b_gradient);
   });
 }

@@ -11,12 +11,12 @@ using namespace ssl_fast;
 struct NtXent : torch::autograd::Function<NtXent> {
   static constexpr const char* name = "ssl_fast::nt_xent";
 
-  static variable_list forward(AutogradContext* ctx, const Tensor& z1, const Tensor& z2, double temperature,
-                               const OptionalTensor& temperature_tensor, int64_t reduction, bool return_stats) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& z1, const Tensor& z2, double scale_number,
+                               const OptionalTensor& scale_tensor, int64_t reduction, bool return_stats) {
     auto [loss, stats, sums] =
-        call_below_autograd<cpu::nt_xent>(name, z1, z2, temperature, temperature_tensor, reduction, return_stats);
-    ctx->save_for_backward({z1, z2, or_undefined(temperature_tensor), sums});
-    ctx->saved_data["temperature"] = temperature;
+        call_below_autograd<cpu::nt_xent>(name, z1, z2, scale_number, scale_tensor, reduction, return_stats);
+    ctx->save_for_backward({z1, z2, or_undefined(scale_tensor), sums});
+    ctx->saved_data["scale"] = scale_number;
     ctx->saved_data["reduction"] = reduction;
     ctx->mark_non_differentiable({stats, sums});
     return {loss, stats, sums};
@@ -24,12 +24,11 @@ struct NtXent : torch::autograd::Function<NtXent> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
     const auto saved = ctx->get_saved_variables();
-    const OptionalTensor temperature_tensor = optional(saved[2]);
-    auto [dz1, dz2, dtemperature] =
-        find<cpu::nt_xent_backward>("ssl_fast::nt_xent_backward")
-            .call(gradients[0], saved[0], saved[1], ctx->saved_data["temperature"].toDouble(), temperature_tensor,
-                  ctx->saved_data["reduction"].toInt(), saved[3]);
-    return {dz1, dz2, {}, temperature_tensor ? dtemperature : Tensor(), {}, {}};
+    const OptionalTensor scale_tensor = optional(saved[2]);
+    auto [dz1, dz2, dscale] = find<cpu::nt_xent_backward>("ssl_fast::nt_xent_backward")
+                                  .call(gradients[0], saved[0], saved[1], ctx->saved_data["scale"].toDouble(),
+                                        scale_tensor, ctx->saved_data["reduction"].toInt(), saved[3]);
+    return {dz1, dz2, {}, scale_tensor ? dscale : Tensor(), {}, {}};
   }
 };
 
@@ -38,19 +37,19 @@ struct InfoNce : torch::autograd::Function<InfoNce> {
 
   // The last argument, query_gradient, is for calls without a graph: here it follows from the inputs.
   static variable_list forward(AutogradContext* ctx, const Tensor& query, const Tensor& positive,
-                               const OptionalTensor& negatives, bool normalize_negatives, double temperature,
-                               const OptionalTensor& temperature_tensor, int64_t reduction, bool return_stats, bool) {
-    const bool query_gradient = query.requires_grad() || wants_gradient(temperature_tensor);
+                               const OptionalTensor& negatives, bool normalize_negatives, double scale_number,
+                               const OptionalTensor& scale_tensor, int64_t reduction, bool return_stats, bool) {
+    const bool query_gradient = query.requires_grad() || wants_gradient(scale_tensor);
     auto [loss, stats, sums, key_means] =
-        call_below_autograd<cpu::info_nce>(name, query, positive, negatives, normalize_negatives, temperature,
-                                           temperature_tensor, reduction, return_stats, query_gradient);
+        call_below_autograd<cpu::info_nce>(name, query, positive, negatives, normalize_negatives, scale_number,
+                                           scale_tensor, reduction, return_stats, query_gradient);
     // A queue that needs no gradient is not kept: MoCo writes to it before the backward pass.
     const bool negatives_gradient = negatives ? negatives->requires_grad() : positive.requires_grad();
     const Tensor kept = negatives_gradient ? or_undefined(negatives) : Tensor();
-    ctx->save_for_backward({query, positive, kept, or_undefined(temperature_tensor), sums, key_means});
+    ctx->save_for_backward({query, positive, kept, or_undefined(scale_tensor), sums, key_means});
     ctx->saved_data["in_batch"] = !negatives;
     ctx->saved_data["normalize_negatives"] = normalize_negatives;
-    ctx->saved_data["temperature"] = temperature;
+    ctx->saved_data["scale"] = scale_number;
     ctx->saved_data["reduction"] = reduction;
     ctx->saved_data["negatives_gradient"] = negatives_gradient;
     ctx->mark_non_differentiable({stats, sums, key_means});
@@ -59,16 +58,14 @@ struct InfoNce : torch::autograd::Function<InfoNce> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
     const auto saved = ctx->get_saved_variables();
-    const OptionalTensor negatives = optional(saved[2]), temperature_tensor = optional(saved[3]);
-    auto [dquery, dpositive, dnegatives, dtemperature] =
+    const OptionalTensor negatives = optional(saved[2]), scale_tensor = optional(saved[3]);
+    auto [dquery, dpositive, dnegatives, dscale] =
         find<cpu::info_nce_backward>("ssl_fast::info_nce_backward")
             .call(gradients[0], saved[0], saved[1], negatives, ctx->saved_data["in_batch"].toBool(),
-                  ctx->saved_data["normalize_negatives"].toBool(), ctx->saved_data["temperature"].toDouble(),
-                  temperature_tensor, ctx->saved_data["reduction"].toInt(), saved[4], saved[5],
+                  ctx->saved_data["normalize_negatives"].toBool(), ctx->saved_data["scale"].toDouble(), scale_tensor,
+                  ctx->saved_data["reduction"].toInt(), saved[4], saved[5],
                   ctx->saved_data["negatives_gradient"].toBool());
-    return {dquery, dpositive, negatives ? dnegatives : Tensor(),
-            {},     {},        temperature_tensor ? dtemperature : Tensor(),
-            {},     {},        {}};
+    return {dquery, dpositive, negatives ? dnegatives : Tensor(), {}, {}, scale_tensor ? dscale : Tensor(), {}, {}, {}};
   }
 };
 

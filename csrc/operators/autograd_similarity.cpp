@@ -12,17 +12,17 @@ struct SimilarityLse : torch::autograd::Function<SimilarityLse> {
 
   static variable_list forward(AutogradContext* ctx, const Tensor& a, const OptionalTensor& b,
                                const OptionalTensor& ids_a, const OptionalTensor& ids_b, int64_t mask, bool normalize_a,
-                               bool normalize_b, bool columns, double temperature,
-                               const OptionalTensor& temperature_tensor, const OptionalTensor& positive) {
+                               bool normalize_b, bool columns, double scale_number, const OptionalTensor& scale_tensor,
+                               const OptionalTensor& positive) {
     auto [lse, column_lse, ranks, sums] = call_below_autograd<cpu::similarity_lse>(
-        name, a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, temperature, temperature_tensor, positive);
+        name, a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, scale_number, scale_tensor, positive);
     ctx->save_for_backward(
-        {a, or_undefined(b), or_undefined(ids_a), or_undefined(ids_b), or_undefined(temperature_tensor), sums});
+        {a, or_undefined(b), or_undefined(ids_a), or_undefined(ids_b), or_undefined(scale_tensor), sums});
     ctx->saved_data["mask"] = mask;
     ctx->saved_data["normalize_a"] = normalize_a;
     ctx->saved_data["normalize_b"] = normalize_b;
     ctx->saved_data["columns"] = columns;
-    ctx->saved_data["temperature"] = temperature;
+    ctx->saved_data["scale"] = scale_number;
     ctx->saved_data["a_gradient"] = a.requires_grad();
     ctx->saved_data["b_gradient"] = wants_gradient(b);
     ctx->mark_non_differentiable({ranks, sums});
@@ -31,15 +31,15 @@ struct SimilarityLse : torch::autograd::Function<SimilarityLse> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
     const auto saved = ctx->get_saved_variables();
-    const OptionalTensor b = optional(saved[1]), temperature_tensor = optional(saved[4]);
+    const OptionalTensor b = optional(saved[1]), scale_tensor = optional(saved[4]);
     const bool columns = ctx->saved_data["columns"].toBool();
     const bool a_gradient = ctx->saved_data["a_gradient"].toBool(), b_gradient = ctx->saved_data["b_gradient"].toBool();
-    auto [da, db, dtemperature] =
+    auto [da, db, dscale] =
         find<cpu::similarity_lse_backward>("ssl_fast::similarity_lse_backward")
             .call(gradients[0], columns ? OptionalTensor(gradients[1]) : std::nullopt, saved[0], b, optional(saved[2]),
                   optional(saved[3]), ctx->saved_data["mask"].toInt(), ctx->saved_data["normalize_a"].toBool(),
-                  ctx->saved_data["normalize_b"].toBool(), ctx->saved_data["temperature"].toDouble(),
-                  temperature_tensor, saved[5], a_gradient, b_gradient);
+                  ctx->saved_data["normalize_b"].toBool(), ctx->saved_data["scale"].toDouble(), scale_tensor, saved[5],
+                  a_gradient, b_gradient);
     return {a_gradient ? da : Tensor(),
             b_gradient ? db : Tensor(),
             {},
@@ -49,7 +49,7 @@ struct SimilarityLse : torch::autograd::Function<SimilarityLse> {
             {},
             {},
             {},
-            temperature_tensor ? dtemperature : Tensor(),
+            scale_tensor ? dscale : Tensor(),
             {}};
   }
 };
@@ -101,13 +101,13 @@ struct SimilaritySoftplus : torch::autograd::Function<SimilaritySoftplus> {
   static constexpr size_t kPositive = 6;  // place of the argument: it is counted with, and gets no gradient
 
   static variable_list forward(AutogradContext* ctx, const Tensor& a, const Tensor& b, bool normalize,
-                               double temperature, const OptionalTensor& temperature_tensor, const Tensor& bias,
+                               double scale_number, const OptionalTensor& scale_tensor, const Tensor& bias,
                                const OptionalTensor& positive) {
-    auto [sums, ranks] = call_below_autograd<cpu::similarity_softplus>(name, a, b, normalize, temperature,
-                                                                       temperature_tensor, bias, positive);
-    ctx->save_for_backward({a, b, or_undefined(temperature_tensor), bias, sums});
+    auto [sums, ranks] = call_below_autograd<cpu::similarity_softplus>(name, a, b, normalize, scale_number,
+                                                                       scale_tensor, bias, positive);
+    ctx->save_for_backward({a, b, or_undefined(scale_tensor), bias, sums});
     ctx->saved_data["normalize"] = normalize;
-    ctx->saved_data["temperature"] = temperature;
+    ctx->saved_data["scale"] = scale_number;
     ctx->saved_data["a_gradient"] = a.requires_grad();
     ctx->saved_data["b_gradient"] = b.requires_grad();
     ctx->saved_data["bias_gradient"] = bias.requires_grad();
@@ -117,19 +117,18 @@ struct SimilaritySoftplus : torch::autograd::Function<SimilaritySoftplus> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
     const auto saved = ctx->get_saved_variables();
-    const OptionalTensor temperature_tensor = optional(saved[2]);
+    const OptionalTensor scale_tensor = optional(saved[2]);
     const bool a_gradient = ctx->saved_data["a_gradient"].toBool(), b_gradient = ctx->saved_data["b_gradient"].toBool();
     // The sigmoid's sums are for this function alone: their gradient is not looked at.
-    auto [da, db, dtemperature, dbias] =
+    auto [da, db, dscale, dbias] =
         find<cpu::similarity_softplus_backward>("ssl_fast::similarity_softplus_backward")
             .call(gradients[0].select(0, 0), saved[0], saved[1], ctx->saved_data["normalize"].toBool(),
-                  ctx->saved_data["temperature"].toDouble(), temperature_tensor, saved[3], saved[4], a_gradient,
-                  b_gradient);
+                  ctx->saved_data["scale"].toDouble(), scale_tensor, saved[3], saved[4], a_gradient, b_gradient);
     return {a_gradient ? da : Tensor(),
             b_gradient ? db : Tensor(),
             {},
             {},
-            temperature_tensor ? dtemperature : Tensor(),
+            scale_tensor ? dscale : Tensor(),
             ctx->saved_data["bias_gradient"].toBool() ? dbias : Tensor(),
             {}};
   }
@@ -140,24 +139,24 @@ struct PositiveLoss : torch::autograd::Function<PositiveLoss> {
   static constexpr size_t kWeights = 2;  // place of the argument, which gets no gradient
 
   static Tensor forward(AutogradContext* ctx, const Tensor& lse, const Tensor& positive, const OptionalTensor& weights,
-                        bool in_denominator, double temperature, const OptionalTensor& temperature_tensor,
+                        bool in_denominator, double scale_number, const OptionalTensor& scale_tensor,
                         int64_t reduction) {
-    ctx->save_for_backward({lse, positive, or_undefined(weights), or_undefined(temperature_tensor)});
+    ctx->save_for_backward({lse, positive, or_undefined(weights), or_undefined(scale_tensor)});
     ctx->saved_data["in_denominator"] = in_denominator;
-    ctx->saved_data["temperature"] = temperature;
+    ctx->saved_data["scale"] = scale_number;
     ctx->saved_data["reduction"] = reduction;
-    return call_below_autograd<cpu::positive_loss>(name, lse, positive, weights, in_denominator, temperature,
-                                                   temperature_tensor, reduction);
+    return call_below_autograd<cpu::positive_loss>(name, lse, positive, weights, in_denominator, scale_number,
+                                                   scale_tensor, reduction);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
     const auto saved = ctx->get_saved_variables();
-    const OptionalTensor temperature_tensor = optional(saved[3]);
-    auto [dlse, dpositive, dtemperature] =
+    const OptionalTensor scale_tensor = optional(saved[3]);
+    auto [dlse, dpositive, dscale] =
         find<cpu::positive_loss_backward>("ssl_fast::positive_loss_backward")
             .call(gradients[0], saved[0], saved[1], optional(saved[2]), ctx->saved_data["in_denominator"].toBool(),
-                  ctx->saved_data["temperature"].toDouble(), temperature_tensor, ctx->saved_data["reduction"].toInt());
-    return {dlse, dpositive, {}, {}, {}, temperature_tensor ? dtemperature : Tensor(), {}};
+                  ctx->saved_data["scale"].toDouble(), scale_tensor, ctx->saved_data["reduction"].toInt());
+    return {dlse, dpositive, {}, {}, {}, scale_tensor ? dscale : Tensor(), {}};
   }
 };
 

@@ -4,7 +4,7 @@
 // What the arguments mean everywhere:
 //   N, M, D            rows of one side, rows of the other, and numbers of a row
 //   rows               any of float32, float64, bfloat16 and float16, with any strides
-//   temperature        a number; it is not used where temperature_tensor () is given
+//   scale              s = 1 / temperature, a number; it is not used where scale_tensor () is given
 //   reduction          0 none, 1 mean, 2 sum
 //   loss, gradient     () where the loss is reduced, else one number a row
 //   stats              (4): top1, top5, mean similarity of positives, of negatives; (0) unless asked for
@@ -19,34 +19,33 @@
 TORCH_LIBRARY(ssl_fast, m) {
   // NT-Xent of two views z1, z2 (N, D) of the same images. The loss has 2 N rows: those of z1, then those of z2.
   m.def(
-      "nt_xent(Tensor z1, Tensor z2, float temperature, Tensor? temperature_tensor, int reduction, bool return_stats)"
+      "nt_xent(Tensor z1, Tensor z2, float scale, Tensor? scale_tensor, int reduction, bool return_stats)"
       " -> (Tensor loss, Tensor stats, Tensor sums)");
-  // Returns the gradients of z1 (N, D), z2 (N, D) and the temperature ().
+  // Returns the gradients of z1 (N, D), z2 (N, D) and the scale ().
   m.def(
-      "nt_xent_backward(Tensor gradient, Tensor z1, Tensor z2, float temperature, Tensor? temperature_tensor,"
-      " int reduction, Tensor sums) -> (Tensor z1, Tensor z2, Tensor temperature)");
+      "nt_xent_backward(Tensor gradient, Tensor z1, Tensor z2, float scale, Tensor? scale_tensor,"
+      " int reduction, Tensor sums) -> (Tensor z1, Tensor z2, Tensor scale)");
 
   // InfoNCE of query and positive (N, D). negatives: (M, D) for all queries, (N, M, D) for each its own, or none: then
   // the other positives are a query's negatives. query_gradient, which autograd sets: also return key_means (N, D), the
-  // mean of a query's keys by the softmax, of which the gradients of query and temperature are made; else (0, D).
+  // mean of a query's keys by the softmax, of which the gradients of query and scale are made; else (0, D).
   m.def(
-      "info_nce(Tensor query, Tensor positive, Tensor? negatives, bool normalize_negatives, float temperature,"
-      " Tensor? temperature_tensor, int reduction, bool return_stats, bool query_gradient=False)"
+      "info_nce(Tensor query, Tensor positive, Tensor? negatives, bool normalize_negatives, float scale,"
+      " Tensor? scale_tensor, int reduction, bool return_stats, bool query_gradient=False)"
       " -> (Tensor loss, Tensor stats, Tensor sums, Tensor key_means)");
   // negatives: as above, but given only where negatives_gradient asks for their gradient: a queue is not kept for the
   // backward pass. in_batch: whether there were none. Then negatives_gradient is about the positives in their second
   // role. It costs two products more. Returns the gradients of query and positive (N, D), of negatives in their shape
-  // or (0), and of the temperature ().
+  // or (0), and of the scale ().
   m.def(
       "info_nce_backward(Tensor gradient, Tensor query, Tensor positive, Tensor? negatives, bool in_batch,"
-      " bool normalize_negatives, float temperature, Tensor? temperature_tensor, int reduction, Tensor sums,"
+      " bool normalize_negatives, float scale, Tensor? scale_tensor, int reduction, Tensor sums,"
       " Tensor key_means, bool negatives_gradient)"
-      " -> (Tensor query, Tensor positive, Tensor negatives, Tensor temperature)");
+      " -> (Tensor query, Tensor positive, Tensor negatives, Tensor scale)");
 
   // The primitive. u, v are the unit rows of a (N, D) and b (M, D), or where normalize_a or normalize_b is false the
-  // rows as they are. lse (N): lse_i = log of the sum of exp(s <u_i, v_k>) over the k that mask allows, s = 1 /
-  // temperature; -Inf where it allows none. It is float64, because losses subtract a score from it and both are as
-  // large as s.
+  // rows as they are. lse (N): lse_i = log of the sum of exp(s <u_i, v_k>) over the k that mask allows; -Inf where
+  // it allows none. It is float64, because losses subtract a score from it and both are as large as s.
   //   mask (common/constants.h)  0 all k, 1 k != i, 2 ids differ, 3 ids are equal
   //   b none                     b is a, ids_a serve both sides, mask 3 leaves out k = i too; half the products suffice
   //   ids_a, ids_b               int64 (N) and (M) where the mask has ids, else none
@@ -56,14 +55,14 @@ TORCH_LIBRARY(ssl_fast, m) {
   //                              by the sign of s; (0, N) without positive
   m.def(
       "similarity_lse(Tensor a, Tensor? b, Tensor? ids_a, Tensor? ids_b, int mask, bool normalize_a, bool normalize_b,"
-      " bool columns, float temperature, Tensor? temperature_tensor, Tensor? positive)"
+      " bool columns, float scale, Tensor? scale_tensor, Tensor? positive)"
       " -> (Tensor lse, Tensor column_lse, Tensor ranks, Tensor sums)");
   // gradient (N) is of lse, column_gradient (M) of column_lse. Returns the gradients of a (N, D), b (M, D) and the
-  // temperature ().
+  // scale ().
   m.def(
       "similarity_lse_backward(Tensor gradient, Tensor? column_gradient, Tensor a, Tensor? b, Tensor? ids_a,"
-      " Tensor? ids_b, int mask, bool normalize_a, bool normalize_b, float temperature, Tensor? temperature_tensor,"
-      " Tensor sums, bool a_gradient, bool b_gradient) -> (Tensor a, Tensor b, Tensor temperature)");
+      " Tensor? ids_b, int mask, bool normalize_a, bool normalize_b, float scale, Tensor? scale_tensor,"
+      " Tensor sums, bool a_gradient, bool b_gradient) -> (Tensor a, Tensor b, Tensor scale)");
 
   // <u_i, v_i> (N) of the rows of a and b (N, D) that belong together, rounded as in similarity_lse: where two rows are
   // equal, so are their similarities.
@@ -82,26 +81,26 @@ TORCH_LIBRARY(ssl_fast, m) {
   // a, b (N, D), bias (), positive (N) or none. With x_ik = s <u_i, v_k> + bias, sums (2, N) are over k != i of
   // softplus(x_ik) and of sigmoid(x_ik). ranks (2, N) or (0, N) as in similarity_lse.
   m.def(
-      "similarity_softplus(Tensor a, Tensor b, bool normalize, float temperature, Tensor? temperature_tensor,"
+      "similarity_softplus(Tensor a, Tensor b, bool normalize, float scale, Tensor? scale_tensor,"
       " Tensor bias, Tensor? positive) -> (Tensor sums, Tensor ranks)");
-  // gradient (N), of sums[0]. Returns the gradients of a and b (N, D), the temperature () and the bias ().
+  // gradient (N), of sums[0]. Returns the gradients of a and b (N, D), the scale () and the bias ().
   m.def(
-      "similarity_softplus_backward(Tensor gradient, Tensor a, Tensor b, bool normalize, float temperature,"
-      " Tensor? temperature_tensor, Tensor bias, Tensor sums, bool a_gradient, bool b_gradient)"
-      " -> (Tensor a, Tensor b, Tensor temperature, Tensor bias)");
+      "similarity_softplus_backward(Tensor gradient, Tensor a, Tensor b, bool normalize, float scale,"
+      " Tensor? scale_tensor, Tensor bias, Tensor sums, bool a_gradient, bool b_gradient)"
+      " -> (Tensor a, Tensor b, Tensor scale, Tensor bias)");
 
   // The loss of rows from lse (R N), float64, and the similarities of their positives, positive (N). weights (N), or
   // none for 1, get no gradient. Row i has the positive k = i mod N, and x_i = lse_i - s weights_k positive_k. Its loss
   // is x_i, or where the positive is in the denominator too, softplus(x_i). On the CPU alone: elsewhere
   // positive_loss in ssl_fast/operators/calls.py is plain PyTorch.
   m.def(
-      "positive_loss(Tensor lse, Tensor positive, Tensor? weights, bool in_denominator, float temperature,"
-      " Tensor? temperature_tensor, int reduction) -> Tensor");
-  // Returns the gradients of lse (R N), positive (N) and the temperature ().
+      "positive_loss(Tensor lse, Tensor positive, Tensor? weights, bool in_denominator, float scale,"
+      " Tensor? scale_tensor, int reduction) -> Tensor");
+  // Returns the gradients of lse (R N), positive (N) and the scale ().
   m.def(
       "positive_loss_backward(Tensor gradient, Tensor lse, Tensor positive, Tensor? weights, bool in_denominator,"
-      " float temperature, Tensor? temperature_tensor, int reduction)"
-      " -> (Tensor lse, Tensor positive, Tensor temperature)");
+      " float scale, Tensor? scale_tensor, int reduction)"
+      " -> (Tensor lse, Tensor positive, Tensor scale)");
 
   // target = momentum * target + (1 - momentum) * source, tensors of any shapes; integers are copied. momentum is not
   // used where momentum_tensor, one float32 or float64, is given. With seed, one int64, bfloat16 targets are rounded at

@@ -11,8 +11,9 @@ EPS = tl.constexpr(1e-12)
 # inverse norms are rounded to float32.
 LEAST_CLAMPED_INVERSE = tl.constexpr(0.9999999e12)
 
-# A temperature is accepted if its magnitude lies between these.
-LEAST_TEMPERATURE, MOST_TEMPERATURE = tl.constexpr(1e-8), tl.constexpr(1e8)
+# A scale is accepted if its magnitude lies between these: 1e-8 and 1e8, moved outwards by what rounding may do to
+# 1 / temperature.
+LEAST_SCALE, MOST_SCALE = tl.constexpr(0.9999999e-8), tl.constexpr(1.0000001e8)
 # All rows are shifted by the same |s| as long as 2 |s| is at most this: exp(-2 |s|), the smallest exponential of unit
 # rows, is then a normal number in float32.
 FIXED_SHIFT_LIMIT = tl.constexpr(80.0)
@@ -25,10 +26,11 @@ IDS_EQUAL = tl.constexpr(3)  # the id of k is that of i
 IDS_EQUAL_NOT_SELF = tl.constexpr(4)  # the id of k is that of i, and k != i
 NOT_SELF_NOR_PARTNER = tl.constexpr(5)  # k != i, and k is not the partner of i, which lies half a batch away
 
-# Codes of the form of the softmax that a launch is for.
+# Codes of the form of the softmax. A kernel's HOST_FORM is what the host knows of it; where that is BY_SCALE, the
+# kernel reads the scale and decides.
 FIXED = tl.constexpr(0)  # the shift |s| for all rows
 ONLINE = tl.constexpr(1)  # a running maximum
-BY_SCALE = tl.constexpr(2)  # both forms are launched, and the one that the temperature on the device rules out returns
+BY_SCALE = tl.constexpr(2)  # both forms are launched, and the one that the scale on the device rules out returns
 SIGMOID = tl.constexpr(3)  # sigmoids in place of a softmax
 
 # Codes of the reduction of a loss.

@@ -1,4 +1,4 @@
-"""Gradients of unit rows -> gradients of the inputs, through the normalisation, and of the temperature.
+"""Gradients of unit rows -> gradients of the inputs, through the normalisation, and of the scale.
 
 With the unit row u = x / |x| and its gradient dU: dx = (dU - u <u, dU>) / |x|.
 """
@@ -55,13 +55,13 @@ def _row_gradients_kernel(
     shares, gradient, unit,  # (rows,) or None, (rows,) or a number or None, a number or None
     out,  # (count, dim)
     projections,  # (rows,) float64, or None
-    scale, temperature,  # see Scale
+    scale, scale_tensor,  # see Scale
     pieces, first, count, rows, offset, dim, divisor, stride,
     BOTH: tl.constexpr, WIDTH: tl.constexpr, SUM_WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Rows first .. first + count of dx, from dU_i = s (weight_i sums_i - pull_i u_partner)."""
     accumulator: tl.constexpr = tl.float64 if values.dtype.element_ty == tl.float64 else tl.float32
-    s = (log2_scale(scale, temperature) * LN2).to(accumulator)
+    s = (log2_scale(scale, scale_tensor) * LN2).to(accumulator)
     local = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = local < count
     row = first + local
@@ -191,28 +191,28 @@ def row_gradients(
 
 
 @triton.jit
-def _temperature_kernel(
+def _scale_kernel(
     projections,  # (count,) float64
     out,  # a number
-    scale, temperature,  # see Scale
+    scale, scale_tensor,  # see Scale
     count, share, B: tl.constexpr,
 ):  # fmt: skip
-    """d loss / d temperature = -s * share * the sum of <u_i, dU_i>."""
+    """d loss / d s = share * the sum of <u_i, dU_i> / s: each dU_i is a gradient of s u_i, times s."""
     total = tl.zeros((B,), tl.float64)
     for first in range(0, count, B):
         total += load_vector(projections, first, count, B)
-    s = log2_scale(scale, temperature) * LN2
-    tl.store(out, rounded(-s * share * tl.sum(total, 0), out.dtype.element_ty))
+    s = log2_scale(scale, scale_tensor) * LN2
+    tl.store(out, rounded(share * tl.sum(total, 0) / s, out.dtype.element_ty))
 
 
-def temperature_gradient(projections: Tensor, scale: Scale, share: float, temperature: Tensor) -> Tensor:
-    """The gradient (0-D) of the temperature, in its dtype and on its device.
+def scale_gradient(projections: Tensor, scale: Scale, share: float, tensor: Tensor) -> Tensor:
+    """The gradient (0-D) of the scale `tensor`, in its dtype and on its device.
 
     projections (n,): <u_i, dU_i>. share: 1/2 where the rows count each pair from both sides, else 1.
     """
-    out = torch.empty((), dtype=temperature.dtype, device=projections.device)
-    _temperature_kernel[(1,)](projections, out, *scale.arguments, projections.shape[0], share, B=1024, **table.LAUNCH)
-    return out.to(temperature.device)
+    out = torch.empty((), dtype=tensor.dtype, device=projections.device)
+    _scale_kernel[(1,)](projections, out, *scale.arguments, projections.shape[0], share, B=1024, **table.LAUNCH)
+    return out.to(tensor.device)
 
 
 class Side(NamedTuple):
@@ -225,14 +225,14 @@ class Side(NamedTuple):
 
 
 def gradients_of_sides(
-    sides: list[Side], scale: Scale, unit: Tensor, temperature: Tensor | None, share: float
+    sides: list[Side], scale: Scale, unit: Tensor, scale_tensor: Tensor | None, share: float
 ) -> tuple[list[Tensor], Tensor]:
-    """(the gradients of the inputs, (0,) where not asked for; that of the temperature). unit: of the weighted sums."""
+    """(the gradients of the inputs, (0,) where not asked for; that of the scale). unit: of the weighted sums."""
     device = sides[0].given.device
-    # The temperature's gradient needs the dU of one side: a side whose gradient is computed anyway, if there is one.
+    # The scale's gradient needs the dU of one side: a side whose gradient is computed anyway, if there is one.
     source = next((side for side in sides if side.wanted), sides[0])
     projections = None
-    if temperature is not None:
+    if scale_tensor is not None:
         projections = torch.empty(source.rows.count, dtype=torch.float64, device=device)
     out = []
     for side in sides:
@@ -241,6 +241,6 @@ def gradients_of_sides(
         if side.wanted or of_side is not None:
             row_gradients(gradient, side.rows, scale, side.weighted(), None, unit=unit, projections=of_side)
         out.append(gradient if side.wanted else side.given.new_empty(0))
-    if temperature is not None:
-        return out, temperature_gradient(projections, scale, share, temperature)
+    if scale_tensor is not None:
+        return out, scale_gradient(projections, scale, share, scale_tensor)
     return out, torch.empty((), dtype=accumulator_dtype(sides[0].given.dtype), device=device)

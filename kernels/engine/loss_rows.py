@@ -53,12 +53,12 @@ def _merged(
 
 
 @triton.jit
-def _form(s, fixed_slots, online_slots, LAUNCHED: tl.constexpr):
+def _form(s, fixed_slots, online_slots, HOST_FORM: tl.constexpr):
     """(whether the shift is fixed, how many slots were filled)."""
-    if LAUNCHED == BY_SCALE:
+    if HOST_FORM == BY_SCALE:
         fixed = allows_fixed_shift(s)
     else:
-        fixed = LAUNCHED == FIXED
+        fixed = HOST_FORM == FIXED
     return fixed, tl.where(fixed, fixed_slots, online_slots)
 
 
@@ -112,13 +112,13 @@ def _loss_kernel(
     saved,  # (3, count), see SUMS_ROWS
     key_means,  # (count, dim), or None
     partials,  # (programs, 4), or None
-    scale, temperature,  # see Scale
+    scale, scale_tensor,  # see Scale
     fixed_slots, online_slots, count, dim,
-    LAUNCHED: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    HOST_FORM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A program computes the losses of BLOCK rows, what the backward pass needs of them, and their statistics."""
-    s = log2_scale(scale, temperature)
-    fixed, slots = _form(s, fixed_slots, online_slots, LAUNCHED)
+    s = log2_scale(scale, scale_tensor)
+    fixed, slots = _form(s, fixed_slots, online_slots, HOST_FORM)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < count
     accumulator: tl.constexpr = positive.dtype.element_ty
@@ -150,13 +150,13 @@ def _lse_kernel(
     lse,  # (count,) float64
     saved,  # (3, count), see SUMS_ROWS
     counts,  # (count,) int64, or None
-    scale, temperature,  # see Scale
+    scale, scale_tensor,  # see Scale
     fixed_slots, online_slots, count,
-    LAUNCHED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr,
+    HOST_FORM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """A program computes the log-sum-exps of BLOCK rows."""
-    s = log2_scale(scale, temperature)
-    fixed, slots = _form(s, fixed_slots, online_slots, LAUNCHED)
+    s = log2_scale(scale, scale_tensor)
+    fixed, slots = _form(s, fixed_slots, online_slots, HOST_FORM)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < count
     accumulator: tl.constexpr = saved.dtype.element_ty
@@ -207,7 +207,7 @@ def losses(
     positive: Tensor,
     scale: Scale,
     slots: tuple[int, int],
-    launched: int,
+    host_form: int,
     reduction: int,
     negatives: int,
     key_means: Tensor | None = None,
@@ -239,7 +239,7 @@ def losses(
         *slots,
         count,
         0 if key_means is None else key_means.shape[1],
-        LAUNCHED=launched,
+        HOST_FORM=host_form,
         WIDTH=width,
         BLOCK=BLOCK,
         BLOCK_S=16,
@@ -267,7 +267,7 @@ def log_sum_exp(
     partial: PartialSums,
     scale: Scale,
     slots: tuple[int, int],
-    launched: int,
+    host_form: int,
     lse: Tensor,
     saved: Tensor,
     counts: Tensor | None,
@@ -284,7 +284,7 @@ def log_sum_exp(
         *scale.arguments,
         *slots,
         lse.shape[0],
-        LAUNCHED=launched,
+        HOST_FORM=host_form,
         BLOCK=BLOCK,
         BLOCK_S=16,
         **table.LAUNCH,

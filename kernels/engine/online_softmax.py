@@ -98,15 +98,15 @@ def _online_softmax_kernel(
     key, key_factors,  # (keys, WIDTH), (keys,) or None
     positive,  # (queries,): similarities of the positives; read where ranks are counted
     sums, maxima, ranks, totals, weighted,  # see PartialSums
-    scale, temperature,  # see Scale
+    scale, scale_tensor,  # see Scale
     queries, keys, length,  # a piece has `length` keys
     half, query_ids, key_ids,  # see Mask
-    POISON: tl.constexpr, MASK: tl.constexpr, LAUNCHED: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
+    MAY_HOLD_INF: tl.constexpr, MASK: tl.constexpr, HOST_FORM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program walks with BLOCK_M queries over one piece of the keys."""
-    s = log2_scale(scale, temperature)
-    if LAUNCHED == BY_SCALE:
+    s = log2_scale(scale, scale_tensor)
+    if HOST_FORM == BY_SCALE:
         if allows_fixed_shift(s):
             return
     accumulator: tl.constexpr = maxima.dtype.element_ty
@@ -140,7 +140,7 @@ def _online_softmax_kernel(
         if key_factors is not None:
             others = load_vector(key_factors, column, keys, BLOCK_N)
             dots *= others[None, :]
-        if POISON:
+        if MAY_HOLD_INF:
             # A key that is read where it lies may hold Inf. Without this a score of -Inf would make a finite loss.
             sum_of_exp += tl.where(tl.min(dots, 1) == float("-inf"), float("nan"), 0.0)
         if needs_mask(row, queries, column, keys, half, MASK, BLOCK_M, BLOCK_N):
@@ -198,13 +198,13 @@ def online_softmax(
     partial: PartialSums,
     tile: table.Tile,
     mask: Mask,
-    poison: bool = False,
-    launched: int = ONLINE.value,
+    may_hold_inf: bool = False,
+    host_form: int = ONLINE.value,
 ) -> None:
     """Fills `partial`, of which a walk uses split(query, keys, tile).pieces slots, with the sums over the keys.
 
-    positive (n,): the positives' similarities (tile.pair_dots), where ranks are asked for. poison: whether keys may
-    hold Inf. Weighted sums need a tile as deep as the rows are wide, which is possible up to table.FUSED_WIDTH.
+    positive (n,): the positives' similarities (tile.pair_dots), where ranks are asked for. may_hold_inf: whether keys
+    may hold Inf. Weighted sums need a tile as deep as the rows are wide, which is possible up to table.FUSED_WIDTH.
     """
     blocks, pieces, length = split(query, keys, tile)
     _online_softmax_kernel[(blocks, pieces)](
@@ -219,9 +219,9 @@ def online_softmax(
         keys.count,
         length,
         *mask.arguments,
-        POISON=poison,
+        MAY_HOLD_INF=may_hold_inf,
         MASK=mask.code,
-        LAUNCHED=launched,
+        HOST_FORM=host_form,
         WIDTH=query.width,
         BLOCK_M=tile.rows,
         BLOCK_N=tile.columns,

@@ -114,10 +114,10 @@ def _symmetric_tiles_kernel(
     y, y_factors, y_sums, y_ranks,  # the same of the columns; all of x where SYMMETRIC
     positive,  # (rows,): similarities of the positives, or None
     totals, sigmoids, bias,  # (programs,), (slots, rows), a number; or None
-    scale, temperature,  # see Scale
+    scale, scale_tensor,  # see Scale
     rows, columns,
     half, row_ids, column_ids,  # see Mask
-    side, SYMMETRIC: tl.constexpr, LAUNCHED: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    side, SYMMETRIC: tl.constexpr, HOST_FORM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
     """A square of side x side tiles: sums of its rows go to slot column_square, of its columns to slot row_square.
@@ -126,8 +126,8 @@ def _symmetric_tiles_kernel(
     and sum rows only. With a bias, rows only are summed. Sums are kept in global memory, so that a large square needs
     no more registers than a small one.
     """
-    s = log2_scale(scale, temperature)
-    if LAUNCHED == BY_SCALE:
+    s = log2_scale(scale, scale_tensor)
+    if HOST_FORM == BY_SCALE:
         if not allows_fixed_shift(s):
             return
     accumulator: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
@@ -236,7 +236,7 @@ def symmetric_tiles(
         *mask.arguments,
         side,
         SYMMETRIC=y is None,
-        LAUNCHED=FIXED.value if bias is not None else scale.form,
+        HOST_FORM=FIXED.value if bias is not None else scale.form,
         WIDTH=x.width,
         BLOCK=tile.rows,
         BLOCK_D=tile.depth,

@@ -100,15 +100,15 @@ def _weighted_rows_kernel(
     y, y_factors, y_sums, y_gradients,  # (columns, WIDTH), (columns,) or None, SavedSums or None
     unit, bias,  # numbers, or None
     out,  # (pieces, rows, WIDTH)
-    scale, temperature,  # see Scale
+    scale, scale_tensor,  # see Scale
     rows, columns, length,  # a piece has `length` columns
     half, row_ids, column_ids,  # see Mask
-    MASK: tl.constexpr, FORM: tl.constexpr, LAUNCHED: tl.constexpr, WIDTH: tl.constexpr,
+    MASK: tl.constexpr, FORM: tl.constexpr, HOST_FORM: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program sums the rows of one piece of y for BLOCK_M rows of x."""
-    s = log2_scale(scale, temperature)
-    if LAUNCHED == BY_SCALE:
+    s = log2_scale(scale, scale_tensor)
+    if HOST_FORM == BY_SCALE:
         if allows_fixed_shift(s) != (FORM == FIXED):
             return
     ROWS: tl.constexpr = x_sums is not None
@@ -156,16 +156,16 @@ def _weights_kernel(
     x_factors, x_sums, x_gradients,  # (rows,) or None, SavedSums or None
     y_factors, y_sums, y_gradients,  # (columns,) or None, SavedSums or None
     unit, bias,  # numbers, or None
-    scale, temperature,  # see Scale
+    scale, scale_tensor,  # see Scale
     first, rows, columns,
     half, row_ids, column_ids,  # see Mask
     unit_of_weights,
-    MASK: tl.constexpr, FORM: tl.constexpr, LAUNCHED: tl.constexpr, TF32: tl.constexpr, BLOCK_M: tl.constexpr,
+    MASK: tl.constexpr, FORM: tl.constexpr, HOST_FORM: tl.constexpr, TF32: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The dots of a chunk of rows, first .. first + chunk, -> their weights, as the kernel above computes them."""
-    s = log2_scale(scale, temperature)
-    if LAUNCHED == BY_SCALE:
+    s = log2_scale(scale, scale_tensor)
+    if HOST_FORM == BY_SCALE:
         if allows_fixed_shift(s) != (FORM == FIXED):
             return
     ROWS: tl.constexpr = x_sums is not None
@@ -212,17 +212,17 @@ def weighted_rows(
     x_saved: SavedSums | None,
     y_saved: SavedSums | None,
     mask: Mask,
-    launched: int = ONLINE.value,
+    host_form: int = ONLINE.value,
     bias: Tensor | None = None,
 ) -> Tensor:
     """The sums for every row of x over the rows of y, (pieces, n, width): their sum over the pieces is what is meant.
 
-    launched: the form FIXED or ONLINE, or BY_SCALE for both; FIXED only where both sides have a softmax. SIGMOID: one
+    host_form: FIXED or ONLINE, or BY_SCALE for both; FIXED only where both sides have a softmax. SIGMOID: one
     side has sigmoids, and the bias (0-D) is on the device.
     """
-    forms = (FIXED.value, ONLINE.value) if launched == BY_SCALE.value else (launched,)
+    forms = (FIXED.value, ONLINE.value) if host_form == BY_SCALE.value else (host_form,)
     run = _fused if x.width <= table.FUSED_WIDTH else _by_chunks
-    options = {"MASK": mask.code, "LAUNCHED": launched}
+    options = {"MASK": mask.code, "HOST_FORM": host_form}
     unit = next((saved.unit for saved in (x_saved, y_saved) if saved and saved.unit is not None), None)
     none = (None, None)
     of_x = [x.factors, *(x_saved[:2] if x_saved else none)]

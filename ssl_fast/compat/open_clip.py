@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..formulas.scalars import inverse
-from ..functional import clip, info_nce, siglip
+from ..functional import clip, siglip
+from ..functional.queries import info_nce_of_scale
 from .inputs import one_dtype, scalar
 from .own_path import say_own_path
 
@@ -82,9 +82,8 @@ class ClipLoss(theirs.ClipLoss):
         count = images.shape[0]
         own = torch.arange(self.rank * count, (self.rank + 1) * count, device=images.device)
         ids = own, torch.arange(all_images.shape[0], device=images.device)
-        temperature = inverse(scale)
-        of_images = info_nce(images, all_texts[own], all_texts, temperature, exclude=ids, normalize=False)
-        of_texts = info_nce(texts, all_images[own], all_images, temperature, exclude=ids, normalize=False)
+        of_images = info_nce_of_scale(images, all_texts[own], all_texts, scale, exclude=ids, normalize=False)
+        of_texts = info_nce_of_scale(texts, all_images[own], all_images, scale, exclude=ids, normalize=False)
         return (of_images + of_texts) / 2
 
 

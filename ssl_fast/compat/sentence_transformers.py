@@ -21,9 +21,9 @@ from torch import Tensor
 from typing_extensions import deprecated
 
 from ..formulas.rows import unit_rows, upcast
-from ..formulas.scalars import inverse
 from ..formulas.sums import reduce, softplus
-from ..functional import clip, info_nce, similarity_lse
+from ..functional import clip, similarity_lse
+from ..functional.queries import info_nce_of_scale
 from .inputs import scalar
 from .own_path import say_own_path
 
@@ -120,7 +120,7 @@ def _fused(loss: Any, embeddings: list[Tensor]) -> Tensor:
     hard, scale = _is_hard(loss), scalar(loss.scale)
     if len(docs) == 1 and not hard and not loss.gather_across_devices:
         if directions == {"query_to_doc"} and normalize:
-            return info_nce(queries, docs[0], None, inverse(scale))
+            return info_nce_of_scale(queries, docs[0], None, scale)
         if directions == {"query_to_doc", "doc_to_query"} and loss.partition_mode == "per_direction":
             return clip(queries, docs[0], logit_scale=scale, normalize=normalize)
     batch = _Batch(queries, docs, scale, normalize, loss.gather_across_devices)

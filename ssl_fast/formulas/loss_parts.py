@@ -44,14 +44,14 @@ def symmetric_sum(first: Any, second: Any, factor: Scalar) -> tuple[Tensor, Cont
     return factor * (first[0] + second[0]), stats
 
 
-def noise_contrastive_loss_rows(similarity: Tensor, images: int, normalizer: Scalar, temperature: Scalar) -> Tensor:
+def noise_contrastive_loss_rows(similarity: Tensor, images: int, normalizer: Scalar, scale: Scalar) -> Tensor:
     """The rows' losses (N,) of noise-contrastive estimation (Wu et al. 2018, eq. 4 to 8).
 
     Args:
         similarity: (N, 1 + m), of each row with its own image and with m sampled ones.
         images: their number n in the bank.
         normalizer: the estimate of the softmax's sum.
-        temperature: a number or a 0-D tensor.
+        scale: a number or a 0-D tensor.
     """
     noise = similarity.shape[1] - 1
     if isinstance(normalizer, Tensor):
@@ -59,13 +59,13 @@ def noise_contrastive_loss_rows(similarity: Tensor, images: int, normalizer: Sca
     else:
         normalizer = torch.full((), normalizer, dtype=torch.float64, device=similarity.device)
     # log(P n / m), whose sigmoid is h.
-    logits = similarity / temperature - (normalizer.log() + math.log(noise / images)).to(similarity.dtype)
+    logits = similarity * scale - (normalizer.log() + math.log(noise / images)).to(similarity.dtype)
     return softplus(-logits[:, 0]) + row_totals(softplus(logits[:, 1:]))
 
 
-def nce_estimate(similarity: Tensor, images: int, temperature: Scalar) -> Tensor:
-    """n times the mean of exp(s similarity) over (N, 1 + m), the first batch's estimate of the softmax's sum.
+def nce_estimate(similarity: Tensor, images: int, scale: Scalar) -> Tensor:
+    """n times the mean of exp(scale similarity) over (N, 1 + m), the first batch's estimate of the softmax's sum.
 
     0-D float64, kept from 1e-290 to 1e290, where the coldest temperatures would give 0 or Inf.
     """
-    return images * (similarity.double() / temperature).exp().mean().clamp(1e-290, 1e290)
+    return images * (similarity.double() * scale).exp().mean().clamp(1e-290, 1e290)

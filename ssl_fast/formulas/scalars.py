@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 Scalar: TypeAlias = "float | Tensor"  # a tensor is 0-D and may get a gradient
-# Sizes of a temperature. Beyond these, logits in float32 are rounding noise or all equal.
+# Sizes of a temperature, and so of a scale. Beyond these, logits in float32 are rounding noise or all equal.
 TEMPERATURES = (1e-8, 1e8)
+# The same where a kernel reads a scale: moved outwards by what rounding may do to 1 / temperature.
+SCALES = (0.9999999e-8, 1.0000001e8)
 
 
-def in_range(temperature: Scalar) -> Any:
-    """A tensor's value outside TEMPERATURES becomes NaN; numbers are checked by the public functions."""
-    if not isinstance(temperature, Tensor):
-        return temperature
-    size = temperature.abs()
-    return torch.where((size >= TEMPERATURES[0]) & (size <= TEMPERATURES[1]), temperature, float("nan"))
+def in_range(value: Scalar) -> Any:
+    """A temperature or a scale; a tensor's value outside SCALES becomes NaN. Public functions check numbers."""
+    if not isinstance(value, Tensor):
+        return value
+    size = value.abs()
+    return torch.where((size >= SCALES[0]) & (size <= SCALES[1]), value, float("nan"))
 
 
 class _OnDevice(torch.autograd.Function):
@@ -55,13 +57,13 @@ def on_device(value: Scalar, device: torch.device) -> Any:
     return _OnDevice.apply(value, device)
 
 
-def sign_of(temperature: Scalar, dtype: torch.dtype) -> Any:
-    """1 or -1 for a number; for a tensor a tensor where it lies, which is not read."""
-    if isinstance(temperature, Tensor):
-        return torch.sign(temperature.detach().to(dtype))
-    return math.copysign(1.0, temperature)
+def sign_of(value: Scalar, dtype: torch.dtype) -> Any:
+    """1 or -1, of a temperature or a scale: a number for a number, for a tensor a tensor where it lies."""
+    if isinstance(value, Tensor):
+        return torch.sign(value.detach().to(dtype))
+    return math.copysign(1.0, value)
 
 
-def inverse(scale: Scalar) -> Any:
-    """The temperature 1 / scale: of a tensor in float64, so that the kernels find the scale as it was."""
-    return scale.double().reciprocal() if isinstance(scale, Tensor) else 1 / scale
+def inverse(value: Scalar) -> Any:
+    """From a temperature to the scale, or back: 1 / value, of a tensor in float64, so that it is rounded once."""
+    return value.double().reciprocal() if isinstance(value, Tensor) else 1 / float(value)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .scalars import Scalar
+from .scalars import Scalar, sign_of
 from .sums import total
 
 
@@ -37,10 +37,13 @@ def stats_of(loss_rows: Tensor, above: Tensor, positive_mean: Tensor, negative_m
 
 @torch.no_grad()
 def stats_from(
-    loss_rows: Tensor, similarity: Tensor, best: Tensor, positive_mean: Tensor, negative: Tensor, temperature: Scalar
+    loss_rows: Tensor, similarity: Tensor, best: Tensor, positive_mean: Tensor, negative: Tensor, signed: Scalar
 ) -> ContrastiveStats:
-    """Of a matrix (anchors, candidates). negative: a mask. best: similarity of each anchor's best positive."""
-    scores, threshold = similarity / temperature, best[:, None] / temperature
-    above = ((scores > threshold) & negative).sum(1)
+    """Of a matrix (anchors, candidates). negative: a mask. best: similarity of each anchor's best positive.
+
+    signed: the temperature or the scale, by whose sign similarities are ranked.
+    """
+    sign = sign_of(signed, similarity.dtype)
+    above = ((sign * similarity > sign * best[:, None]) & negative).sum(1)
     negative_mean = total(similarity.masked_fill(~negative, 0)) / negative.sum()
     return stats_of(loss_rows, above, positive_mean, negative_mean)

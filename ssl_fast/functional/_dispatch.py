@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import checks
 from ..formulas.rows import upcast
-from ..formulas.scalars import inverse
+from ..formulas.scalars import inverse, on_device
 from ..formulas.statistics import ContrastiveStats
 from ..formulas.sums import repeated
 from ..operators import backends, calls
@@ -32,33 +32,39 @@ def as_computed(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(upcast(x) if backends.choose("similarity_lse", x.device.type) == "cpu" else x for x in tensors)
 
 
-def temperature_of(temperature: Any, logit_scale: Any, x: Tensor) -> Any:
-    """The temperature, or where it is given 1 / logit_scale, checked and on the device of the embeddings x."""
-    if logit_scale is not None:
-        checks.scale("logit_scale", logit_scale, x.device)
-        temperature = inverse(logit_scale)
-    return checks.temperature(temperature, x.device)
-
-
 class Request:
     """What a caller wants of a loss besides its formula: the common options, checked.
 
     Args:
         x: (N, ...) one of the loss's arguments; row i is of image i.
+        temperature: argument of the loss; not read where logit_scale is given.
         reduction, normalize, weights, return_stats, group: arguments of the loss.
         image_first: whether the losses of an image's views lie beside each other, and not a view below the other.
+        logit_scale: 1 / temperature, where the caller has that.
+
+    Attributes:
+        scale: 1 / temperature, which the operators take. What follows a public call's checks takes it from here.
     """
 
     def __init__(
         self,
         x: Tensor,
+        temperature: Any,
         reduction: str,
         normalize: bool,
         weights: Tensor | None,
         return_stats: bool,
         group: Group = None,
         image_first: bool = False,
+        logit_scale: Scalar | None = None,
     ):
+        self._temperature = None
+        if logit_scale is None:
+            self._temperature = checks.temperature(temperature, x.device)
+            self.scale = inverse(self._temperature)
+        else:
+            checks.scale("logit_scale", logit_scale, x.device)
+            self.scale = on_device(logit_scale if isinstance(logit_scale, Tensor) else float(logit_scale), x.device)
         checks.reduction(reduction)
         checks.flags(normalize=normalize, return_stats=return_stats)
         if weights is not None:
@@ -70,6 +76,11 @@ class Request:
         self.operator_reduces = weights is None and self.batch.alone
         self.operator_reduction = reduction if self.operator_reduces else "none"
 
+    @property
+    def temperature(self) -> Any:
+        """The temperature as the caller gave it, for the reference; 1 / logit_scale where that was given."""
+        return inverse(self.scale) if self._temperature is None else self._temperature
+
     def reduce(self, loss_rows: Tensor, counted: Tensor | None = None) -> Tensor:
         """The loss of `loss_rows`, (N,) or several for each image. counted: as for `formulas.sums.reduce`."""
         weights = repeated(self.weights, loss_rows.shape[0], self.image_first)
@@ -79,9 +90,9 @@ class Request:
         """The loss, from what an operator gave for `operator_reduction`, which leaves the rest to `reduce`."""
         return loss if self.operator_reduces else self.reduce(loss)
 
-    def positive_loss(self, lse: Tensor, positive: Tensor, temperature: Scalar, **options: Any) -> Tensor:
+    def positive_loss(self, lse: Tensor, positive: Tensor, **options: Any) -> Tensor:
         """The loss of `operators.calls.positive_loss`."""
-        return self.finished(calls.positive_loss(lse, positive, temperature, self.operator_reduction, **options))
+        return self.finished(calls.positive_loss(lse, positive, self.scale, self.operator_reduction, **options))
 
     def result(self, loss: Tensor, stats: ContrastiveStats | None) -> Loss:
         """What the loss returns."""

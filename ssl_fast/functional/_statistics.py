@@ -56,16 +56,16 @@ def equal_pairs(u: Tensor, v: Tensor, classes_u: Tensor, classes_v: Tensor) -> t
 
 @torch.no_grad()
 def best_same_class(
-    z: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, temperature: Scalar, normalize: bool
+    z: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, scale: Scalar, normalize: bool
 ) -> Tensor:
-    """The similarity of each row (N,) with the most similar of the others of its label, by the temperature's sign.
+    """The similarity of each row (N,) with the most similar of the others of its label, by the scale's sign.
 
     others (M, D): begin with the rows themselves, which do not count. In a pass of its own, some rows at a time, for
-    statistics where positives are many. A row with no other row of its label gets -Inf, or Inf where the temperature is
+    statistics where positives are many. A row with no other row of its label gets -Inf, or Inf where the scale is
     negative.
     """
     u, v, place = rows_of(z, normalize), rows_of(others, normalize), torch.arange(others.shape[0], device=z.device)
-    sign = sign_of(temperature, u.dtype)
+    sign = sign_of(scale, u.dtype)
     step, best, found = max(1, CHUNK_ELEMENTS // v.shape[0]), [], []
     with torch.autocast(u.device.type, enabled=False):
         for first in range(0, u.shape[0], step):

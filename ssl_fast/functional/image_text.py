@@ -15,7 +15,7 @@ from ..formulas.sums import softplus, total
 from ..operators import calls
 from ..operators.codes import NOT_SELF
 from . import _statistics
-from ._dispatch import Request, as_computed, runs_reference, temperature_of
+from ._dispatch import Request, as_computed, runs_reference
 
 if TYPE_CHECKING:
     from ..annotations import Group, Loss, LossAndStats, Options, Scalar, Temperature, Unpack
@@ -71,18 +71,18 @@ def clip(
         >>> loss = functional.clip(images, texts, logit_scale=torch.tensor(14.3, requires_grad=True))
     """
     checks.pair("b", b, "a", a)
-    temperature = temperature_of(temperature, logit_scale, a)
-    request = Request(a, reduction, normalize, weights, return_stats, group)
+    request = Request(a, temperature, reduction, normalize, weights, return_stats, group, logit_scale=logit_scale)
+    scale = request.scale
     if runs_reference("similarity_lse", a):
-        return request.of_reference(reference.clip, {"a": a, "b": b}, {"temperature": temperature})
+        return request.of_reference(reference.clip, {"a": a, "b": b}, {"logit_scale": scale})
     a, b = as_computed(a, b)
     positive = calls.pair_similarity(a, b, normalize, normalize)  # (N,)
-    lse, above = request.batch.lse_of_both(a, b, NOT_SELF, temperature, normalize, positive if return_stats else None)
-    loss = request.positive_loss(lse, positive, temperature)
+    lse, above = request.batch.lse_of_both(a, b, NOT_SELF, scale, normalize, positive if return_stats else None)
+    loss = request.positive_loss(lse, positive)
     if not return_stats:
         return loss
     with torch.no_grad():
-        loss_rows = calls.positive_loss(lse, positive, temperature, "none")
+        loss_rows = calls.positive_loss(lse, positive, scale, "none")
     return loss, _pair_statistics(a, b, request, positive, loss_rows, above)
 
 
@@ -139,20 +139,20 @@ def siglip(
         >>> loss = functional.siglip(images, texts, logit_scale=10.0, bias=-10.0)
     """
     checks.pair("b", b, "a", a)
-    temperature = temperature_of(temperature, logit_scale, a)
     checks.scalar("bias", bias, a.device)
     bias = on_device(bias, a.device)
-    request = Request(a, reduction, normalize, weights, return_stats, group)
+    request = Request(a, temperature, reduction, normalize, weights, return_stats, group, logit_scale=logit_scale)
+    scale = request.scale
     request.batch.refuse_ring("siglip")
     # In one process nothing is compared: torch.compile would take the batch size for a constant.
     if not request.batch.alone and len(set(request.batch.counts)) > 1:
         raise ValueError(f"group: expected as many rows on every rank for siglip, got {request.batch.counts}")
     if runs_reference("similarity_softplus", a):
-        return request.of_reference(reference.siglip, {"a": a, "b": b}, {"temperature": temperature, "bias": bias})
+        return request.of_reference(reference.siglip, {"a": a, "b": b}, {"logit_scale": scale, "bias": bias})
     a, b = as_computed(a, b)
     positive = calls.pair_similarity(a, b, normalize, normalize)  # (N,)
-    sums, above = request.batch.softplus(a, b, normalize, temperature, bias, positive if return_stats else None)
-    loss_rows = sums + softplus(-(positive / in_range(temperature) + bias))
+    sums, above = request.batch.softplus(a, b, normalize, scale, bias, positive if return_stats else None)
+    loss_rows = sums + softplus(-(positive * in_range(scale) + bias))
     loss = request.reduce(loss_rows)
     if not return_stats:
         return loss

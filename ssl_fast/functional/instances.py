@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import checks, reference
 from ..formulas.loss_parts import nce_estimate, noise_contrastive_loss_rows
 from ..formulas.rows import rows_of
-from ..formulas.scalars import in_range
+from ..formulas.scalars import in_range, inverse
 from ..formulas.statistics import stats_from
 from ..formulas.sums import total
 from ..memory.bank import MemoryBank
@@ -73,27 +73,25 @@ def instance_discrimination(
         >>> loss = functional.instance_discrimination(torch.randn(256, 128), torch.arange(256), bank)
     """
     rows = checked_rows(features, index, bank)
-    temperature = checks.temperature(temperature, features.device)
-    request = Request(features, reduction, normalize, weights, return_stats)
+    request = Request(features, temperature, reduction, normalize, weights, return_stats)
     index = index.long()
     if runs_reference("similarity_lse", features):
         tensors = {"features": features, "index": index}
-        return request.of_reference(
-            reference.instance_discrimination, tensors, {"bank": rows, "temperature": temperature}
-        )
+        options = {"bank": rows, "temperature": request.temperature}
+        return request.of_reference(reference.instance_discrimination, tensors, options)
     (features,) = as_computed(features)
     # index_select refuses negative places, which indexing would count from the end.
     positive = calls.pair_similarity(features, rows.index_select(0, index), normalize, False)
     places = torch.arange(rows.shape[0], device=index.device)
     lse, _, above = calls.similarity_lse(
-        features, rows, IDS_DIFFER, temperature, (index, places), (normalize, False),
+        features, rows, IDS_DIFFER, request.scale, (index, places), (normalize, False),
         positive=positive if return_stats else None,
     )  # fmt: skip
-    loss = request.positive_loss(lse, positive, temperature)
+    loss = request.positive_loss(lse, positive)
     if not return_stats:
         return loss
     with torch.no_grad():
-        loss_rows = calls.positive_loss(lse, positive, temperature, "none")
+        loss_rows = calls.positive_loss(lse, positive, request.scale, "none")
         sums = rows_of(features, normalize).sum(0), rows_of(rows, False).sum(0)
         excluded, pairs = total(positive.double()), features.shape[0] * (rows.shape[0] - 1)
     return loss, _statistics.statistics(loss_rows, above, total(positive) / positive.numel(), sums, excluded, pairs)
@@ -157,21 +155,20 @@ def instance_nce(
     """
     rows, candidates = _candidates(features, index, noise, bank)
     checks.scalar("normalizer", normalizer, features.device)
-    temperature = checks.temperature(temperature, features.device)
-    request = Request(features, reduction, normalize, weights, return_stats)
+    request = Request(features, temperature, reduction, normalize, weights, return_stats)
     if runs_reference("similarity_lse", features):
         tensors = {"features": features, "index": candidates[:, 0], "noise": candidates[:, 1:]}
-        options = {"bank": rows, "normalizer": normalizer, "temperature": temperature}
+        options = {"bank": rows, "normalizer": normalizer, "temperature": request.temperature}
         return request.of_reference(reference.instance_nce, tensors, options)
     similarity = sampled_similarity(rows_of(features, normalize), rows, candidates)  # (N, 1 + m)
-    temperature = in_range(temperature)
-    loss_rows = noise_contrastive_loss_rows(similarity, rows.shape[0], normalizer, temperature)
+    scale = in_range(request.scale)
+    loss_rows = noise_contrastive_loss_rows(similarity, rows.shape[0], normalizer, scale)
     loss = request.reduce(loss_rows)
     if not return_stats:
         return loss
     positive, negative = similarity[:, 0], similarity[:, 1:]
     is_negative = torch.ones_like(negative, dtype=torch.bool)
-    return loss, stats_from(loss_rows, negative, positive, positive.detach().mean(), is_negative, temperature)
+    return loss, stats_from(loss_rows, negative, positive, positive.detach().mean(), is_negative, scale)
 
 
 @torch.no_grad()
@@ -200,10 +197,10 @@ def nce_normalizer(
         >>> normalizer = functional.nce_normalizer(torch.randn(256, 128), torch.arange(256), noise, bank)
     """
     rows, candidates = _candidates(features, index, noise, bank)
-    temperature = checks.temperature(temperature, features.device)
+    scale = inverse(checks.temperature(temperature, features.device))
     checks.flags(normalize=normalize)
     similarity = sampled_similarity(rows_of(features, normalize), rows, candidates)  # (N, 1 + m)
-    return nce_estimate(similarity, rows.shape[0], in_range(temperature))
+    return nce_estimate(similarity, rows.shape[0], in_range(scale))
 
 
 def _candidates(features: Tensor, index: Tensor, noise: Tensor, bank: Tensor | MemoryBank) -> tuple[Tensor, Tensor]:

@@ -84,45 +84,63 @@ def info_nce(
         >>> query, key = torch.randn(2, 256, 128)
         >>> loss = functional.info_nce(query, key, queue, temperature=0.2)
     """
+    return info_nce_of_scale(
+        query, positive, negatives, None, temperature, reduction=reduction, normalize=normalize, weights=weights,
+        return_stats=return_stats, group=group, exclude=exclude,
+    )  # fmt: skip
+
+
+def info_nce_of_scale(
+    query: Tensor,
+    positive: Tensor,
+    negatives: Negatives,
+    logit_scale: Scalar | None,
+    temperature: Any = None,
+    *,
+    reduction: str = "mean",
+    normalize: bool = True,
+    weights: Tensor | None = None,
+    return_stats: bool = False,
+    group: Group = None,
+    exclude: tuple[Tensor, Tensor] | None = None,
+) -> Any:  # a Loss
+    """`info_nce` for callers who have 1 / temperature. The temperature is only read where logit_scale is None."""
     checks.pair("positive", positive, "query", query)
     rows = _negative_rows(query, negatives)
-    temperature = checks.temperature(temperature, query.device)
     if exclude is not None:
         if rows is not None and rows.dim() == 3:
             raise ValueError("exclude: expected None with negatives of each query's own")
         exclude = pair_of_ids("exclude", exclude, positive, positive if rows is None else rows)
-    request = Request(query, reduction, normalize, weights, return_stats, group if rows is None else None)
+    group = group if rows is None else None
+    request = Request(query, temperature, reduction, normalize, weights, return_stats, group, logit_scale=logit_scale)
     in_plain_pytorch = rows is not None and rows.dim() == 3 and not normalize
     if runs_reference("info_nce", query) or in_plain_pytorch:
-        return _info_nce_reference(query, positive, negatives, temperature, exclude, request)
+        return _info_nce_reference(query, positive, negatives, exclude, request)
     normalize_negatives = normalize and not isinstance(negatives, NegativeQueue)
     if exclude is not None or not normalize or not request.batch.alone:
-        return _info_nce_composed(query, positive, rows, normalize_negatives, temperature, exclude, request)
+        return _info_nce_composed(query, positive, rows, normalize_negatives, exclude, request)
     loss, stats = calls.info_nce(
-        query, positive, rows, normalize_negatives, temperature, request.operator_reduction, return_stats
+        query, positive, rows, normalize_negatives, request.scale, request.operator_reduction, return_stats
     )
     return request.result(request.finished(loss), stats)
 
 
-def _info_nce_reference(
-    query: Tensor, positive: Tensor, negatives: Negatives, temperature: Scalar, ids: Any, request: Request
-) -> Loss:
+def _info_nce_reference(query: Tensor, positive: Tensor, negatives: Negatives, ids: Any, request: Request) -> Loss:
     tensors = {"query": query, "positive": positive}
     if request.batch.alone or ids is None:
-        options = {"negatives": negatives, "temperature": temperature, "exclude": ids}
+        options = {"negatives": negatives, "temperature": request.temperature, "exclude": ids}
         return request.of_reference(reference.info_nce, tensors, options)
 
     def formula(query: Tensor, positive: Tensor, ids: Tensor, **options: Any) -> Any:
         return reference.info_nce(query, positive, exclude=(ids, ids), **options)
 
     # In batch: the ids belong to the rows, and are gathered from the ranks like them.
-    return request.of_reference(formula, {**tensors, "ids": ids[0]}, {"temperature": temperature})
+    return request.of_reference(formula, {**tensors, "ids": ids[0]}, {"temperature": request.temperature})
 
 
 def _info_nce_composed(
-    query: Tensor, positive: Tensor, rows: Tensor | None, normalize_rows: bool, temperature: Scalar, ids: Any,
-    request: Request,
-) -> Loss:  # fmt: skip
+    query: Tensor, positive: Tensor, rows: Tensor | None, normalize_rows: bool, ids: Any, request: Request
+) -> Loss:
     """InfoNCE from the log-sum-exp over the negatives, where the operator of that name has no such option."""
     in_queue = rows is not None and not normalize_rows
     query, positive = as_computed(query, positive)
@@ -135,12 +153,12 @@ def _info_nce_composed(
     positive_similarity = calls.pair_similarity(query, positive, request.normalize, request.normalize)  # (N,)
     counted = positive_similarity if request.return_stats else None
     normalize = (request.normalize, normalize_rows)
-    lse, above = request.batch.lse(query, rows, mask, temperature, ids or (None, None), normalize, counted)
-    loss = request.positive_loss(lse, positive_similarity, temperature)
+    lse, above = request.batch.lse(query, rows, mask, request.scale, ids or (None, None), normalize, counted)
+    loss = request.positive_loss(lse, positive_similarity)
     if counted is None:
         return loss
     with torch.no_grad():
-        loss_rows = calls.positive_loss(lse, counted, temperature, "none")
+        loss_rows = calls.positive_loss(lse, counted, request.scale, "none")
         u, v = rows_of(query, request.normalize), rows_of(request.batch.gather(rows), normalize_rows)
         excluded, left_out = _left_out(mask, u, v, counted, ids, request)
         pairs = u.shape[0] * v.shape[0] - left_out
@@ -218,29 +236,28 @@ def multi_positive_info_nce(
         )
     checks.same_device("positives", positives, "query", query)
     rows = _negative_rows(query, negatives, (2,))
-    temperature = checks.temperature(temperature, query.device)
     checks.choice("form", form, checks.FORMS)
-    request = Request(query, reduction, normalize, weights, return_stats, group if rows is None else None)
+    group = group if rows is None else None
+    request = Request(query, temperature, reduction, normalize, weights, return_stats, group)
     if runs_reference("similarity_lse", query):
         tensors = {"query": query, "positives": positives}
-        options = {"negatives": negatives, "temperature": temperature, "form": form}
+        options = {"negatives": negatives, "temperature": request.temperature, "form": form}
         return request.of_reference(reference.multi_positive_info_nce, tensors, options)
     normalize_negatives = normalize and not isinstance(negatives, NegativeQueue)
-    return _several_positives(query, positives, rows, normalize_negatives, temperature, form, request)
+    return _several_positives(query, positives, rows, normalize_negatives, form, request)
 
 
 def _several_positives(
-    query: Tensor, positives: Tensor, rows: Tensor | None, normalize_rows: bool, temperature: Scalar, form: str,
-    request: Request,
-) -> Loss:  # fmt: skip
-    batch = request.batch
+    query: Tensor, positives: Tensor, rows: Tensor | None, normalize_rows: bool, form: str, request: Request
+) -> Loss:
+    batch, scale = request.batch, request.scale
     query, positives = as_computed(query, positives)
     count, each = positives.shape[:2]
     flat = positives.flatten(0, 1)  # (N P, D)
     of_positives = calls.pair_similarity(
         query.repeat_interleave(each, 0), flat, request.normalize, request.normalize
     ).view(count, each)
-    logits = calls.scores(of_positives, temperature)  # (N, P), float64
+    logits = calls.scores(of_positives, scale)  # (N, P), float64
     in_batch, mask = rows is None, ALL
     ids: Ids = (None, None)
     if rows is None:
@@ -248,8 +265,8 @@ def _several_positives(
         rows, mask, ids = flat, IDS_DIFFER, (image, image.repeat_interleave(each))
     elif not normalize_rows:
         rows = rows.clone()  # autograd keeps these rows, and MoCo enqueues before the backward pass
-    best = _best(of_positives.detach(), temperature) if request.return_stats else None
-    lse, above = batch.lse(query, rows, mask, temperature, ids, (request.normalize, normalize_rows), best)
+    best = _best(of_positives.detach(), scale) if request.return_stats else None
+    lse, above = batch.lse(query, rows, mask, scale, ids, (request.normalize, normalize_rows), best)
     of_all = logsumexp(logits)
     attraction = of_all - logits.mean(1) if form == "out" else math.log(each)
     loss_rows = (softplus(lse - of_all) + attraction).to(of_positives.dtype)
@@ -265,12 +282,12 @@ def _several_positives(
     return loss, batch.mean_stats(stats)
 
 
-def _best(similarities: Tensor, temperature: Scalar) -> Tensor:
-    """(N,) the most similar of each row of (N, P), by the sign of the temperature."""
+def _best(similarities: Tensor, scale: Scalar) -> Tensor:
+    """(N,) the most similar of each row of (N, P), by the sign of the scale."""
     largest, smallest = similarities.amax(1), similarities.amin(1)
-    if isinstance(temperature, Tensor):
-        return torch.where(temperature > 0, largest, smallest)
-    return largest if temperature > 0 else smallest
+    if isinstance(scale, Tensor):
+        return torch.where(scale > 0, largest, smallest)
+    return largest if scale > 0 else smallest
 
 
 @overload
@@ -323,12 +340,11 @@ def moco_v3(
     checks.pair("key2", key2, "query1", query1)
     checks.pair("query2", query2, "query1", query1)
     checks.pair("key1", key1, "query1", query1)
-    temperature = checks.temperature(temperature, query1.device)
-    request = Request(query1, reduction, normalize, weights, return_stats, group)
+    request = Request(query1, temperature, reduction, normalize, weights, return_stats, group)
     options: dict[str, Any] = {"reduction": "none", "normalize": normalize, "return_stats": return_stats}
-    first = info_nce(query1, key2, None, temperature, group=group, **options)
-    second = info_nce(query2, key1, None, temperature, group=group, **options)
-    loss_rows, stats = symmetric_sum(first, second, 2 * temperature)
+    first = info_nce_of_scale(query1, key2, None, request.scale, group=group, **options)
+    second = info_nce_of_scale(query2, key1, None, request.scale, group=group, **options)
+    loss_rows, stats = symmetric_sum(first, second, 2 * request.temperature)
     return request.result(request.reduce(loss_rows), stats)
 
 

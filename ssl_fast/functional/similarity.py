@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import checks, reference
-from ..formulas.scalars import inverse, on_device
+from ..formulas.scalars import on_device
 from ..operators import calls
 from ..operators.codes import ALL, IDS_DIFFER, IDS_EQUAL, NOT_SELF
 from ._dispatch import runs_reference
@@ -83,9 +83,8 @@ def similarity_lse(
     symmetric = b is a
     other = (None, (ids[0], None)) if symmetric else (b, ids)
     lse, column_lse, _ = calls.similarity_lse(
-        a, other[0], mask, inverse(scale), other[1], (normalize, normalize),
-        columns and not symmetric,
-    )  # fmt: skip
+        a, other[0], mask, scale, other[1], (normalize, normalize), columns and not symmetric
+    )
     dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
     lse = lse.to(dtype)
     return (lse, lse if symmetric else column_lse.to(dtype)) if columns else lse

@@ -18,7 +18,7 @@ from . import _statistics
 from ._dispatch import Request, as_computed, runs_reference
 
 if TYPE_CHECKING:
-    from ..annotations import Group, Loss, LossAndStats, Options, Scalar, Temperature, Unpack
+    from ..annotations import Group, Loss, LossAndStats, Options, Temperature, Unpack
 
 
 @overload
@@ -80,23 +80,19 @@ def supcon(
         checks.ids("labels", labels, features.shape[:1], "features", features)
     elif features.dim() == 2:
         raise ValueError("labels: expected integers for features without views, (rows, dim), got None")
-    temperature = checks.temperature(temperature, features.device)
     checks.choice("form", form, checks.FORMS)
     checks.flags(count_without_positive=count_without_positive)
-    request = Request(features, reduction, normalize, weights, return_stats, group, image_first=True)
+    request = Request(features, temperature, reduction, normalize, weights, return_stats, group, image_first=True)
     request.batch.refuse_ring("supcon, whose classes are gathered")
     if labels is None:
         labels = request.batch.images(features.device)
-    options = {"temperature": temperature, "form": form}
     if runs_reference("similarity_lse", features):
-        return _reference(features, labels, options, count_without_positive, request)
-    return _Classes(features, labels, request).loss(temperature, form, count_without_positive)
+        return _reference(features, labels, form, count_without_positive, request)
+    return _Classes(features, labels, request).loss(form, count_without_positive)
 
 
-def _reference(
-    features: Tensor, labels: Tensor, options: dict[str, Any], count_without_positive: bool, request: Request
-) -> Loss:
-    tensors = {"features": features, "labels": labels}
+def _reference(features: Tensor, labels: Tensor, form: str, count_without_positive: bool, request: Request) -> Loss:
+    tensors, options = {"features": features, "labels": labels}, {"temperature": request.temperature, "form": form}
     if request.batch.alone:
         return request.of_reference(
             reference.supcon, tensors, {**options, "count_without_positive": count_without_positive}
@@ -115,14 +111,14 @@ class _Classes:
         self.z, self.labels = views_of(as_computed(features)[0], labels.long())
         self.rows, self.classes = request.batch.gather(self.z), request.batch.gather(self.labels)
 
-    def loss(self, temperature: Scalar, form: str, count_without_positive: bool) -> Loss:
+    def loss(self, form: str, count_without_positive: bool) -> Loss:
         request = self.request
         best = None
         if request.return_stats:
             best = _statistics.best_same_class(
-                self.z.detach(), self.labels, self.rows.detach(), self.classes, temperature, request.normalize
+                self.z.detach(), self.labels, self.rows.detach(), self.classes, request.scale, request.normalize
             )
-        loss_rows, positives, lse, above = (self._out if form == "out" else self._in)(temperature, best)
+        loss_rows, positives, lse, above = (self._out if form == "out" else self._in)(best)
         # A row without a positive has a loss of 0. A row that holds NaN has NaN, also where it is alone in its class.
         of_itself = calls.pair_similarity(self.z.detach(), self.z.detach(), request.normalize, request.normalize)
         loss_rows = torch.where((positives > 0) | lse.isnan(), loss_rows.to(of_itself.dtype), of_itself * 0)
@@ -137,30 +133,30 @@ class _Classes:
         same, positives = calls.class_similarity(rows, self.classes, self.request.normalize)
         return same[: self.z.shape[0]], positives[: self.z.shape[0]]
 
-    def _out(self, temperature: Scalar, best: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _out(self, best: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(the rows' losses, numbers of positives, log-sum-exps, above of the best positives), positives outside."""
         same, positives = self._same_class(self.rows)
-        normalize = (self.request.normalize,) * 2
-        lse, above = self.request.batch.lse(self.z, self.z, NOT_SELF, temperature, (None, None), normalize, best)
+        normalize, scale = (self.request.normalize,) * 2, self.request.scale
+        lse, above = self.request.batch.lse(self.z, self.z, NOT_SELF, scale, (None, None), normalize, best)
         mean = same / positives.clamp_min(1)
-        return calls.positive_loss(lse, mean, temperature, "none", in_denominator=False), positives, lse, above
+        return calls.positive_loss(lse, mean, scale, "none", in_denominator=False), positives, lse, above
 
-    def _in(self, temperature: Scalar, best: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _in(self, best: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """As `_out`, with the positives inside the log."""
         _, positives = self._same_class(self.rows.detach())
         normalize, ids = (self.request.normalize,) * 2, (self.labels, self.labels)
-        lse, above = self.request.batch.lse(self.z, self.z, IDS_DIFFER, temperature, ids, normalize, best)
-        of_positives = self._positives_lse(temperature).masked_fill(positives == 0, 0.0)
+        lse, above = self.request.batch.lse(self.z, self.z, IDS_DIFFER, self.request.scale, ids, normalize, best)
+        of_positives = self._positives_lse().masked_fill(positives == 0, 0.0)
         return softplus(lse - of_positives) + positives.clamp_min(1).to(lse.dtype).log(), positives, lse, above
 
-    def _positives_lse(self, temperature: Scalar) -> Tensor:
+    def _positives_lse(self) -> Tensor:
         """Log-sum-exp of each row over the other rows of its label, here and on the other ranks."""
-        normalize, own = (self.request.normalize,) * 2, self.z.shape[0]
-        lse, *_ = calls.similarity_lse(self.z, None, IDS_EQUAL, temperature, (self.labels, None), normalize)
+        normalize, scale, own = (self.request.normalize,) * 2, self.request.scale, self.z.shape[0]
+        lse, *_ = calls.similarity_lse(self.z, None, IDS_EQUAL, scale, (self.labels, None), normalize)
         if self.rows.shape[0] == own:
             return lse
         ids = (self.labels, self.classes[own:])
-        elsewhere, *_ = calls.similarity_lse(self.z, self.rows[own:], IDS_EQUAL, temperature, ids, normalize)
+        elsewhere, *_ = calls.similarity_lse(self.z, self.rows[own:], IDS_EQUAL, scale, ids, normalize)
         # Where both are -Inf, logaddexp would have no gradient.
         return torch.logaddexp(lse.clamp_min(-1e300), elsewhere.clamp_min(-1e300))
 

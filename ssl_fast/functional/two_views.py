@@ -73,14 +73,13 @@ def nt_xent(
         >>> loss.backward()
     """
     checks.pair("z2", z2, "z1", z1)
-    temperature = checks.temperature(temperature, z1.device)
-    request = Request(z1, reduction, normalize, weights, return_stats, group)
+    request = Request(z1, temperature, reduction, normalize, weights, return_stats, group)
     if runs_reference("nt_xent", z1):
-        return request.of_reference(reference.nt_xent, {"z1": z1, "z2": z2}, {"temperature": temperature})
+        return request.of_reference(reference.nt_xent, {"z1": z1, "z2": z2}, {"temperature": request.temperature})
     if not normalize or not request.batch.alone:
         views = _TwoViews(z1, z2, request)
-        return views.loss(*views.negatives_lse(temperature), temperature)
-    loss, stats = calls.nt_xent(z1, z2, temperature, request.operator_reduction, return_stats)
+        return views.loss(*views.negatives_lse(request.scale))
+    loss, stats = calls.nt_xent(z1, z2, request.scale, request.operator_reduction, return_stats)
     return request.result(request.finished(loss), stats)
 
 
@@ -130,19 +129,19 @@ def dcl(
     Example:
         >>> loss = functional.dcl(*torch.randn(2, 256, 128), temperature=0.1, sigma=0.5)
     """
-    temperature, request = _checked(z1, z2, temperature, reduction, normalize, weights, return_stats, group)
+    request = _checked(z1, z2, temperature, reduction, normalize, weights, return_stats, group)
     if sigma is not None:
         checks.number("sigma", sigma, 1e-8)
     if runs_reference("similarity_lse", z1):
-        options = {"temperature": temperature, "sigma": sigma}
+        options = {"temperature": request.temperature, "sigma": sigma}
         return request.of_reference(reference.dcl, {"z1": z1, "z2": z2}, options)
     views = _TwoViews(z1, z2, request)
-    lse, above = views.negatives_lse(temperature)
+    lse, above = views.negatives_lse(request.scale)
     pull = None
     if sigma is not None:
         positive = request.batch.gather(views.positive.detach())  # the rank's own rows come first
         pull = von_mises_fisher_weights(positive, sigma)[: z1.shape[0]]
-    return views.loss(lse, above, temperature, positive_weights=pull, in_denominator=False)
+    return views.loss(lse, above, positive_weights=pull, in_denominator=False)
 
 
 @overload
@@ -195,42 +194,42 @@ def hard_negative_nt_xent(
     Example:
         >>> loss = functional.hard_negative_nt_xent(*torch.randn(2, 256, 128), beta=0.5, tau_plus=0.1)
     """
-    temperature, request = _checked(z1, z2, temperature, reduction, normalize, weights, return_stats, group)
+    request = _checked(z1, z2, temperature, reduction, normalize, weights, return_stats, group)
     checks.number("beta", beta, 0.0)
     checks.number("tau_plus", tau_plus, 0.0, 1.0)
     if runs_reference("similarity_lse", z1):
-        options = {"temperature": temperature, "beta": beta, "tau_plus": tau_plus}
+        options = {"temperature": request.temperature, "beta": beta, "tau_plus": tau_plus}
         return request.of_reference(reference.hard_negative_nt_xent, {"z1": z1, "z2": z2}, options)
-    if isinstance(temperature, Tensor):
-        temperature = in_range(temperature.double())  # float64, so that the scales are rounded once, in the kernels
+    scale = request.scale
+    if isinstance(scale, Tensor):
+        scale = in_range(scale)  # scale * beta may be in the range of the kernels where the scale itself is not
     else:
-        checks.temperature(temperature / (1 + beta))
+        checks.temperature(request.temperature / (1 + beta))
     views, negatives = _TwoViews(z1, z2, request), 2 * request.batch.total - 2
-    lse, above = views.negatives_lse(temperature / (1 + beta))
-    # Each negative has the weight n^beta. Where beta / temperature is below 1e-8 float32 cannot tell it from 1, and the
-    # log of the weights' sum is that of the number of negatives.
-    has_weights = beta > 0 and (isinstance(temperature, Tensor) or abs(temperature) <= TEMPERATURES[1] * beta)
-    log_weight_sum = views.negatives_lse(temperature / beta)[0] if has_weights else lse.new_full((), negatives).log()
-    log_mean, rest = lse - log_weight_sum, (1 / temperature, negatives, tau_plus)
+    lse, above = views.negatives_lse(scale * (1 + beta))
+    # Each negative has the weight n^beta. Where scale * beta is below 1e-8 float32 cannot tell it from 1, and the log
+    # of the weights' sum is that of the number of negatives.
+    has_weights = beta > 0 and (isinstance(scale, Tensor) or abs(scale) * beta >= TEMPERATURES[0])
+    log_weight_sum = views.negatives_lse(scale * beta)[0] if has_weights else lse.new_full((), negatives).log()
+    log_mean, rest = lse - log_weight_sum, (scale, negatives, tau_plus)
     if tau_plus:
-        positive_logits = calls.scores(views.positive, temperature).repeat(2)
+        positive_logits = calls.scores(views.positive, scale).repeat(2)
         log_sum = by_pieces(lambda mean, logits: hard_negative_log_sum(mean, logits, *rest), log_mean, positive_logits)
     else:
         log_sum = hard_negative_log_sum(log_mean, None, *rest)
-    return views.loss(log_sum, above, temperature)
+    return views.loss(log_sum, above)
 
 
 def _checked(
     z1: Tensor, z2: Tensor, temperature: Any, reduction: str, normalize: bool, weights: Tensor | None,
     return_stats: bool, group: Group,
-) -> tuple[Scalar, Request]:  # fmt: skip
+) -> Request:  # fmt: skip
     """The checks of the losses that need two images."""
     checks.pair("z2", z2, "z1", z1)
-    temperature = checks.temperature(temperature, z1.device)
-    request = Request(z1, reduction, normalize, weights, return_stats, group)
+    request = Request(z1, temperature, reduction, normalize, weights, return_stats, group)
     if request.batch.total < 2:
         raise ValueError(f"z1: expected at least 2 rows, for one image has no negatives, got {tuple(z1.shape)}")
-    return temperature, request
+    return request
 
 
 class _TwoViews:
@@ -242,28 +241,29 @@ class _TwoViews:
         self.positive = calls.pair_similarity(z1, z2, request.normalize, request.normalize)  # (N,)
         self.image = request.batch.images(z1.device).repeat(2)  # (2N,)
 
-    def negatives_lse(self, temperature: Scalar) -> tuple[Tensor, Tensor]:
+    def negatives_lse(self, scale: Scalar) -> tuple[Tensor, Tensor]:
         """(log-sum-exp over each row's negatives (2N,), how many of them are above its positive, or none)."""
         positive = self.positive.repeat(2) if self.request.return_stats else None
         normalize, ids = (self.request.normalize,) * 2, (self.image, self.image)
-        return self.request.batch.lse(self.z, self.z, IDS_DIFFER, temperature, ids, normalize, positive)
+        return self.request.batch.lse(self.z, self.z, IDS_DIFFER, scale, ids, normalize, positive)
 
     def loss(
         self,
         lse: Tensor,
         above: Tensor,
-        temperature: Scalar,
         positive_weights: Tensor | None = None,
         in_denominator: bool = True,
     ) -> Loss:
         """What the loss returns, from the log-sum-exp over the negatives; options of `calls.positive_loss`."""
         loss = self.request.positive_loss(
-            lse, self.positive, temperature, positive_weights=positive_weights, in_denominator=in_denominator
+            lse, self.positive, positive_weights=positive_weights, in_denominator=in_denominator
         )
         if not self.request.return_stats:
             return loss
         with torch.no_grad():
-            loss_rows = calls.positive_loss(lse, self.positive, temperature, "none", positive_weights, in_denominator)
+            loss_rows = calls.positive_loss(
+                lse, self.positive, self.request.scale, "none", positive_weights, in_denominator
+            )
             return loss, self._statistics(loss_rows, above)
 
     def _statistics(self, loss_rows: Tensor, above: Tensor) -> ContrastiveStats:

@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 LN2, LOG2E = math.log(2), math.log2(math.e)
 
 
-def split(temperature: Scalar) -> tuple[float, Tensor | None]:
-    """A temperature as the operators take it: a number, or a tensor that may want a gradient."""
-    return (1.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
+def split(scale: Scalar) -> tuple[float, Tensor | None]:
+    """A scale as the operators take it: a number, or a tensor that may want a gradient."""
+    return (1.0, scale) if isinstance(scale, Tensor) else (float(scale), None)
 
 
 def nt_xent(
-    z1: Tensor, z2: Tensor, temperature: Scalar, reduction: str, return_stats: bool
+    z1: Tensor, z2: Tensor, scale: Scalar, reduction: str, return_stats: bool
 ) -> tuple[Tensor, ContrastiveStats | None]:
     """(the reduced loss of the 2N rows, statistics or None) of the views z1 and z2 (N, D)."""
-    loss, stats, _ = torch.ops.ssl_fast.nt_xent(z1, z2, *split(temperature), REDUCTIONS.index(reduction), return_stats)
+    loss, stats, _ = torch.ops.ssl_fast.nt_xent(z1, z2, *split(scale), REDUCTIONS.index(reduction), return_stats)
     return loss, ContrastiveStats(*stats.unbind()) if return_stats else None
 
 
@@ -41,13 +41,13 @@ def info_nce(
     positive: Tensor,
     negatives: Tensor | None,
     normalize_negatives: bool,
-    temperature: Scalar,
+    scale: Scalar,
     reduction: str,
     return_stats: bool,
 ) -> tuple[Tensor, ContrastiveStats | None]:
     """(the reduced loss of the N queries, statistics or None). negatives: None, (M, D) or (N, M, D)."""
     loss, stats, *_ = torch.ops.ssl_fast.info_nce(
-        query, positive, negatives, normalize_negatives, *split(temperature), REDUCTIONS.index(reduction), return_stats
+        query, positive, negatives, normalize_negatives, *split(scale), REDUCTIONS.index(reduction), return_stats
     )
     return loss, ContrastiveStats(*stats.unbind()) if return_stats else None
 
@@ -56,7 +56,7 @@ def similarity_lse(
     a: Tensor,
     b: Tensor | None,
     mask: int,
-    temperature: Scalar,
+    scale: Scalar,
     ids: tuple[Tensor | None, Tensor | None] = (None, None),
     normalize: tuple[bool, bool] = (True, True),
     columns: bool = False,
@@ -67,28 +67,28 @@ def similarity_lse(
     b: None for a itself, which takes half the products.
     """
     lse, column_lse, above, _ = torch.ops.ssl_fast.similarity_lse(
-        a, b, *ids, mask, *normalize, columns, *split(temperature), None if positive is None else positive.detach()
+        a, b, *ids, mask, *normalize, columns, *split(scale), None if positive is None else positive.detach()
     )
     return lse, column_lse, above
 
 
-def scores(similarities: Tensor, temperature: Scalar) -> Tensor:
-    """similarities / temperature in float64, as it is subtracted from a log-sum-exp as large as itself.
+def scores(similarities: Tensor, scale: Scalar) -> Tensor:
+    """scale * similarities in float64, as it is subtracted from a log-sum-exp as large as itself.
 
     The scale is rounded as the kernels round theirs, in powers of two, so that the two parts of a small loss cancel
     exactly.
     """
-    if isinstance(temperature, Tensor):
-        scale = (temperature.double().reciprocal() * LOG2E).to(similarities.dtype)
+    if isinstance(scale, Tensor):
+        log2_scale = (scale.double() * LOG2E).to(similarities.dtype)
     else:
-        scale = torch.full((), 1 / temperature * LOG2E, dtype=similarities.dtype, device=similarities.device)
-    return similarities.double() * (scale.double() * LN2)
+        log2_scale = torch.full((), scale * LOG2E, dtype=similarities.dtype, device=similarities.device)
+    return similarities.double() * (log2_scale.double() * LN2)
 
 
 def positive_loss(
     lse: Tensor,
     positive: Tensor,
-    temperature: Scalar,
+    scale: Scalar,
     reduction: str,
     positive_weights: Tensor | None = None,
     in_denominator: bool = True,
@@ -102,15 +102,15 @@ def positive_loss(
         in_denominator: whether the positive is there too, softplus(lse - s w p), or not, lse - s w p.
     """
     if lse.device.type != "cpu":
-        return composed_positive_loss(lse, positive, temperature, reduction, positive_weights, in_denominator)
+        return composed_positive_loss(lse, positive, scale, reduction, positive_weights, in_denominator)
     code = REDUCTIONS.index(reduction)
-    return torch.ops.ssl_fast.positive_loss(lse, positive, positive_weights, in_denominator, *split(temperature), code)
+    return torch.ops.ssl_fast.positive_loss(lse, positive, positive_weights, in_denominator, *split(scale), code)
 
 
 def composed_positive_loss(
     lse: Tensor,
     positive: Tensor,
-    temperature: Scalar,
+    scale: Scalar,
     reduction: str,
     positive_weights: Tensor | None = None,
     in_denominator: bool = True,
@@ -118,7 +118,7 @@ def composed_positive_loss(
     """`positive_loss` in plain PyTorch, on any device."""
     weighted = positive if positive_weights is None else positive_weights * positive
     # The positive's part last: what it leaves of the loss may be tiny.
-    x = lse - scores(weighted, temperature).repeat(lse.shape[0] // positive.shape[0])
+    x = lse - scores(weighted, scale).repeat(lse.shape[0] // positive.shape[0])
     return reduce((softplus(x) if in_denominator else x).to(positive.dtype), reduction)
 
 
@@ -138,12 +138,12 @@ def class_similarity(x: Tensor, labels: Tensor, normalize: bool = True) -> tuple
 
 
 def similarity_softplus(
-    a: Tensor, b: Tensor, normalize: bool, temperature: Scalar, bias: Scalar, positive: Tensor | None = None
+    a: Tensor, b: Tensor, normalize: bool, scale: Scalar, bias: Scalar, positive: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """(row i's sum over k != i of softplus(s <u_i, v_k> + bias) (N,), above (2, N) of `positive` or (0, N))."""
     if not isinstance(bias, Tensor):
         bias = torch.full((), bias, dtype=torch.float64, device=a.device)
     sums, above = torch.ops.ssl_fast.similarity_softplus(
-        a, b, normalize, *split(temperature), bias, None if positive is None else positive.detach()
+        a, b, normalize, *split(scale), bias, None if positive is None else positive.detach()
     )
     return sums[0], above

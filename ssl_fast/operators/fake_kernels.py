@@ -19,21 +19,21 @@ def register() -> None:
         # The Triton kernels keep a row more (SUMS_ROWS in kernels/engine/constants.py).
         return x.new_empty((2 if x.device.type == "cpu" else 3, rows), dtype=wide(x))
 
-    def temperature_gradient(x, temperature_tensor):
-        return x.new_empty((), dtype=wide(x)) if temperature_tensor is None else torch.empty_like(temperature_tensor)
+    def scale_gradient(x, scale_tensor):
+        return x.new_empty((), dtype=wide(x)) if scale_tensor is None else torch.empty_like(scale_tensor)
 
     @torch.library.register_fake("ssl_fast::nt_xent")
-    def _(z1, z2, temperature, temperature_tensor, reduction, return_stats):
+    def _(z1, z2, scale, scale_tensor, reduction, return_stats):
         rows = 2 * z1.shape[0]
         return *loss_and_stats(z1, rows, reduction, return_stats), sums_of(z1, rows)
 
     @torch.library.register_fake("ssl_fast::nt_xent_backward")
-    def _(gradient, z1, z2, temperature, temperature_tensor, reduction, sums):
-        return z1.new_empty(z1.shape), z2.new_empty(z2.shape), temperature_gradient(z1, temperature_tensor)
+    def _(gradient, z1, z2, scale, scale_tensor, reduction, sums):
+        return z1.new_empty(z1.shape), z2.new_empty(z2.shape), scale_gradient(z1, scale_tensor)
 
     @torch.library.register_fake("ssl_fast::info_nce")
     def _(
-        query, positive, negatives, normalize_negatives, temperature, temperature_tensor, reduction, return_stats,
+        query, positive, negatives, normalize_negatives, scale, scale_tensor, reduction, return_stats,
         query_gradient=False,
     ):  # fmt: skip
         rows, dim = query.shape
@@ -42,20 +42,20 @@ def register() -> None:
 
     @torch.library.register_fake("ssl_fast::info_nce_backward")
     def _(
-        gradient, query, positive, negatives, in_batch, normalize_negatives, temperature, temperature_tensor,
+        gradient, query, positive, negatives, in_batch, normalize_negatives, scale, scale_tensor,
         reduction, sums, key_means, negatives_gradient,
     ):  # fmt: skip
         own = negatives is not None and negatives_gradient
         negatives_out = negatives.new_empty(negatives.shape) if own else query.new_empty(0)
-        temperature_out = temperature_gradient(query, temperature_tensor)
-        return query.new_empty(query.shape), positive.new_empty(positive.shape), negatives_out, temperature_out
+        scale_out = scale_gradient(query, scale_tensor)
+        return query.new_empty(query.shape), positive.new_empty(positive.shape), negatives_out, scale_out
 
     def given(x, wanted):
         return x.new_empty(x.shape if wanted else 0)
 
     @torch.library.register_fake("ssl_fast::similarity_lse")
     def _(
-        a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, temperature, temperature_tensor, positive,
+        a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, scale, scale_tensor, positive,
     ):  # fmt: skip
         rows, others = a.shape[0], b.shape[0] if columns else 0
         ranks = a.new_empty((0 if positive is None else 1 + columns, rows), dtype=torch.int64)
@@ -64,11 +64,11 @@ def register() -> None:
 
     @torch.library.register_fake("ssl_fast::similarity_lse_backward")
     def _(
-        gradient, column_gradient, a, b, ids_a, ids_b, mask, normalize_a, normalize_b, temperature,
-        temperature_tensor, sums, a_gradient, b_gradient,
+        gradient, column_gradient, a, b, ids_a, ids_b, mask, normalize_a, normalize_b, scale,
+        scale_tensor, sums, a_gradient, b_gradient,
     ):  # fmt: skip
         db = a.new_empty(0) if b is None else given(b, b_gradient)
-        return given(a, a_gradient), db, temperature_gradient(a, temperature_tensor)
+        return given(a, a_gradient), db, scale_gradient(a, scale_tensor)
 
     @torch.library.register_fake("ssl_fast::pair_similarity")
     def _(a, b, normalize_a, normalize_b):
@@ -87,25 +87,25 @@ def register() -> None:
         return given(x, True)
 
     @torch.library.register_fake("ssl_fast::similarity_softplus")
-    def _(a, b, normalize, temperature, temperature_tensor, bias, positive):
+    def _(a, b, normalize, scale, scale_tensor, bias, positive):
         rows = a.shape[0]
         ranks = a.new_empty((0 if positive is None else 2, rows), dtype=torch.int64)
         return a.new_empty((2, rows), dtype=wide(a)), ranks
 
     @torch.library.register_fake("ssl_fast::similarity_softplus_backward")
-    def _(gradient, a, b, normalize, temperature, temperature_tensor, bias, sums, a_gradient, b_gradient):
+    def _(gradient, a, b, normalize, scale, scale_tensor, bias, sums, a_gradient, b_gradient):
         return (
-            given(a, a_gradient), given(b, b_gradient), temperature_gradient(a, temperature_tensor),
+            given(a, a_gradient), given(b, b_gradient), scale_gradient(a, scale_tensor),
             torch.empty_like(bias),
         )  # fmt: skip
 
     @torch.library.register_fake("ssl_fast::positive_loss")
-    def _(lse, positive, weights, in_denominator, temperature, temperature_tensor, reduction):
+    def _(lse, positive, weights, in_denominator, scale, scale_tensor, reduction):
         return positive.new_empty(lse.shape if reduction == 0 else ())
 
     @torch.library.register_fake("ssl_fast::positive_loss_backward")
-    def _(gradient, lse, positive, weights, in_denominator, temperature, temperature_tensor, reduction):
-        return lse.new_empty(lse.shape), given(positive, True), temperature_gradient(positive, temperature_tensor)
+    def _(gradient, lse, positive, weights, in_denominator, scale, scale_tensor, reduction):
+        return lse.new_empty(lse.shape), given(positive, True), scale_gradient(positive, scale_tensor)
 
     @torch.library.register_fake("ssl_fast::ema_update_")
     @torch.library.register_fake("ssl_fast::triton_ema_update_")

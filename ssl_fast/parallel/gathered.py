@@ -50,33 +50,33 @@ class GatheredBatch(LocalBatch):
         a: Tensor,
         b: Tensor,
         mask: int,
-        temperature: Scalar,
+        scale: Scalar,
         ids: Ids = (None, None),
         normalize: tuple[bool, bool] = (True, True),
         positive: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         ids = (ids[0], None if ids[1] is None else self.gather(ids[1]))
-        return super().lse(a, self.gather(b), mask, temperature, ids, normalize, positive)
+        return super().lse(a, self.gather(b), mask, scale, ids, normalize, positive)
 
     def lse_of_both(
-        self, a: Tensor, b: Tensor, mask: int, temperature: Scalar, normalize: bool, positive: Tensor | None = None
+        self, a: Tensor, b: Tensor, mask: int, scale: Scalar, normalize: bool, positive: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         both = (normalize, normalize)
-        rows, of_rows = self.lse(a, b, mask, temperature, normalize=both, positive=positive)
-        columns, of_columns = self.lse(b, a, mask, temperature, normalize=both, positive=positive)
+        rows, of_rows = self.lse(a, b, mask, scale, normalize=both, positive=positive)
+        columns, of_columns = self.lse(b, a, mask, scale, normalize=both, positive=positive)
         return torch.cat([rows, columns]), torch.cat([of_rows, of_columns])
 
     def softplus(
-        self, a: Tensor, b: Tensor, normalize: bool, temperature: Scalar, bias: Scalar, positive: Tensor | None = None
+        self, a: Tensor, b: Tensor, normalize: bool, scale: Scalar, bias: Scalar, positive: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        row_sums, above = super().softplus(a, b, normalize, temperature, bias)
+        row_sums, above = super().softplus(a, b, normalize, scale, bias)
         for other in self.gather(b).split(self.count)[1:]:
             # The operator leaves out k = i, which with another rank's rows is a pair like any other.
-            pairs = calls.pair_similarity(a, other, normalize, normalize) / temperature + bias
-            row_sums = row_sums + super().softplus(a, other, normalize, temperature, bias)[0] + sums.softplus(pairs)
+            pairs = calls.pair_similarity(a, other, normalize, normalize) * scale + bias
+            row_sums = row_sums + super().softplus(a, other, normalize, scale, bias)[0] + sums.softplus(pairs)
         if positive is not None:
             with torch.no_grad():
-                _, above = self.lse_of_both(a, b, NOT_SELF, temperature, normalize, positive)
+                _, above = self.lse_of_both(a, b, NOT_SELF, scale, normalize, positive)
         return row_sums, above
 
     def sum(self, x: Tensor) -> Tensor:

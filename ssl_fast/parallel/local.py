@@ -59,7 +59,7 @@ class LocalBatch:
         a: Tensor,
         b: Tensor,
         mask: int,
-        temperature: Scalar,
+        scale: Scalar,
         ids: Ids = (None, None),
         normalize: tuple[bool, bool] = (True, True),
         positive: Tensor | None = None,
@@ -71,23 +71,23 @@ class LocalBatch:
         others: Tensor | None = b
         if b is a:  # rows with each other take half the products
             others, ids = None, (ids[0], None)
-        lse, _, above = calls.similarity_lse(a, others, mask, temperature, ids, normalize, positive=positive)
+        lse, _, above = calls.similarity_lse(a, others, mask, scale, ids, normalize, positive=positive)
         return lse, above
 
     def lse_of_both(
-        self, a: Tensor, b: Tensor, mask: int, temperature: Scalar, normalize: bool, positive: Tensor | None = None
+        self, a: Tensor, b: Tensor, mask: int, scale: Scalar, normalize: bool, positive: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(lse (2N,), above) of the rank's a against all ranks' b, then of its b against all ranks' a."""
         rows, columns, above = calls.similarity_lse(
-            a, b, mask, temperature, normalize=(normalize, normalize), columns=True, positive=positive
+            a, b, mask, scale, normalize=(normalize, normalize), columns=True, positive=positive
         )
         return torch.cat([rows, columns]), above
 
     def softplus(
-        self, a: Tensor, b: Tensor, normalize: bool, temperature: Scalar, bias: Scalar, positive: Tensor | None = None
+        self, a: Tensor, b: Tensor, normalize: bool, scale: Scalar, bias: Scalar, positive: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(sums, above) of `calls.similarity_softplus` of the rank's a against all ranks' b."""
-        return calls.similarity_softplus(a, b, normalize, temperature, bias, positive)
+        return calls.similarity_softplus(a, b, normalize, scale, bias, positive)
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum of x over the ranks, without gradient."""

@@ -79,8 +79,8 @@ class _RingLse(torch.autograd.Function):
         ctx: Any,
         a: Tensor,
         b: Tensor,
-        temperature_tensor: Tensor | None,
-        temperature: Scalar,
+        scale_tensor: Tensor | None,
+        scale: float,
         ids_a: Tensor | None,
         ids_b: Tensor | None,
         mask: int,
@@ -95,7 +95,7 @@ class _RingLse(torch.autograd.Function):
             # Only in step 0 does a row meet itself: the blocks of other ranks need no such mask.
             block_mask = mask if step == 0 or mask != NOT_SELF else ALL
             part, _, block_above, block_sums = torch.ops.ssl_fast.similarity_lse(
-                a, rows, ids_a, ids[0] if ids else None, block_mask, *normalize, False, temperature, temperature_tensor,
+                a, rows, ids_a, ids[0] if ids else None, block_mask, *normalize, False, scale, scale_tensor,
                 positive,
             )  # fmt: skip
             each.append(part)
@@ -103,31 +103,31 @@ class _RingLse(torch.autograd.Function):
             above = above + block_above
         parts = torch.stack(each)
         lse = parts.logsumexp(0)
-        ctx.save_for_backward(a, b, temperature_tensor, ids_a, ids_b, parts, lse, *sums)
-        ctx.options = temperature, mask, normalize, travel
+        ctx.save_for_backward(a, b, scale_tensor, ids_a, ids_b, parts, lse, *sums)
+        ctx.options = scale, mask, normalize, travel
         ctx.mark_non_differentiable(above)
         return lse, above
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        a, b, temperature_tensor, ids_a, ids_b, parts, lse, *sums = ctx.saved_tensors
-        temperature, mask, normalize, travel = ctx.options
+        a, b, scale_tensor, ids_a, ids_b, parts, lse, *sums = ctx.saved_tensors
+        scale, mask, normalize, travel = ctx.options
         wants_a, wants_b = ctx.needs_input_grad[:2]
         wide = torch.promote_types(b.dtype, torch.float32)
-        dt: Any = 0
+        ds: Any = 0
         da, db = torch.zeros_like(a, dtype=wide), torch.zeros_like(b, dtype=wide)
         arrive: Callable[[], None] = _nothing_to_wait_for
         for step, (rows, *ids) in travel.blocks([b] if ids_b is None else [b, ids_b]):
             # Each block's share of the softmax; where nothing counts there is none.
             share = torch.where(parts[step] > float("-inf"), (parts[step] - lse).exp(), 0) * gradient
             block_mask = mask if step == 0 or mask != NOT_SELF else ALL
-            to_a, to_b, to_temperature = torch.ops.ssl_fast.similarity_lse_backward(
-                share, None, a, rows, ids_a, ids[0] if ids else None, block_mask, *normalize, temperature,
-                temperature_tensor, sums[step], True, wants_b,
+            to_a, to_b, to_scale = torch.ops.ssl_fast.similarity_lse_backward(
+                share, None, a, rows, ids_a, ids[0] if ids else None, block_mask, *normalize, scale,
+                scale_tensor, sums[step], True, wants_b,
             )  # fmt: skip
             da.add_(to_a)
-            dt = dt + to_temperature
+            ds = ds + to_scale
             if wants_b:
                 # A block's gradient goes with it, and after the last step home: it arrives during the next products.
                 arrive()
@@ -135,9 +135,9 @@ class _RingLse(torch.autograd.Function):
                 arrive, (db,) = travel.pass_on([sent], step, tag=2)
             del to_a, to_b  # before the next ones are made
         arrive()
-        if temperature_tensor is None:
-            dt = None
-        return da.to(a.dtype) if wants_a else None, db.to(b.dtype) if wants_b else None, dt, *(None,) * 8
+        if scale_tensor is None:
+            ds = None
+        return da.to(a.dtype) if wants_a else None, db.to(b.dtype) if wants_b else None, ds, *(None,) * 8
 
 
 class RingBatch(GatheredBatch):
@@ -151,12 +151,12 @@ class RingBatch(GatheredBatch):
         a: Tensor,
         b: Tensor,
         mask: int,
-        temperature: Scalar,
+        scale: Scalar,
         ids: Ids = (None, None),
         normalize: tuple[bool, bool] = (True, True),
         positive: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        number, tensor = calls.split(temperature)
+        number, tensor = calls.split(scale)
         counts = [count * self._each(b) for count in self.counts]
         positive = None if positive is None else positive.detach()
         return _RingLse.apply(a, b, tensor, number, *ids, mask, normalize, positive, self.group, counts)

@@ -32,16 +32,16 @@ def clip(
 
     2N losses, log sum_k exp(s <u_i, v_k>) - s <u_i, v_i> first, then log sum_k exp(s <u_k, v_i>) - s <u_i, v_i>.
     """
-    temperature = in_range(temperature if logit_scale is None else inverse(logit_scale))
+    scale = in_range(inverse(temperature) if logit_scale is None else logit_scale)
     similarity = rows_of(a, normalize) @ rows_of(b, normalize).T  # (N, N)
-    logits, positive = similarity / temperature, similarity.diagonal().repeat(2)  # (N, N), (2N,)
-    loss_rows = torch.cat([logits.logsumexp(1), logits.logsumexp(0)]) - positive / temperature
+    logits, positive = scale * similarity, similarity.diagonal().repeat(2)  # (N, N), (2N,)
+    loss_rows = torch.cat([logits.logsumexp(1), logits.logsumexp(0)]) - scale * positive
     loss = reduce(loss_rows, reduction, repeated(weights, len(loss_rows)))
     if not return_stats:
         return loss
     negative = ~torch.eye(a.shape[0], dtype=torch.bool, device=a.device).repeat(2, 1)
     both = torch.cat([similarity, similarity.T])
-    return loss, stats_from(loss_rows, both, positive, positive.detach().mean(), negative, temperature)
+    return loss, stats_from(loss_rows, both, positive, positive.detach().mean(), negative, scale)
 
 
 @in_full_precision
@@ -61,14 +61,14 @@ def siglip(
 
     loss_i = sum_k log(1 + exp(-z_ik (s <u_i, v_k> + bias))), z_ik = 1 for k = i, else -1.
     """
-    temperature = in_range(temperature if logit_scale is None else inverse(logit_scale))
+    scale = in_range(inverse(temperature) if logit_scale is None else logit_scale)
     similarity = rows_of(a, normalize) @ rows_of(b, normalize).T  # (N, N)
     itself = torch.eye(a.shape[0], dtype=torch.bool, device=a.device)
-    logits = similarity / temperature + bias
+    logits = scale * similarity + bias
     loss_rows = softplus(torch.where(itself, -logits, logits)).sum(1)  # (N,)
     loss = reduce(loss_rows, reduction, weights)
     if not return_stats:
         return loss
     positive, both = similarity.diagonal().repeat(2), torch.cat([similarity, similarity.T])
-    stats = stats_from(loss_rows.repeat(2), both, positive, positive.detach().mean(), ~itself.repeat(2, 1), temperature)
+    stats = stats_from(loss_rows.repeat(2), both, positive, positive.detach().mean(), ~itself.repeat(2, 1), scale)
     return loss, stats

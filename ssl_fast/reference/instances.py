@@ -69,7 +69,7 @@ def instance_nce(
     u, rows = rows_of(features, normalize), finite_rows(bank)
     candidates = rows[torch.cat([index[:, None], noise], 1)].to(u.dtype)  # (N, 1 + m, D)
     similarity = (candidates @ u[:, :, None])[:, :, 0]  # (N, 1 + m)
-    loss_rows = noise_contrastive_loss_rows(similarity, bank.shape[0], normalizer, temperature)
+    loss_rows = noise_contrastive_loss_rows(similarity, bank.shape[0], normalizer, 1 / temperature)
     loss = reduce(loss_rows, reduction, weights)
     if not return_stats:
         return loss
@@ -92,4 +92,4 @@ def nce_normalizer(
     """The original's estimate of the softmax's sum (Wu et al. 2018, section 3.2): n times the mean exponential."""
     u, rows = rows_of(features, normalize), finite_rows(bank)
     candidates = rows[torch.cat([index[:, None], noise], 1)].to(u.dtype)  # (N, 1 + m, D)
-    return nce_estimate((candidates @ u[:, :, None])[:, :, 0], bank.shape[0], in_range(temperature))
+    return nce_estimate((candidates @ u[:, :, None])[:, :, 0], bank.shape[0], 1 / in_range(temperature))

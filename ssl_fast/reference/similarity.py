@@ -43,7 +43,5 @@ def similarity_lse(
     """
     u = rows_of(a, normalize)  # (N, D)
     v = u if b is a else rows_of(b, normalize).to(u.dtype)  # (M, D)
-    if isinstance(scale, Tensor):
-        scale = 1 / in_range(1 / scale)
-    logits = (scale * (u @ v.T)).masked_fill(~_allowed(a, b, exclude, only), float("-inf"))  # (N, M)
+    logits = (in_range(scale) * (u @ v.T)).masked_fill(~_allowed(a, b, exclude, only), float("-inf"))  # (N, M)
     return (logits.logsumexp(1), logits.logsumexp(0)) if columns else logits.logsumexp(1)

@@ -78,11 +78,15 @@ def _run(device: torch.device, count: int, dim: int, dtype: torch.dtype, queue_s
     queue = None if queue_size is None else NegativeQueue(queue_size, dim, seed=0).to(device)
     negatives = [None] if queue is None else [None, queue]
     on_device = torch.full((), 0.1, device=device, requires_grad=True)
+    losses = (NT_XENT, *(_against(each) for each in negatives), *COMPOSED)
     # A number on either side of the fixed shift, and a temperature that is learnt.
-    for temperature in (0.1, 0.02, on_device):
-        for return_stats in (False, True):
-            for call in (NT_XENT, *(_against(each) for each in negatives), *COMPOSED):
-                result = call(*views, temperature=temperature, return_stats=return_stats)
+    runs = [(losses, {"temperature": temperature}) for temperature in (0.1, 0.02, on_device)]
+    # The kernels read the scale of a learnt temperature in float64, and a learnt logit_scale in its own dtype.
+    runs.append(((functional.clip, functional.siglip), {"logit_scale": on_device}))
+    for calls, options in runs:
+        for call in calls:
+            for return_stats in (False, True):
+                result = call(*views, **options, return_stats=return_stats)
                 (result[0] if return_stats else result).backward()
     if queue is not None:
         for normalize in (False, True):

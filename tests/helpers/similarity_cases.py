@@ -25,16 +25,16 @@ class Problem(NamedTuple):
     mask: int = ALL
     normalize: tuple[bool, bool] = (True, True)
     columns: bool = False
-    temperature: float | Tensor = 0.1
+    given_scale: float | Tensor = 10.0
 
     @property
     def scale(self) -> float:
-        return 1 / float(self.temperature)
+        return float(self.given_scale)
 
     @property
-    def split_temperature(self) -> tuple[float, Tensor | None]:
-        learnt = isinstance(self.temperature, Tensor)
-        return (1.0, self.temperature) if learnt else (self.temperature, None)
+    def split_scale(self) -> tuple[float, Tensor | None]:
+        learnt = isinstance(self.given_scale, Tensor)
+        return (1.0, self.given_scale) if learnt else (self.given_scale, None)
 
     @property
     def dtypes(self) -> set[torch.dtype]:
@@ -79,19 +79,19 @@ def similarities(problem: Problem, inputs: list[Tensor]) -> Tensor:
 
 
 def differentiated(problem: Problem, wide: torch.dtype, outputs, gradients, extra: list[Tensor] = ()):
-    """(outputs, gradients of inputs, temperature and `extra`) of a formula computed in `wide`.
+    """(outputs, gradients of inputs, scale and `extra`) of a formula computed in `wide`.
 
     In float64 it is the truth, whose gradients are not rounded to the inputs' dtype.
     """
     exact = wide == torch.float64
     leaves = [(x.double() if exact else x).detach().clone().requires_grad_() for x in problem.inputs]
-    temperature = torch.tensor(float(problem.temperature), dtype=wide, requires_grad=True)
+    scale = torch.tensor(problem.scale, dtype=wide, requires_grad=True)
     extra = [x.detach().to(wide).clone().requires_grad_() for x in extra]
     x = similarities(problem, [leaf.to(wide) for leaf in leaves])
-    results = outputs(x, 1 / temperature, *extra)
+    results = outputs(x, scale, *extra)
     upstream = [g.to(wide) for g in gradients]
     found = torch.autograd.grad(
-        results, [*leaves, temperature, *extra], upstream, allow_unused=True, materialize_grads=True
+        results, [*leaves, scale, *extra], upstream, allow_unused=True, materialize_grads=True
     )  # fmt: skip
     return [result.detach() for result in results], found
 
@@ -134,9 +134,9 @@ def coarsest(tensors) -> torch.dtype:
 def check_lse(problem: Problem, upstream: list[Tensor], positive: Tensor | None = None):
     """The operator and its backward against the formula in float64. Returns the operator's result."""
     options = problem[2:5]
-    temperature = problem.split_temperature
+    scale = problem.split_scale
     result = similarity_lse.similarity_lse(
-        *problem[:2], *options, *problem.normalize, problem.columns, *temperature, positive
+        *problem[:2], *options, *problem.normalize, problem.columns, *scale, positive
     )
     wide = torch.float64 if problem.a.dtype == torch.float64 else torch.float32
     upstream = [g.to(wide) for g in upstream]
@@ -152,23 +152,23 @@ def check_lse(problem: Problem, upstream: list[Tensor], positive: Tensor | None 
     column_gradient = upstream[1] if problem.columns else None
     largest = max(g.abs().max().item() for g in upstream)
     found = similarity_lse.similarity_lse_backward(
-        upstream[0], column_gradient, *problem[:2], *options, *problem.normalize, *temperature, result[3], True, True
+        upstream[0], column_gradient, *problem[:2], *options, *problem.normalize, *scale, result[3], True, True
     )
     for x, got, expected, by_eager, name in zip(problem.inputs, found, exact, of_eager, "ab", strict=False):
         assert_gradient(got, x, expected, by_eager, 0.1 * abs(problem.scale) * largest, name, problem.dtypes)
-    check_temperature(problem, found[2], exact[len(problem.inputs)], of_eager[len(problem.inputs)], upstream, dtype)
+    check_scale(problem, found[2], exact[len(problem.inputs)], of_eager[len(problem.inputs)], upstream, dtype)
     return result
 
 
-def check_temperature(problem: Problem, got, expected, eager, upstream, dtype) -> None:
-    if not isinstance(problem.temperature, Tensor):
+def check_scale(problem: Problem, got, expected, eager, upstream, dtype) -> None:
+    if not isinstance(problem.given_scale, Tensor):
         assert got.shape == ()
         return
     total = sum(g.abs().sum().item() for g in upstream)
     reach = exact_similarities(problem).abs().max().item()
     share = torch.finfo(dtype).eps / 2 / 1e-4 if dtype in HALF_TYPES else 0.1
-    assert got.dtype == problem.temperature.dtype
-    assert_close(got, expected, dtype, "gradient", eager, scale=share * problem.scale**2 * total * max(reach, 1e-3))
+    assert got.dtype == problem.given_scale.dtype
+    assert_close(got, expected, dtype, "gradient", eager, scale=share * total * max(reach, 1e-3))
 
 
 def softplus_formula(problem: Problem):
@@ -182,9 +182,9 @@ def softplus_formula(problem: Problem):
 
 def check_softplus(problem: Problem, bias: Tensor, gradient: Tensor, positive: Tensor | None = None):
     """The operator and its backward against the formula in float64. Returns the operator's result."""
-    normalize, temperature = problem.normalize[0], problem.split_temperature
+    normalize, scale = problem.normalize[0], problem.split_scale
     sums, ranks = similarity_softplus.similarity_softplus(
-        problem.a, problem.b, normalize, *temperature, bias, positive
+        problem.a, problem.b, normalize, *scale, bias, positive
     )  # fmt: skip
     wide = torch.float64 if problem.a.dtype == torch.float64 else torch.float32
     gradient = gradient.to(wide)
@@ -196,14 +196,14 @@ def check_softplus(problem: Problem, bias: Tensor, gradient: Tensor, positive: T
     assert sums.shape == (2, len(problem.a))
     assert_close(sums[0], truth[0], dtype, "loss", eager[0], scale=1e-30)
     found = similarity_softplus.similarity_softplus_backward(
-        gradient, problem.a, problem.b, normalize, *temperature, bias, sums, True, True
+        gradient, problem.a, problem.b, normalize, *scale, bias, sums, True, True
     )
     # Sigmoids may all be nearly 0: the scale is that of the largest.
     sigmoids = torch.sigmoid(problem.scale * exact_similarities(problem) + bias.double())
     largest = gradient.abs().max().item() * sigmoids.max().item()
     for x, got, expected, by_eager, name in zip(problem.inputs, found, exact, of_eager, "ab", strict=False):
         assert_gradient(got, x, expected, by_eager, 0.1 * abs(problem.scale) * largest, name, problem.dtypes)
-    check_temperature(problem, found[2], exact[2], of_eager[2], [largest * torch.ones_like(sigmoids)], dtype)
+    check_scale(problem, found[2], exact[2], of_eager[2], [largest * torch.ones_like(sigmoids)], dtype)
     assert found[3].dtype == bias.dtype
     total = (gradient.abs()[:, None] * sigmoids).sum().item()
     least = max(0.1 * total, torch.finfo(bias.dtype).tiny)

@@ -146,7 +146,7 @@ def similarity_calls(kind, width, count=1024):
     a, b = torch.zeros(2, count, width, dtype=dtype).unbind()
     keys = torch.zeros(4 * count, width, dtype=dtype)
     ids, key_ids = torch.zeros(count, dtype=torch.int64), torch.zeros(4 * count, dtype=torch.int64)
-    g, bias, learnt = torch.zeros(count, dtype=wide), torch.zeros(()), torch.full((), 0.1)
+    g, bias, learnt = torch.zeros(count, dtype=wide), torch.zeros(()), torch.full((), 10.0, dtype=torch.float64)
     sums, both_sums = torch.zeros(3, count, dtype=wide), torch.zeros(3, 2 * count, dtype=wide)
     one_way, both_ways, symmetric = (a, keys, ids, key_ids), (a, b, ids, ids), (a, None, ids, None)
     lse, lse_backward = similarity_lse.similarity_lse, similarity_lse.similarity_lse_backward
@@ -154,13 +154,13 @@ def similarity_calls(kind, width, count=1024):
     return [
         lambda: lse(*symmetric, 3, True, True, False, 1.0, learnt, g),
         lambda: lse(*both_ways, 2, True, True, True, 1.0, learnt, g),
-        lambda: lse(a, b, None, None, 0, True, True, True, 0.1, None, None),
-        lambda: lse(*one_way, 2, True, False, False, 0.1, None, None),
+        lambda: lse(a, b, None, None, 0, True, True, True, 10.0, None, None),
+        lambda: lse(*one_way, 2, True, False, False, 10.0, None, None),
         lambda: lse_backward(g, None, *symmetric, 3, True, True, 1.0, learnt, sums, True, False),
         lambda: lse_backward(g, g, *both_ways, 2, True, True, 1.0, learnt, both_sums, True, True),
-        lambda: lse_backward(g, None, *one_way, 2, True, True, 0.1, None, sums, True, True),
-        lambda: softplus[0](a, b, True, 0.1, None, bias, g),
-        lambda: softplus[1](g, a, b, True, 0.1, None, bias, sums[:2].contiguous(), True, True),
+        lambda: lse_backward(g, None, *one_way, 2, True, True, 10.0, None, sums, True, True),
+        lambda: softplus[0](a, b, True, 10.0, None, bias, g),
+        lambda: softplus[1](g, a, b, True, 10.0, None, bias, sums[:2].contiguous(), True, True),
     ]
 
 
@@ -188,7 +188,7 @@ def test_large_batches_spill_nothing(stats):
     found = []
     for count in (1024, 65536):
         z = torch.empty(count, 128, dtype=torch.bfloat16)
-        launches = ahead_of_time.launches(lambda z=z: nt_xent.nt_xent(z, z, 0.1, None, 1, stats), "sm_90")
+        launches = ahead_of_time.launches(lambda z=z: nt_xent.nt_xent(z, z, 10.0, None, 1, stats), "sm_90")
         (launch,) = (each for each in launches if each.kernel.fn.__name__ == "_symmetric_tiles_kernel")
         found.append(ahead_of_time.compiled(launch, "sm_90"))
         check_limits(found[-1], "sm_90")
@@ -204,21 +204,21 @@ def test_sizes_of_one(device):
     sums, means = torch.zeros(3, 2), torch.zeros(1, 1)
     of_one, id_ = sums[:, :1].contiguous(), torch.zeros(1, dtype=torch.int64)
     for call in (
-        lambda: nt_xent.nt_xent(z, z, 0.1, None, 1, True),
-        lambda: nt_xent.nt_xent_backward(one, z, z, 0.1, one, 1, sums),
-        lambda: info_nce.info_nce(z, z, keys, False, 0.1, None, 1, True, True),
-        lambda: info_nce.info_nce_backward(one, z, z, keys, False, True, 0.1, one, 1, of_one, means, True),
-        lambda: info_nce.info_nce(z, z, keys[None], True, 0.1, None, 1, True, True),
-        lambda: info_nce.info_nce_backward(one, z, z, keys[None], False, True, 0.1, one, 1, of_one, means, True),
-        lambda: similarity_lse.similarity_lse(z, None, id_, None, 3, True, True, False, 0.1, None, one[None]),
-        lambda: similarity_lse.similarity_lse(z, keys, id_, id_, 2, True, False, True, 0.1, None, one[None]),
+        lambda: nt_xent.nt_xent(z, z, 10.0, None, 1, True),
+        lambda: nt_xent.nt_xent_backward(one, z, z, 1.0, one, 1, sums),
+        lambda: info_nce.info_nce(z, z, keys, False, 10.0, None, 1, True, True),
+        lambda: info_nce.info_nce_backward(one, z, z, keys, False, True, 1.0, one, 1, of_one, means, True),
+        lambda: info_nce.info_nce(z, z, keys[None], True, 10.0, None, 1, True, True),
+        lambda: info_nce.info_nce_backward(one, z, z, keys[None], False, True, 1.0, one, 1, of_one, means, True),
+        lambda: similarity_lse.similarity_lse(z, None, id_, None, 3, True, True, False, 10.0, None, one[None]),
+        lambda: similarity_lse.similarity_lse(z, keys, id_, id_, 2, True, False, True, 10.0, None, one[None]),
         lambda: similarity_lse.similarity_lse_backward(
-            one[None], one[None], z, keys, id_, id_, 2, True, False, 0.1, one, sums, True, True
+            one[None], one[None], z, keys, id_, id_, 2, True, False, 1.0, one, sums, True, True
         ),
         lambda: pair_similarity.pair_similarity_backward(one[None], z, keys, True, False),
-        lambda: similarity_softplus.similarity_softplus(z, keys, True, 0.1, None, one, one[None]),
+        lambda: similarity_softplus.similarity_softplus(z, keys, True, 10.0, None, one, one[None]),
         lambda: similarity_softplus.similarity_softplus_backward(
-            one[None], z, keys, True, 0.1, one, one, sums[:2, :1].contiguous(), True, True
+            one[None], z, keys, True, 1.0, one, one, sums[:2, :1].contiguous(), True, True
         ),
         lambda: enqueue.enqueue_(z, torch.zeros(1, dtype=torch.int64), keys, True),
         lambda: ema.ema_update_([z], [keys], 0.9),

@@ -103,7 +103,7 @@ MUTATIONS = [
         "nt_xent",
         MANY_TILES,
     ),
-    Mutation("a scale of another base", "scale.py", "math.log2(math.e) /", "1 /", "nt_xent", NT_XENT),
+    Mutation("a scale of another base", "scale.py", "number * math.log2(math.e)", "number", "nt_xent", NT_XENT),
     Mutation(
         "forget the column half",
         "symmetric_tiles.py",

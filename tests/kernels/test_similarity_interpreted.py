@@ -57,7 +57,7 @@ def problem_of(form, n, m, dim, dtype, mask, temperature, seed=0, kind="ordinary
     b = None if symmetric else embeddings(m, dim, other_dtype or dtype, kind, seed + 1)
     ids_a = ids_of(n, seed) if with_ids else None
     ids_b = ids_of(m, seed + 1) if with_ids and not symmetric else None
-    return Problem(a, b, ids_a, ids_b, mask, columns=form == "both ways", temperature=temperature, **options)
+    return Problem(a, b, ids_a, ids_b, mask, columns=form == "both ways", given_scale=1 / temperature, **options)
 
 
 def upstream_of(problem, seed=0, kind="random"):
@@ -76,7 +76,7 @@ def test_any_unit_rows(form, n, m, dim, dtype, mask, kind, layout, seed, tempera
     problem = problem._replace(
         a=lay_out(problem.a, layout),
         b=None if problem.b is None else lay_out(problem.b, layout),
-        temperature=torch.tensor(temperature, dtype=torch.float64) if learnt else temperature,
+        given_scale=torch.tensor(1 / temperature, dtype=torch.float64) if learnt else 1 / temperature,
     )
     check_lse(problem, upstream_of(problem, seed, upstream_kind))
 
@@ -138,7 +138,7 @@ def check_ranks_of(n, dim, dtype, kind, seed, temperature, form, mask):
         positive = pairs_of(problem.a, problem.b)
         by_row = [equal_rows(problem.b), equal_rows(problem.a)][: 1 + problem.columns]
     ranks = similarity_lse.similarity_lse(
-        *problem[:5], True, True, problem.columns, temperature, None, positive
+        *problem[:5], True, True, problem.columns, 1 / temperature, None, positive
     )[2]  # fmt: skip
     check_ranks(problem, ranks, positive, by_row)
 
@@ -149,8 +149,8 @@ def test_nothing_counts():
     ids_a, ids_b = torch.zeros(70, dtype=torch.int64), torch.zeros(40, dtype=torch.int64)
     ids_a[5], ids_b[7] = 1, 1
     for mask, columns in ((IDS_DIFFER, True), (IDS_DIFFER, False), (IDS_EQUAL, True)):
-        for temperature in (0.1, 0.02):
-            problem = Problem(a, b, ids_a, ids_b, mask, columns=columns, temperature=temperature)
+        for scale in (10.0, 50.0):
+            problem = Problem(a, b, ids_a, ids_b, mask, columns=columns, given_scale=scale)
             lse = check_lse(problem, upstream_of(problem))[0]
             assert torch.equal(lse == float("-inf"), ~allowed(problem).any(1))
     alone = Problem(a[:1], None, mask=NOT_SELF)
@@ -165,13 +165,13 @@ def test_bad_rows(form, normalize, bad, dtype):
     problem = problem_of(form, 20, 37, 16, dtype, ALL, 0.1, normalize=(normalize, normalize))
     problem.inputs[-1][3, 2] = bad
     lse, column_lse, _, sums = similarity_lse.similarity_lse(
-        *problem[:5], *problem.normalize, problem.columns, 0.1, None, None
+        *problem[:5], *problem.normalize, problem.columns, 10.0, None, None
     )
     assert lse.isnan().all()
     assert not problem.columns or column_lse.isnan()[3]
     ones = torch.ones_like(lse)
     da, db, _ = similarity_lse.similarity_lse_backward(
-        ones, torch.ones_like(column_lse) if problem.columns else None, *problem[:5], *problem.normalize, 0.1, None,
+        ones, torch.ones_like(column_lse) if problem.columns else None, *problem[:5], *problem.normalize, 10.0, None,
         sums, True, True,
     )  # fmt: skip
     assert da.isnan().any(1).all()
@@ -180,12 +180,12 @@ def test_bad_rows(form, normalize, bad, dtype):
 
 def test_only_what_is_asked_for():
     problem = problem_of("both ways", 20, 33, 16, torch.float32, ALL, torch.tensor(0.1))
-    sums = similarity_lse.similarity_lse(*problem[:5], True, True, True, 1.0, problem.temperature, None)[3]
+    sums = similarity_lse.similarity_lse(*problem[:5], True, True, True, 1.0, problem.given_scale, None)[3]
     gradients = upstream_of(problem)
 
     def backward(*wanted):
         return similarity_lse.similarity_lse_backward(
-            *gradients, *problem[:5], True, True, 1.0, problem.temperature, sums, *wanted
+            *gradients, *problem[:5], True, True, 1.0, problem.given_scale, sums, *wanted
         )
 
     full = backward(True, True)
@@ -201,8 +201,8 @@ def test_only_what_is_asked_for():
        bias_dtype=dtypes, upstream_kind=upstream_kinds)  # fmt: skip
 def test_softplus(n, dim, dtype, kind, layout, seed, temperature, learnt, bias, bias_dtype, upstream_kind):
     a, b = (lay_out(embeddings(n, dim, dtype, kind, seed + i), layout) for i in (0, 1))
-    temperature = torch.tensor(temperature, dtype=torch.float64) if learnt else temperature
-    problem = Problem(a, b, mask=NOT_SELF, temperature=temperature)
+    scale = torch.tensor(1 / temperature, dtype=torch.float64) if learnt else 1 / temperature
+    problem = Problem(a, b, mask=NOT_SELF, given_scale=scale)
     positive = pairs_of(a, b)
     _, ranks = check_softplus(
         problem, torch.tensor(bias, dtype=bias_dtype), upstream(n, seed, upstream_kind), positive
@@ -214,18 +214,18 @@ def test_softplus(n, dim, dtype, kind, layout, seed, temperature, learnt, bias, 
 @pytest.mark.parametrize("dtypes", [(x, y) for x in DTYPES for y in DTYPES], ids=str)
 def test_softplus_of_several_blocks(dtypes, normalize):
     a, b = (embeddings(150, 70, dtype, "ordinary", i) for i, dtype in enumerate(dtypes))
-    problem = Problem(a, b, mask=NOT_SELF, normalize=(normalize, normalize), temperature=0.5 if normalize else 5.0)
+    problem = Problem(a, b, mask=NOT_SELF, normalize=(normalize, normalize), given_scale=2.0 if normalize else 0.2)
     check_softplus(problem, torch.tensor(0.0), upstream(150, 0, "random"))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_bad_bias_and_rows_of_softplus(bad):
     a, b = torch.randn(2, 20, 9).unbind()
-    nothing = similarity_softplus.similarity_softplus(a, b, True, 0.1, None, torch.tensor(bad), None)[0]
+    nothing = similarity_softplus.similarity_softplus(a, b, True, 10.0, None, torch.tensor(bad), None)[0]
     assert nothing.isnan().all()
     b[3, 2] = bad
     for normalize in (True, False):
-        sums, _ = similarity_softplus.similarity_softplus(a, b, normalize, 0.1, None, torch.tensor(-1.0), None)
+        sums, _ = similarity_softplus.similarity_softplus(a, b, normalize, 10.0, None, torch.tensor(-1.0), None)
         assert sums.isnan().sum() == 2 * 19  # row 3 does not meet it
 
 
@@ -259,7 +259,7 @@ def test_arguments_that_do_not_fit():
     a, b, ids = torch.randn(5, 4), torch.randn(6, 4), torch.zeros(5, dtype=torch.int64)
 
     def lse(a, b=None, ids_a=None, ids_b=None, mask=0, columns=False, positive=None):
-        similarity_lse.similarity_lse(a, b, ids_a, ids_b, mask, True, True, columns, 0.1, None, positive)
+        similarity_lse.similarity_lse(a, b, ids_a, ids_b, mask, True, True, columns, 10.0, None, positive)
 
     for arguments, name in (
         ({"a": a[0]}, "a"),
@@ -277,4 +277,4 @@ def test_arguments_that_do_not_fit():
     with pytest.raises(ValueError, match=r"^b:"):
         pair_similarity.pair_similarity(a, b, True, True)
     with pytest.raises(ValueError, match=r"^bias:"):
-        similarity_softplus.similarity_softplus(a, a, True, 0.1, None, torch.ones(1), None)
+        similarity_softplus.similarity_softplus(a, a, True, 10.0, None, torch.ones(1), None)

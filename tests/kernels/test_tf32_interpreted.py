@@ -118,7 +118,7 @@ def test_weights_of_wide_rows_are_rounded(precision, monkeypatch):
     monkeypatch.setattr(weighted_rows, "_product", lambda a, b: operands.append(a) or product(a, b))
     query, key = (embeddings(20, 300, torch.float32, "ordinary", seed) for seed in (0, 1))
     queue = torch.nn.functional.normalize(torch.randn(70, 300), dim=1)
-    info_nce.info_nce(query, key, queue, False, 0.1, None, 1, False, True)
+    info_nce.info_nce(query, key, queue, False, 10.0, None, 1, False, True)
     rows_of_queries, weights = operands
     assert weights.shape == (20, 70)
     assert is_tf32(rows_of_queries).all() == is_tf32(weights).all() == (precision == "tf32")
@@ -128,7 +128,7 @@ def test_paired_negatives_keep_all_digits(precision):
     """Their products are sums along rows, in float32 at any setting."""
     query, key = (embeddings(6, 32, torch.float32, "ordinary", seed) for seed in (0, 1))
     negatives = torch.randn(6, 5, 32)
-    loss = info_nce.info_nce(query, key, negatives, True, 0.1, None, 1, False, True)[0]
+    loss = info_nce.info_nce(query, key, negatives, True, 10.0, None, 1, False, True)[0]
     q, k, n = (torch.nn.functional.normalize(x.double(), dim=-1) for x in (query, key, negatives))
     logits = torch.cat([(q * k).sum(1, keepdim=True), (n @ q[:, :, None])[:, :, 0]], 1) / 0.1
     exact = (logits.logsumexp(1) - logits[:, 0]).mean()

@@ -162,6 +162,27 @@ def test_logit_scale_gets_its_gradient(backend, name):
 
 
 @on_every_backend
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+@pytest.mark.parametrize("bad", [0.0, math.nan, math.inf, 1e-9, -1e9])
+@pytest.mark.parametrize("count", [1, 9])
+def test_a_bad_logit_scale_tensor_is_never_a_finite_loss(backend, name, bad, count):
+    a, b = torch.randn(2, count, 5, device=device_of(backend))
+    with ssl_fast.backend(backend):
+        rows = getattr(functional, name)(a, b, logit_scale=torch.tensor(bad), reduction="none")
+    assert not rows.isfinite().any()
+
+
+@on_every_backend
+@pytest.mark.parametrize("name", ["nt_xent", "clip", "siglip"])
+@pytest.mark.parametrize("end", [1e-8, 1e8, -1e-8])
+def test_a_temperature_tensor_at_an_end_of_the_range(backend, name, end):
+    """In float32 it lies a little beyond, and so does its inverse."""
+    a, b = torch.randn(2, 9, 5, device=device_of(backend))
+    with ssl_fast.backend(backend):
+        assert getattr(functional, name)(a, b, torch.tensor(end), reduction="none").isfinite().all()
+
+
+@on_every_backend
 @pytest.mark.parametrize("bias", [-10.0, 0.0, 4.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_bias_of_siglip(backend, bias, dtype):

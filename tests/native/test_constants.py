@@ -17,7 +17,7 @@ def compiled() -> dict[str, float]:
 
 def test_python_has_the_values_of_the_extension(compiled):
     assert compiled["EPS"] == rows.EPS
-    assert (compiled["LEAST_TEMPERATURE"], compiled["MOST_TEMPERATURE"]) == scalars.TEMPERATURES
+    assert (compiled["LEAST_SCALE"], compiled["MOST_SCALE"]) == scalars.SCALES
     assert (compiled["LN2"], compiled["LOG2E"]) == (calls.LN2, calls.LOG2E)
 
 

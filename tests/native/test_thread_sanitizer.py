@@ -74,7 +74,7 @@ def test_no_race(objects, tmp_path):
     assert answer.returncode == 0, (answer.stdout + answer.stderr)[-8000:]
     assert "ThreadSanitizer" not in answer.stderr
     for operator in torch_operators():
-        assert answer.stdout.count(f"{operator} ") == 6  # dtypes and temperatures
+        assert answer.stdout.count(f"{operator} ") == 6  # dtypes and scales
 
 
 def torch_operators() -> set[str]:

@@ -27,13 +27,13 @@ from tests.helpers.loss_cases import (
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("nt_xent", (torch.ones(4, 5), torch.ones(4, 6), 0.1, None, 1, False)),
-        ("nt_xent", (torch.ones(0, 5), torch.ones(0, 5), 0.1, None, 1, False)),
-        ("nt_xent", (torch.ones(4), torch.ones(4), 0.1, None, 1, False)),
-        ("info_nce", (torch.ones(4, 5), torch.ones(3, 5), None, False, 0.1, None, 1, False)),
-        ("info_nce", (torch.ones(4, 5), torch.ones(4, 5), torch.ones(3, 6), True, 0.1, None, 1, False)),
-        ("info_nce", (torch.ones(4, 5), torch.ones(4, 5), torch.ones(3, 2, 5), True, 0.1, None, 1, False)),
-        ("info_nce", (torch.ones(4, 5), torch.ones(4, 5), torch.ones(5), True, 0.1, None, 1, False)),
+        ("nt_xent", (torch.ones(4, 5), torch.ones(4, 6), 10.0, None, 1, False)),
+        ("nt_xent", (torch.ones(0, 5), torch.ones(0, 5), 10.0, None, 1, False)),
+        ("nt_xent", (torch.ones(4), torch.ones(4), 10.0, None, 1, False)),
+        ("info_nce", (torch.ones(4, 5), torch.ones(3, 5), None, False, 10.0, None, 1, False)),
+        ("info_nce", (torch.ones(4, 5), torch.ones(4, 5), torch.ones(3, 6), True, 10.0, None, 1, False)),
+        ("info_nce", (torch.ones(4, 5), torch.ones(4, 5), torch.ones(3, 2, 5), True, 10.0, None, 1, False)),
+        ("info_nce", (torch.ones(4, 5), torch.ones(4, 5), torch.ones(5), True, 10.0, None, 1, False)),
     ],
 )
 def test_the_operator_itself_refuses_shapes_it_would_misread(name, arguments):
@@ -47,15 +47,15 @@ def test_the_operator_itself_refuses_shapes_it_would_misread(name, arguments):
     [
         (
             "similarity_lse",
-            (torch.ones(4, 5), torch.ones(4, 5), None, None, 1, True, True, True, 0.1, None, torch.ones(4)),
+            (torch.ones(4, 5), torch.ones(4, 5), None, None, 1, True, True, True, 10.0, None, torch.ones(4)),
             10,
         ),
         (
             "similarity_softplus",
-            (torch.ones(4, 5), torch.ones(4, 5), True, 0.1, None, torch.zeros(()), torch.ones(4)),
+            (torch.ones(4, 5), torch.ones(4, 5), True, 10.0, None, torch.zeros(()), torch.ones(4)),
             6,
         ),
-        ("positive_loss", (torch.ones(8, dtype=torch.float64), torch.ones(4), torch.ones(4), False, 0.1, None, 1), 2),
+        ("positive_loss", (torch.ones(8, dtype=torch.float64), torch.ones(4), torch.ones(4), False, 10.0, None, 1), 2),
     ],
 )
 def test_only_what_gets_a_gradient_makes_a_graph(name, arguments, place):
@@ -77,12 +77,12 @@ def test_opcheck(case, dtype):
     names = gradients_of(case)
     for x, _ in zip(arguments, names, strict=False):
         x.requires_grad_()
-    temperature = torch.tensor(0.2, requires_grad=True)
+    scale = torch.tensor(5.0, requires_grad=True)
     if case == "nt_xent":
-        operator, inputs = torch.ops.ssl_fast.nt_xent, (*arguments, 1.0, temperature, 1, True)
+        operator, inputs = torch.ops.ssl_fast.nt_xent, (*arguments, 1.0, scale, 1, True)
     else:
         rows = arguments[2].queue if isinstance(arguments[2], NegativeQueue) else arguments[2]
-        inputs = (*arguments[:2], rows, not isinstance(arguments[2], NegativeQueue), 1.0, temperature, 1, True)
+        inputs = (*arguments[:2], rows, not isinstance(arguments[2], NegativeQueue), 1.0, scale, 1, True)
         operator = torch.ops.ssl_fast.info_nce
     torch.library.opcheck(operator, inputs)
 
@@ -92,16 +92,16 @@ def backward_inputs(case):
     arguments = arguments_of(case, count=9, negatives=7, dim=5)
     ops = torch.ops.ssl_fast
     if case == "nt_xent":
-        sums = ops.nt_xent(*arguments.values(), 0.2, None, 1, False)[2]
-        return ops.nt_xent_backward, [torch.tensor(2.0), *arguments.values(), 0.2, None, 1, sums]
+        sums = ops.nt_xent(*arguments.values(), 5.0, None, 1, False)[2]
+        return ops.nt_xent_backward, [torch.tensor(2.0), *arguments.values(), 5.0, None, 1, sums]
     query, positive, negatives = arguments.values()
     is_queue = isinstance(negatives, NegativeQueue)
     rows = negatives.queue if is_queue else negatives
-    forward = ops.info_nce(query, positive, rows, not is_queue, 0.2, None, 1, False, True)
+    forward = ops.info_nce(query, positive, rows, not is_queue, 5.0, None, 1, False, True)
     # Autograd asks for gradients of negatives that are a tensor, in batch for those of the positives.
     return ops.info_nce_backward, [
         torch.tensor(2.0), query, positive, None if is_queue else rows, negatives is None, not is_queue,
-        0.2, None, 1, *forward[2:], not is_queue,
+        5.0, None, 1, *forward[2:], not is_queue,
     ]  # fmt: skip
 
 
@@ -146,14 +146,14 @@ def _leaf(*shape):
 
 
 OPCHECKS = [
-    ("similarity_lse", lambda: (_leaf(5, 3), None, IDS5, None, 3, True, True, False, 1.0, TEMPERATURE, None)),
-    ("similarity_lse", lambda: (_leaf(5, 3), _leaf(5, 3), None, None, 1, True, False, True, 0.2, None, torch.zeros(5))),
-    ("similarity_lse", lambda: (_leaf(5, 3), _leaf(7, 3), IDS5, IDS7, 2, True, True, False, 0.2, None, None)),
+    ("similarity_lse", lambda: (_leaf(5, 3), None, IDS5, None, 3, True, True, False, 1.0, SCALE, None)),
+    ("similarity_lse", lambda: (_leaf(5, 3), _leaf(5, 3), None, None, 1, True, False, True, 5.0, None, torch.zeros(5))),
+    ("similarity_lse", lambda: (_leaf(5, 3), _leaf(7, 3), IDS5, IDS7, 2, True, True, False, 5.0, None, None)),
     ("pair_similarity", lambda: (_leaf(5, 3), _leaf(5, 3), True, False)),
     ("class_similarity", lambda: (_leaf(5, 3), IDS5)),
-    ("similarity_softplus", lambda: (_leaf(5, 3), _leaf(5, 3), True, 1.0, TEMPERATURE, _leaf(), torch.zeros(5))),
+    ("similarity_softplus", lambda: (_leaf(5, 3), _leaf(5, 3), True, 1.0, SCALE, _leaf(), torch.zeros(5))),
 ]  # fmt: skip
-IDS5, IDS7, TEMPERATURE = torch.arange(5) % 3, torch.arange(7), torch.tensor(0.2, requires_grad=True)
+IDS5, IDS7, SCALE = torch.arange(5) % 3, torch.arange(7), torch.tensor(5.0, requires_grad=True)
 
 
 @only_compiled
@@ -170,9 +170,9 @@ def test_opcheck_of_their_backward(name, inputs):
         operator, ops = getattr(torch.ops.ssl_fast, f"{name}_backward"), torch.ops.ssl_fast
         if name == "similarity_lse":
             *_, sums = ops.similarity_lse(*arguments)
-            a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, *temperature, _ = arguments
+            a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, *scale, _ = arguments
             of_columns = torch.ones(5) if columns else None
-            arguments = [torch.ones(5), of_columns, a, b, ids_a, ids_b, mask, normalize_a, normalize_b, *temperature,
+            arguments = [torch.ones(5), of_columns, a, b, ids_a, ids_b, mask, normalize_a, normalize_b, *scale,
                          sums, True, b is not None]  # fmt: skip
         elif name == "similarity_softplus":
             sums, _ = ops.similarity_softplus(*arguments)

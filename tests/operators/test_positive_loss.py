@@ -11,18 +11,18 @@ from tests.helpers.compare import assert_close
 from tests.helpers.strategies import seeds, temperatures
 
 
-def formula(lse, positive, weights, in_denominator, temperature, reduction):
-    x = lse - ((1 if weights is None else weights) * positive / temperature).repeat(len(lse) // len(positive))
+def formula(lse, positive, weights, in_denominator, scale, reduction):
+    x = lse - ((1 if weights is None else weights) * positive * scale).repeat(len(lse) // len(positive))
     rows = torch.nn.functional.softplus(x, threshold=700) if in_denominator else x
     return {"none": rows, "mean": rows.mean(), "sum": rows.sum()}[reduction]
 
 
-def inputs(count, directions, dtype, seed, weighted, temperature):
+def inputs(count, directions, dtype, seed, weighted, scale):
     """Log-sum-exps from far below to far above their positives' logits, and -Inf of a row without negatives."""
     generator = torch.Generator().manual_seed(seed)
     positive = (2 * torch.rand(count, generator=generator, dtype=torch.float64) - 1).to(dtype)
     gap = 30 * torch.randn(directions * count, generator=generator, dtype=torch.float64)
-    lse = positive.double().repeat(directions) / temperature + gap
+    lse = positive.double().repeat(directions) * scale + gap
     lse[-1] = float("-inf")
     return lse, positive, (torch.rand(count, generator=generator).to(dtype) if weighted else None)
 
@@ -42,32 +42,32 @@ def inputs(count, directions, dtype, seed, weighted, temperature):
 def test_values_and_gradients(
     count, directions, dtype, seed, weighted, in_denominator, temperature, learnt, reduction
 ):  # fmt: skip
-    lse, positive, weights = inputs(count, directions, dtype, seed, weighted, temperature)
+    scale = 1 / temperature
+    lse, positive, weights = inputs(count, directions, dtype, seed, weighted, scale)
     if not in_denominator:
         lse[-1] = 0.0
     # What the kernels subtract: the scale rounded as theirs, in powers of two.
-    rounded = 1 / (calls.scores(torch.ones((), dtype=dtype), temperature).item())
+    rounded = calls.scores(torch.ones((), dtype=dtype), scale).item()
     results = []
     for exact in (False, True):
-        t = torch.tensor(rounded if exact else temperature, dtype=torch.float64, requires_grad=True)
+        s = torch.tensor(rounded if exact else scale, dtype=torch.float64, requires_grad=True)
         a, b = (x.clone().requires_grad_() for x in (lse, positive.double() if exact else positive))
         w = weights.double() if exact and weighted else weights
         if exact:
-            loss = formula(a, b, w, in_denominator, t, reduction)
+            loss = formula(a, b, w, in_denominator, s, reduction)
         else:
-            given_ = t if learnt else temperature
+            given_ = s if learnt else scale
             loss = calls.positive_loss(a, b, given_, reduction, positive_weights=w, in_denominator=in_denominator)
             assert loss.dtype == dtype
-        wanted = [a, b, t] if learnt or exact else [a, b]
+        wanted = [a, b, s] if learnt or exact else [a, b]
         upstream = torch.linspace(0.5, 1, loss.numel(), dtype=loss.dtype).view_as(loss)  # another for each row
         results.append([loss.detach(), *torch.autograd.grad(loss, wanted, upstream)])
     (got, *gradients), (truth, *expected) = results
-    scale = abs(1 / temperature)
     # The weighted similarity is rounded before it is scaled.
-    largest = scale if weighted else 1e-3
+    largest = abs(scale) if weighted else 1e-3
     assert_close(got, truth, dtype, "loss", scale=largest * (len(lse) if reduction == "sum" else 1))
     share = {"none": 1.0, "sum": 1.0, "mean": 1 / len(lse)}[reduction]
-    for name, x, y, floor in zip("lpt", gradients, expected, (1.0, scale, len(lse) * scale**2), strict=False):
+    for name, x, y, floor in zip("lps", gradients, expected, (1.0, abs(scale), len(lse)), strict=False):
         assert_close(x, y, dtype, "gradient", scale=share * floor * (100 if weighted else 1), name=name)
 
 
@@ -75,9 +75,9 @@ def test_values_and_gradients(
 def test_nan_stays_where_it_is():
     lse, positive = torch.zeros(6, dtype=torch.float64), torch.tensor([0.1, float("nan"), 0.3])
     lse[5] = float("nan")
-    rows = calls.positive_loss(lse, positive, 0.1, "none")
+    rows = calls.positive_loss(lse, positive, 10.0, "none")
     assert rows.isnan().tolist() == [False, True, False, False, True, True]
-    assert calls.positive_loss(lse, positive, 0.1, "mean").isnan()
+    assert calls.positive_loss(lse, positive, 10.0, "mean").isnan()
     out_of_range = calls.positive_loss(lse[:3], positive.nan_to_num(), torch.tensor(0.0), "none")
     assert out_of_range.isnan().all()
 
@@ -87,14 +87,14 @@ def test_it_is_what_other_devices_compute():
     """The plain PyTorch of the same function, which runs where tensors are not on the CPU."""
     results = []
     for dtype, weighted, in_denominator in [(torch.float32, False, True), (torch.float64, True, False)]:
-        lse, positive, weights = inputs(40, 2, dtype, 0, weighted, 0.2)
+        lse, positive, weights = inputs(40, 2, dtype, 0, weighted, 5.0)
         lse[-1] = 0.0
         options = {"positive_weights": weights, "in_denominator": in_denominator}
-        fused = calls.positive_loss(lse, positive, 0.2, "mean", **options)
-        elsewhere = calls.positive_loss(*(x.to("meta") for x in (lse, positive)), 0.2, "none",
+        fused = calls.positive_loss(lse, positive, 5.0, "mean", **options)
+        elsewhere = calls.positive_loss(*(x.to("meta") for x in (lse, positive)), 5.0, "none",
                                              in_denominator=in_denominator)  # fmt: skip
         assert (elsewhere.shape, elsewhere.dtype) == (lse.shape, dtype)
-        plain = calls.composed_positive_loss(lse, positive, 0.2, "mean", **options)
+        plain = calls.composed_positive_loss(lse, positive, 5.0, "mean", **options)
         torch.testing.assert_close(fused, plain, rtol=1e-6, atol=1e-6)
         results.append(fused)
     assert all(x.isfinite() for x in results)
@@ -107,13 +107,13 @@ LSE, P = torch.zeros(6, dtype=torch.float64), torch.zeros(3)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((LSE.float(), P, None, True, 0.1, None, 0), ValueError, "lse: expected float64"),
-        ((LSE[:5], P, None, True, 0.1, None, 0), ValueError, "lse: expected float64 of a multiple of 3 rows"),
-        ((LSE[:0], P, None, True, 0.1, None, 0), ValueError, "lse: expected"),
-        ((LSE, P[:0], None, True, 0.1, None, 0), ValueError, "positive: expected"),
-        ((LSE, P.half(), None, True, 0.1, None, 0), TypeError, "positive: expected float32 or float64"),
-        ((LSE, P, P[:2], True, 0.1, None, 0), ValueError, "weights: expected the shape"),
-        ((LSE, P, None, True, 0.1, None, 3), ValueError, "reduction: expected 0, 1 or 2"),
+        ((LSE.float(), P, None, True, 10.0, None, 0), ValueError, "lse: expected float64"),
+        ((LSE[:5], P, None, True, 10.0, None, 0), ValueError, "lse: expected float64 of a multiple of 3 rows"),
+        ((LSE[:0], P, None, True, 10.0, None, 0), ValueError, "lse: expected"),
+        ((LSE, P[:0], None, True, 10.0, None, 0), ValueError, "positive: expected"),
+        ((LSE, P.half(), None, True, 10.0, None, 0), TypeError, "positive: expected float32 or float64"),
+        ((LSE, P, P[:2], True, 10.0, None, 0), ValueError, "weights: expected the shape"),
+        ((LSE, P, None, True, 10.0, None, 3), ValueError, "reduction: expected 0, 1 or 2"),
     ],
 )
 def test_the_operator_itself_refuses_what_it_would_misread(arguments, error, message):
@@ -127,16 +127,16 @@ def test_the_operator_itself_refuses_what_it_would_misread(arguments, error, mes
 @pytest.mark.parametrize(("gradient", "reduction"), [(torch.ones(6), 1), (torch.ones(5), 0), (torch.ones(()), 0)])
 def test_the_backward_refuses_another_loss_s_gradient(gradient, reduction):
     with pytest.raises(ValueError, match="gradient: expected the shape of the loss of 6 rows"):
-        torch.ops.ssl_fast.positive_loss_backward(gradient, LSE, P, None, True, 0.1, None, reduction)
+        torch.ops.ssl_fast.positive_loss_backward(gradient, LSE, P, None, True, 10.0, None, reduction)
 
 
 @only_compiled
 @pytest.mark.parametrize("weights", [None, torch.rand(5)])
 def test_opcheck(weights):
     lse, positive = torch.randn(10, dtype=torch.float64, requires_grad=True), torch.rand(5, requires_grad=True)
-    temperature = torch.tensor(0.2, requires_grad=True)
+    scale = torch.tensor(5.0, requires_grad=True)
     for reduction in (0, 1):
-        arguments = (lse, positive, weights, weights is None, 1.0, temperature, reduction)
+        arguments = (lse, positive, weights, weights is None, 1.0, scale, reduction)
         torch.library.opcheck(torch.ops.ssl_fast.positive_loss, arguments)
         gradient = torch.ones(10) if reduction == 0 else torch.tensor(1.0)
         backward = (gradient, *(x.detach() if isinstance(x, torch.Tensor) else x for x in arguments))

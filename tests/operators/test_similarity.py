@@ -205,7 +205,7 @@ def test_ranks_with_exact_ties(backend, columns, temperature, dtype):
     a, b = base[pick[0]].to(device), base[pick[1]].to(device)
     positive = similarity_on(backend, "pair_similarity", a, b)
     *_, ranks = similarity_on(
-        backend, "similarity_lse", a, b, codes.NOT_SELF, temperature, columns=columns, positive=positive
+        backend, "similarity_lse", a, b, codes.NOT_SELF, 1 / temperature, columns=columns, positive=positive
     )
     u, v = (torch.nn.functional.normalize(x.double()) for x in (a, b))
     dots = math.copysign(1, temperature) * (u @ v.T)
@@ -297,21 +297,21 @@ X, IDS = torch.ones(4, 5), torch.arange(4)
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("similarity_lse", (X, torch.ones(4, 6), None, None, 0, True, True, False, 0.1, None, None)),
-        ("similarity_lse", (torch.ones(4), None, None, None, 0, True, True, False, 0.1, None, None)),
-        ("similarity_lse", (X, None, None, None, 4, True, True, False, 0.1, None, None)),
-        ("similarity_lse", (X, None, None, None, 0, True, True, True, 0.1, None, None)),
-        ("similarity_lse", (X, None, None, None, 2, True, True, False, 0.1, None, None)),
-        ("similarity_lse", (X, X, IDS, None, 2, True, True, False, 0.1, None, None)),
-        ("similarity_lse", (X, None, IDS[:3], None, 2, True, True, False, 0.1, None, None)),
-        ("similarity_lse", (X, None, IDS.int(), None, 2, True, True, False, 0.1, None, None)),
-        ("similarity_lse", (X, X, None, None, 0, True, True, False, 0.1, None, torch.ones(3))),
-        ("similarity_lse", (X, torch.ones(3, 5), None, None, 0, True, True, True, 0.1, None, torch.ones(4))),
+        ("similarity_lse", (X, torch.ones(4, 6), None, None, 0, True, True, False, 10.0, None, None)),
+        ("similarity_lse", (torch.ones(4), None, None, None, 0, True, True, False, 10.0, None, None)),
+        ("similarity_lse", (X, None, None, None, 4, True, True, False, 10.0, None, None)),
+        ("similarity_lse", (X, None, None, None, 0, True, True, True, 10.0, None, None)),
+        ("similarity_lse", (X, None, None, None, 2, True, True, False, 10.0, None, None)),
+        ("similarity_lse", (X, X, IDS, None, 2, True, True, False, 10.0, None, None)),
+        ("similarity_lse", (X, None, IDS[:3], None, 2, True, True, False, 10.0, None, None)),
+        ("similarity_lse", (X, None, IDS.int(), None, 2, True, True, False, 10.0, None, None)),
+        ("similarity_lse", (X, X, None, None, 0, True, True, False, 10.0, None, torch.ones(3))),
+        ("similarity_lse", (X, torch.ones(3, 5), None, None, 0, True, True, True, 10.0, None, torch.ones(4))),
         ("pair_similarity", (X, torch.ones(3, 5), True, True)),
         ("class_similarity", (X, IDS[:3])),
         ("class_similarity", (X, IDS.int())),
-        ("similarity_softplus", (X, torch.ones(3, 5), True, 0.1, None, torch.tensor(0.0), None)),
-        ("similarity_softplus", (X, X, True, 0.1, None, torch.zeros(1), None)),
+        ("similarity_softplus", (X, torch.ones(3, 5), True, 10.0, None, torch.tensor(0.0), None)),
+        ("similarity_softplus", (X, X, True, 10.0, None, torch.zeros(1), None)),
     ],
 )
 def test_the_operator_itself_refuses_shapes_it_would_misread(name, arguments):

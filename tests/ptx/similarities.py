@@ -55,7 +55,7 @@ def lse(
     layout: str = "contiguous", values: str = "ordinary", seed: int = 0,
 ) -> None:  # fmt: skip
     """similarity_lse; form: rows "with each other", against others "one way", or "both ways". ranks: m is n then."""
-    given = torch.tensor(temperature, dtype=torch.float64) if learnt else temperature
+    given = torch.tensor(1 / temperature, dtype=torch.float64) if learnt else 1 / temperature
     m = n if ranks else m
     problem = _problem(kind, form, n, m, dim, mask, given, normalize, layout, values, seed)
     gradients = [upstream(len(problem.a), seed, "random"), upstream(m, seed + 1, "random")][: 1 + problem.columns]
@@ -75,7 +75,7 @@ def softplus(
     normalize: bool = True, ranks: bool = False, layout: str = "contiguous", values: str = "ordinary", seed: int = 0,
 ) -> None:  # fmt: skip
     """similarity_softplus."""
-    given = torch.tensor(temperature, dtype=torch.float64) if learnt else temperature
+    given = torch.tensor(1 / temperature, dtype=torch.float64) if learnt else 1 / temperature
     problem = _problem(kind, "both ways", n, n, dim, 1, given, (normalize, normalize), layout, values, seed)
     problem = problem._replace(columns=False)
     positive = pairs_of(problem.a, problem.b) if ranks else None
@@ -139,7 +139,7 @@ def lse_without_pairs(kind: str) -> None:
     a, b = (embeddings(n, 40, KINDS[kind].dtype, "ordinary", n) for n in (70, 37))
     ids_a, ids_b = torch.zeros(70, dtype=torch.int64), torch.zeros(37, dtype=torch.int64)
     ids_a[5] = 1
-    for temperature in (0.1, 0.02):
-        problem = Problem(a, b, ids_a, ids_b, IDS_DIFFER, columns=True, temperature=temperature)
+    for scale in (10.0, 50.0):
+        problem = Problem(a, b, ids_a, ids_b, IDS_DIFFER, columns=True, given_scale=scale)
         found = check_lse(problem, [upstream(70, 0, "random"), upstream(37, 1, "random")])
         assert torch.equal(found[0].isneginf(), ~allowed(problem).any(1))

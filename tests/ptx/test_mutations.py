@@ -13,7 +13,7 @@ from .mutations import MISTAKES, Mistake, Site, sites, spread, texts_of
 KERNELS = (
     "_weighted_rows_kernel", "_ema_kernel", "_enqueue_kernel", "_symmetric_tiles_kernel", "_loss_kernel", "_lse_kernel",
     "_pair_dots_kernel", "_paired_gradient_kernel", "_paired_walk_kernel", "_prepare_kernel", "_row_gradients_kernel",
-    "_sum_kernel", "_temperature_kernel", "_online_softmax_kernel", "_weights_kernel",
+    "_sum_kernel", "_scale_kernel", "_online_softmax_kernel", "_weights_kernel",
 )  # fmt: skip
 # For each of MISTAKES the least share of its sites that must be noticed. Not all can be: to take out a mask that lets
 # every lane through, or one of two barriers in a row, changes nothing.
@@ -24,7 +24,7 @@ SHARES = (0.8, 0.8, 0.5, 0.75)
 def launched() -> dict[tuple[str, str], tuple[Case, str]]:
     """By kernel and device: the first case that launches it, and the PTX."""
     found: dict[tuple[str, str], tuple[Case, str]] = {}
-    # With a temperature on the device two kernels are launched, of which one has no work: those cases come last.
+    # With a scale on the device two kernels are launched, of which one has no work: those cases come last.
     for case in sorted(fast(), key=lambda case: case.options.get("learnt", False)):
         for kernel, text in texts_of(case).items():
             found.setdefault((kernel, case.machine.device), (case, text))

@@ -139,10 +139,24 @@ def _tensors(arguments):
 
 @on_every_backend
 @pytest.mark.parametrize("case", ["nt_xent", "info_nce queue", "supcon", "clip", "siglip"])
-def test_a_changed_temperature_is_noticed(case, backend):
-    arguments, scale = leaves(arguments_of(case, backend, **SMALL), gradients_of(case)), torch.tensor(0.2)
+def test_a_changed_temperature_is_never_a_wrong_gradient(case, backend):
+    """What the operators keep is its inverse, of which nobody else has the memory."""
+    arguments, temperature = leaves(arguments_of(case, backend, **SMALL), gradients_of(case)), torch.tensor(0.2)
+    temperature.requires_grad_()
+    loss = loss_of(case, backend, arguments, temperature)
+    expected = torch.autograd.grad(loss, temperature, retain_graph=True)
+    with torch.no_grad():
+        temperature.mul_(2)
+    assert torch.autograd.grad(loss, temperature) == expected
+
+
+@on_every_backend
+@pytest.mark.parametrize("case", ["clip", "siglip"])
+def test_a_changed_logit_scale_is_noticed(case, backend):
+    """It is kept as it is."""
+    arguments, scale = leaves(arguments_of(case, backend, **SMALL), gradients_of(case)), torch.tensor(5.0)
     scale.requires_grad_()
-    loss = loss_of(case, backend, arguments, scale)
+    loss = loss_of(case, backend, arguments, logit_scale=scale)
     expected = torch.autograd.grad(loss, scale, retain_graph=True)
     with torch.no_grad():
         scale.mul_(2)

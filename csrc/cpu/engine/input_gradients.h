@@ -1,7 +1,6 @@
-// From gradients of unit rows to gradients of the inputs and of the temperature.
+// From gradients of unit rows to gradients of the inputs and of the scale.
 #pragma once
-#include "scale.h"
-#include "unit_rows.h"
+#include "weighted_rows.h"
 
 namespace ssl_fast {
 
@@ -25,12 +24,35 @@ double rows_backward(const UnitRows<T>& rows, const at::Tensor& du, T s, const a
   return sum;
 }
 
-// d loss / d temperature = -s * (s dL/ds), in the type of the temperature tensor.
+// The same for keys: writes the gradient of every key to out, which is contiguous and shaped as the keys. The gradient
+// of a unit key is s times the sum over the queries of weight * query. add_to(key, sum) may first add to that sum.
+template <typename T, typename AddTo>
+void keys_backward(const QueryKeyTiles<T>& tiles, const SavedSums<T>& of_queries, const at::Tensor& out,
+                   const AddTo& add_to) {
+  const T s = T(tiles.scale.s);
+  const int64_t width = tiles.query.width, dim = tiles.query.dim;
+  each_weighted_query_sum<T>(
+      tiles, of_queries,
+      [&](int64_t group, int64_t first, int64_t count, const KeyBlock<T>& block, const T* inverse_norms, T* sums) {
+        const RowWriter<T> writer(tiles.paired ? out.select(0, group) : out);
+        for (int64_t j = 0; j < count; j++) {
+          T* d = sums + j * width;
+          add_to(first + j, d);
+          for (int64_t k = 0; k < dim; k++) d[k] *= s;
+          const T inverse_norm = tiles.normalize_keys ? inverse_norms[j] : T(1);
+          if (tiles.normalize_keys)
+            kernels<T>().normalize_backward(block.rows + j * block.stride, d, dim, inverse_norm);
+          writer.write(first + j, d, inverse_norm);
+        }
+      });
+}
+
+// d loss / d scale, from s dL/ds, in the type of the scale tensor.
 template <typename T>
-at::Tensor temperature_gradient(double s_dL_ds, const Scale& scale, const std::optional<at::Tensor>& tensor) {
-  at::Tensor out = new_empty<T>({});
-  *out.template data_ptr<T>() = T(-scale.s * s_dL_ds);
-  return tensor ? out.to(tensor->options()) : out;
+at::Tensor scale_gradient(double s_dL_ds, const Scale& scale, const std::optional<at::Tensor>& tensor) {
+  at::Tensor out = new_empty<double>({});
+  *out.data_ptr<double>() = s_dL_ds / scale.s;
+  return tensor ? out.to(tensor->options()) : out.to(c10::CppTypeToScalarType<T>::value);
 }
 
 }  // namespace ssl_fast

@@ -1,4 +1,4 @@
-// From a temperature to the scale of scores, and whether one shift serves all sums.
+// The scale of scores in powers of two, and whether one shift serves all sums.
 #pragma once
 #include "../../common/constants.h"
 
@@ -10,20 +10,18 @@
 
 namespace ssl_fast {
 
-// s = 1 / temperature. Scores are in powers of two, log2_scale * <u_i, u_k> = s * log2(e) * <u_i, u_k>, so that exp2
-// needs no further product.
+// The scale s = 1 / temperature. Scores are in powers of two, log2_scale * <u_i, u_k> = s * log2(e) * <u_i, u_k>, so
+// that exp2 needs no further product.
 struct Scale {
   double s, log2_scale;
 
   // Outside the range s is NaN. Python checks numbers, but not the value of a tensor.
-  explicit Scale(double temperature)
-      : s(std::abs(temperature) >= kLeastTemperature && std::abs(temperature) <= kMostTemperature
-              ? 1 / temperature
-              : std::numeric_limits<double>::quiet_NaN()),
+  explicit Scale(double number)
+      : s(std::abs(number) >= kLeastScale && std::abs(number) <= kMostScale ? number
+                                                                            : std::numeric_limits<double>::quiet_NaN()),
         log2_scale(s * kLog2E) {}
-  // tensor: 0-D; where it is given, temperature is not used.
-  Scale(double temperature, const std::optional<at::Tensor>& tensor)
-      : Scale(tensor ? tensor->item<double>() : temperature) {}
+  // tensor: 0-D; where it is given, number is not used.
+  Scale(double number, const std::optional<at::Tensor>& tensor) : Scale(tensor ? tensor->item<double>() : number) {}
 
   // Whether all sums may take the fixed shift |s| instead of a running maximum. unit_rows: whether the norms of all
   // rows are at most 1, so that no score is above |s|.

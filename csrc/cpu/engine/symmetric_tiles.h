@@ -13,7 +13,7 @@ template <typename T>
 struct SymmetricTiles {
   const UnitRows<T>&rows, &columns;
   const Mask<T> mask;
-  const bool symmetric;  // whether rows and columns are the same rows
+  const bool same_rows;  // whether the columns are the rows themselves
   const at::Tensor packed;
   const T scale, shift;  // in powers of two
   const int64_t block;   // rows or columns of a tile
@@ -22,7 +22,7 @@ struct SymmetricTiles {
       : rows(rows),
         columns(columns),
         mask(mask),
-        symmetric(&rows == &columns),
+        same_rows(&rows == &columns),
         packed(columns.packed()),
         scale(T(s.log2_scale)),
         shift(std::abs(scale)),
@@ -48,11 +48,11 @@ struct SymmetricTiles {
             size(columns.n, j), rows.dim,   scale,          mask.of_tile(first(i), first(j))};
   }
 
-  // Calls visit(i, j) for every pair of blocks; where symmetric, once for (i, j) and (j, i).
+  // Calls visit(i, j) for every pair of blocks; where both sets are the same rows, once for (i, j) and (j, i).
   template <typename Visit>
   void each(const Visit& visit) const {
     const int64_t grain = ssl_fast::grain(4. * block * block * rows.dim);
-    if (symmetric)
+    if (same_rows)
       visit_symmetric_pairs(count(rows.n), grain, visit);
     else
       visit_all_pairs(count(rows.n), count(columns.n), grain, visit);
@@ -90,20 +90,21 @@ struct RankCounts {
   bool of_tile(const SymmetricTiles<T>& tiles, int64_t i, int64_t j, Ranks<T>& out) {
     if (positives.empty()) return false;
     const int64_t r = tiles.first(i), c = tiles.first(j);
-    std::vector<int64_t>& columns = tiles.symmetric ? of_rows : of_columns;
-    const bool both = !columns.empty() && !(tiles.symmetric && i == j);
+    std::vector<int64_t>& columns = tiles.same_rows ? of_rows : of_columns;
+    const bool both = !columns.empty() && !(tiles.same_rows && i == j);
     out = {positives.data() + r, positives.data() + c, of_rows.data() + r, both ? columns.data() + c : nullptr};
     return true;
   }
 };
 
-// Adds the sums of E to row_sums (rows) and, unless null, to column_sums (columns). Where symmetric, the two are one.
+// Adds the sums of E to row_sums (rows) and, unless null, to column_sums (columns). For the same rows the two are
+// one.
 template <typename T>
 void add_fixed_shift_sums(const SymmetricTiles<T>& tiles, T* row_sums, T* column_sums, RankCounts<T>& counts) {
   tiles.each([&](int64_t i, int64_t j) {
     Ranks<T> ranks{};
     const bool ranked = counts.of_tile(tiles, i, j, ranks);
-    const bool both = column_sums && !(tiles.symmetric && i == j);
+    const bool both = column_sums && !(tiles.same_rows && i == j);
     kernels<T>().exp_sums(tiles.tile(i, j), tiles.shift, row_sums + tiles.first(i),
                           both ? column_sums + tiles.first(j) : nullptr, ranked ? &ranks : nullptr);
   });

@@ -56,8 +56,7 @@ void add_weighted_keys(const QueryKeyTiles<T>& tiles, const SavedSums<T>& of_que
 // For each block of keys, the sum over their queries of weight * query, one row (width) a key. Calls
 // use(group, first key, keys, key block, inverse norms, sums).
 template <typename T, typename Use>
-void each_weighted_query_sum(const QueryKeyTiles<T>& tiles, const SavedSums<T>& of_queries, const SavedSums<T>& of_keys,
-                             const Use& use) {
+void each_weighted_query_sum(const QueryKeyTiles<T>& tiles, const SavedSums<T>& of_queries, const Use& use) {
   const int64_t width = tiles.query.width, blocks = tiles.key_blocks();
   at::parallel_for(0, tiles.groups() * blocks, 1, [&](int64_t begin, int64_t end) {
     Workspace<T> space(tiles.query);
@@ -72,7 +71,7 @@ void each_weighted_query_sum(const QueryKeyTiles<T>& tiles, const SavedSums<T>& 
       std::fill_n(sum, count * width, T(0));
       for (int64_t b = tiles.paired ? group : 0; b < (tiles.paired ? group + 1 : tiles.query_blocks()); b++) {
         const QueryBlock<T> queries = tiles.queries(b, space.columns);
-        fill_weights(queries, block, first, count, of_queries, of_keys, space.tile);
+        fill_weights(queries, block, first, count, of_queries, {}, space.tile);
         kernels<T>().add_rows(space.tile, count, queries.n, tiles.query.row(queries.first), width, width, sum);
       }
       use(group, first, count, block, inverse_norms, sum);
@@ -90,8 +89,8 @@ T gradient_unit(const std::vector<T>& gradients) {
 }
 
 // With the fixed shift, or none: adds to d_rows (rows, width) of each row the sum over the columns of weight * column,
-// and to d_columns that of each column over the rows; either may be null. Where symmetric, the two are one.
-// weights(tile input, first row, first column, tile) fills a tile with the weights.
+// and to d_columns that of each column over the rows; either may be null. Where both sets are the same
+// rows, the two are one. weights(tile input, first row, first column, tile) fills a tile with the weights.
 template <typename T, typename Weights>
 void add_weighted_rows(const SymmetricTiles<T>& tiles, T* d_rows, T* d_columns, const Weights& weights) {
   const at::Tensor memory = new_empty<T>({at::get_num_threads(), kTile + kTileSlack, kTile});
@@ -103,7 +102,7 @@ void add_weighted_rows(const SymmetricTiles<T>& tiles, T* d_rows, T* d_columns, 
     const int64_t m = tiles.size(tiles.rows.n, i), n = tiles.size(tiles.columns.n, j);
     weights(tiles.tile(i, j), r, c, tile);
     if (d_rows) kernel.add_rows(tile, m, n, tiles.columns.row(c), width, width, d_rows + r * width);
-    if (d_columns && !(tiles.symmetric && i == j))
+    if (d_columns && !(tiles.same_rows && i == j))
       kernel.add_columns(tile, n, m, tiles.rows.row(r), width, width, d_columns + c * width);
   });
 }

@@ -18,7 +18,7 @@ struct Kernels {
   // Whether a row holds neither NaN nor Inf.
   bool (*finite)(const T* x, int64_t dim);
   // Overwrites du (dim) with dx = (du - u <u, du>) * inverse_norm; where the norm was clamped to eps, with
-  // du * inverse_norm. Returns <u, du>, of which the temperature's gradient is made.
+  // du * inverse_norm. Returns <u, du>, of which the scale's gradient is made.
   T (*normalize_backward)(const T* u, T* du, int64_t dim, T inverse_norm);
   // t = momentum * t + rest * s for n entries.
   void (*average)(T* t, const T* s, int64_t n, T momentum, T rest);
