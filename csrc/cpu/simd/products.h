@@ -39,24 +39,34 @@ static inline __attribute__((always_inline)) void multiply(const T* a, int64_t a
 template <typename T>
 constexpr int64_t kGroup = VECTORS * kLanes<T>;
 
+// Packs a square of at most kLanes rows (count) and numbers of each (steps) as columns; columns from count on are zero.
+template <typename T>
+static inline void pack_square(const T* rows, int64_t row_stride, int64_t count, int64_t steps, T* columns) {
+  constexpr int L = kLanes<T>;
+  if (count < L || steps < L) {
+    for (int64_t k = 0; k < steps; k++)
+      for (int64_t c = 0; c < L; c++) columns[k * kGroup<T> + c] = c < count ? rows[c * row_stride + k] : T(0);
+    return;
+  }
+  Vec<T> square[L];
+#pragma GCC unroll 16
+  for (int c = 0; c < L; c++) square[c] = load(rows + c * row_stride);
+  transpose<T, 1>(square, std::make_integer_sequence<int, L>());
+#pragma GCC unroll 16
+  for (int k = 0; k < L; k++) store<T>(columns + k * kGroup<T>, square[k]);
+}
+
 template <typename T>
 static void pack(const T* rows, int64_t row_stride, int64_t n, int64_t dim, T* columns) {
-  for (int64_t first = 0; first < n; first += kGroup<T>) {
-    const int64_t count = least(kGroup<T>, n - first);
-    T* group = columns + first * dim;
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int64_t first = 0; first < n; first += kGroup<T>)
     // Take one cache line of each row at a time: rows a power of two apart share few cache sets, and those cannot
     // hold a line of every row until all of it is used.
-    constexpr int64_t line = 64 / sizeof(T);
-    for (int64_t begin = 0; begin < dim; begin += line) {
-      const int64_t end = least(begin + line, dim);
-      for (int64_t c = 0; c < count; c++) {
-        const T* in = rows + (first + c) * row_stride;
-        for (int64_t d = begin; d < end; d++) group[d * kGroup<T> + c] = in[d];
-      }
-      for (int64_t d = begin; d < end; d++)
-        for (int64_t c = count; c < kGroup<T>; c++) group[d * kGroup<T> + c] = 0;
-    }
-  }
+    for (int64_t begin = 0; begin < dim; begin += line)
+      for (int64_t c = first; c < first + kGroup<T>; c += kLanes<T>)
+        for (int64_t d = begin; d < least(begin + line, dim); d += kLanes<T>)
+          pack_square(rows + c * row_stride + d, row_stride, n - c, least(kLanes<T>, dim - d),
+                      columns + first * dim + d * kGroup<T> + c - first);
 }
 
 // A longer dot is a sum of parts of this length, because one chain of 4096 terms would lose three digits.

@@ -29,7 +29,7 @@ static void softplus_sums(const TileInput<T>& in, T bias, T* softplus, T* sigmoi
   Vec<T> softplus_rows[kTile + ROWS] = {}, sigmoid_rows[kTile + ROWS] = {};
   each_block<T>(in, [&](int64_t row, int64_t column, auto& acc) {
     constexpr int V = sizeof(acc[0]) / sizeof(acc[0][0]);
-    if (ranks) count_above<T, V>(in, *ranks, row, column, acc);
+    count_above<T, V>(in, ranks, row, column, acc);
     const bool whole = is_whole<T, V>(in, row, column);
     for (int r = 0; r < ROWS; r++)
       for (int v = 0; v < V; v++) {

@@ -117,9 +117,10 @@ static inline bool is_whole(const TileInput<T>& in, int64_t row, int64_t column)
   return whole;
 }
 
-// The lanes of a row from this column on that are inside the tile and not excluded.
+// The lanes of a row from this column on that are inside the tile and not excluded. Few blocks need them: inlined, this
+// would take registers from the sums of all.
 template <typename T>
-static inline IntVec<T> kept_lanes(const TileInput<T>& in, int64_t row, int64_t column) {
+static __attribute__((noinline)) IntVec<T> kept_lanes(const TileInput<T>& in, int64_t row, int64_t column) {
   const int64_t end = row < in.m ? in.n - column : 0;
   IntVec<T> kept = iota<T>() < Int<T>(end);
   for (const int64_t offset : in.mask.excluded.offsets) {
@@ -142,14 +143,16 @@ static inline __attribute__((always_inline)) void exponentials(const TileInput<T
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) acc[r][v] = exp2v<T>(acc[r][v] * in.scale - shift);
   if (is_whole<T, V>(in, row, column)) return;
+#pragma GCC unroll 8
   for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
     for (int v = 0; v < V; v++) acc[r][v] = keep<T>(kept_lanes(in, row + r, column + v * kLanes<T>), acc[r][v]);
 }
 
 // Counts, for the rows and the columns of one block of dots, those that are not <= the positive's: NaN counts.
 template <typename T, int V>
-static inline void count_above(const TileInput<T>& in, const Ranks<T>& ranks, int64_t row, int64_t column,
-                               const Vec<T> (&dots)[ROWS][V]) {
+static __attribute__((noinline)) void count_block(const TileInput<T>& in, const Ranks<T>& ranks, int64_t row,
+                                                  int64_t column, const Vec<T> (&dots)[ROWS][V]) {
   const T sign = in.scale < 0 ? T(-1) : T(1);
   for (int v = 0; v < V; v++) {
     const int64_t first = column + v * kLanes<T>;
@@ -168,13 +171,27 @@ static inline void count_above(const TileInput<T>& in, const Ranks<T>& ranks, in
   }
 }
 
+// The same unless ranks is null, on a copy: acc itself would have to be in memory for a function to see it.
+template <typename T, int V>
+static inline __attribute__((always_inline)) void count_above(const TileInput<T>& in, const Ranks<T>* ranks,
+                                                              int64_t row, int64_t column,
+                                                              const Vec<T> (&acc)[ROWS][V]) {
+  if (!ranks) return;
+  Vec<T> dots[ROWS][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) dots[r][v] = acc[r][v];
+  count_block<T, V>(in, *ranks, row, column, dots);
+}
+
 template <typename T>
 static void exp_sums(const TileInput<T>& in, T shift, T* row_sums, T* column_sums, const Ranks<T>* ranks) {
   Vec<T> rows[kTile + ROWS] = {};
   T columns[kTile + VECTORS * kLanes<T>] = {};
   each_block<T>(in, [&](int64_t row, int64_t column, auto& acc) {
     constexpr int V = sizeof(acc[0]) / sizeof(acc[0][0]);
-    if (ranks) count_above<T, V>(in, *ranks, row, column, acc);
+    count_above<T, V>(in, ranks, row, column, acc);
     exponentials<T, V>(in, shift, row, column, acc);
     Vec<T> down[V] = {};
 #pragma GCC unroll 8

@@ -1,4 +1,4 @@
-// Vectors of BYTES bytes through the compiler's vector extension, and exp2 on them.
+// Vectors of BYTES bytes through the compiler's vector extension, transposing squares of them, and exp2 on them.
 // tile_kernels_impl.h includes this inside a namespace and under the target options of one SIMD level. Nothing here may
 // call an inline function of the standard library: the linker keeps one copy of such a function for the whole program,
 // and that could be the one compiled for this level.
@@ -80,6 +80,30 @@ static inline T sum_lanes(Vec<T> v) {
   for (int width = kLanes<T> / 2; width > 0; width /= 2)
     for (int i = 0; i < width; i++) part[i] += part[i + width];
   return part[0];
+}
+
+// A vector whose lanes are entries Index... of a and b, which are numbered one behind the other.
+template <typename T, int... Index>
+static inline Vec<T> choose(Vec<T> a, Vec<T> b) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, Index...);
+#else
+  return __builtin_shuffle(a, b, IntVec<T>{Index...});
+#endif
+}
+// Makes rows columns in a square of vectors: first its quarters of 1 x 1, then those of 2 x 2, and so on, exchange
+// their upper right and their lower left.
+template <typename T, int Width, int... Lane>
+static inline __attribute__((always_inline)) void transpose(Vec<T> (&rows)[kLanes<T>],
+                                                            std::integer_sequence<int, Lane...> lanes) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<T>; i++) {
+    if (i & Width) continue;
+    const Vec<T> a = rows[i], b = rows[i + Width];
+    rows[i] = choose<T, (Lane & Width ? Lane - Width + kLanes<T> : Lane)...>(a, b);
+    rows[i + Width] = choose<T, (Lane & Width ? Lane + kLanes<T> : Lane + Width)...>(a, b);
+  }
+  if constexpr (2 * Width < kLanes<T>) transpose<T, 2 * Width>(rows, lanes);
 }
 
 // What exp2 needs of each type. `shifter` is 1.5 * 2^(mantissa bits): adding it to a number rounds that to an integer,
