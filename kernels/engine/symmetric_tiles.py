@@ -1,7 +1,9 @@
 """Sums over all pairs of two sets of rows, for rows and columns at once: of exponentials, of softplus, of sigmoids.
 
 With the fixed shift |s| the exponential E_ik = exp(s <u_i, v_k> - |s|) serves row i and column k. Where the columns are
-the rows, E is symmetric, and the tiles on and above the diagonal are enough: each pair is computed once.
+the rows, E is symmetric, and the part on and above the diagonal is enough. A program computes a square of
+side x side tiles. A square above the diagonal serves its rows and its columns; one on the diagonal has the same rows on
+both sides and serves them as rows only.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from .unit_rows import UnitRows
 
 @triton.jit
 def _triangle(program):
-    """(row, column) of block number `program` among those on and above the diagonal, column by column."""
+    """(row, column) of square number `program` among those on and above the diagonal, column by column."""
     column = ((tl.sqrt(8.0 * program.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int32)
     # The root is rounded, and the column may be one too high or too low.
     column = tl.where(column * (column + 1) // 2 > program, column - 1, column)
@@ -120,14 +122,17 @@ def _symmetric_tiles_kernel(
     side, SYMMETRIC: tl.constexpr, HOST_FORM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
-    """A square of side x side tiles: sums of its rows go to slot column_square, of its columns to slot row_square.
+    """One square of side x side tiles. A row has a slot for each square that it lies in, and so has a column.
 
-    Every row and every column gets one sum in each slot. Where SYMMETRIC, squares on the diagonal hold each pair twice
-    and sum rows only. With a bias, rows only are summed. Sums are kept in global memory, so that a large square needs
-    no more registers than a small one.
+    The square in row_square and column_square writes the sums of its rows to their slot column_square, and those of
+    its columns to their slot row_square. Where SYMMETRIC, squares on the diagonal sum their rows only. With a bias,
+    only rows are summed. Sums are kept in global memory, so that a large square needs no more registers than a small
+    one.
     """
     s = log2_scale(scale, scale_tensor)
     if HOST_FORM == BY_SCALE:
+        # The host could not read the scale, so it launched this kernel and online_softmax.py's. If the scale allows no
+        # fixed shift, that one computes the sums.
         if not allows_fixed_shift(s):
             return
     accumulator: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
