@@ -68,7 +68,7 @@ test-all: setup ## all tests that need no GPU
 sanitize: setup ## the C++ code under the sanitizers of addresses, undefined behaviour and threads
 	$(PYTEST) -m slow tests/native
 
-bench: $(VENV)/bench.stamp ## time and memory beside other libraries, saved under runs/bench (BENCH=--quick: under 2 minutes)
+bench: $(VENV)/bench.stamp ## time and memory beside other libraries, saved under runs/ (BENCH=--quick: under 2 minutes; BENCH=grid: each loss by rows and width)
 	$(BIN)/python -m bench $(BENCH)
 
 $(VENV)/bench.stamp: $(VENV)/extension.stamp

@@ -13,20 +13,30 @@ import ssl_fast
 from ssl_fast import functional
 
 from .measure import TWO_ROWS
-from .peers import eager_info_nce, eager_nt_xent, installed
-from .work import TEMPERATURE, Work, steps, verified
+from .peers import (
+    HAS_LINEAR_CROSS_ENTROPY,
+    eager_info_nce,
+    eager_nt_xent,
+    installed,
+    linear_cross_entropy,
+    one_direction,
+)
+from .work import TEMPERATURE, Work, in_float64, steps, verified
 
 DIM = 128
 BANK = 16384  # images of the bank, rows of the queue
 CLASSES = 100
 
+# Makes the tensors of a loss, and the losses of them by name.
+Make = Callable[[int, int], tuple[list[Tensor], dict[str, Callable]]]
+
 
 @dataclass
 class Loss:
-    """make(rows) -> (tensors, {name: loss of them}); ours is "ssl_fast". inputs: for measure.loss_memory."""
+    """make(rows, dim) -> (tensors, {name: loss of them}); ours is "ssl_fast". inputs: for measure.loss_memory."""
 
     function: str
-    make: Callable[[int], tuple[list[Tensor], dict[str, Callable]]]
+    make: Make
     inputs: str = TWO_ROWS
     views: int = 1  # rows of a matrix side for each row of the inputs
 
@@ -36,8 +46,8 @@ class Loss:
         return {"operator": self.function, "rows": count, "dim": DIM, "queue_size": others, "inputs": self.inputs}
 
 
-def _x(*sizes: int) -> Tensor:
-    return torch.randn(*sizes, DIM, requires_grad=True)
+def x(*sizes: int) -> Tensor:
+    return torch.randn(*sizes, requires_grad=True)
 
 
 def _masked_logits(u: Tensor, out: Tensor) -> Tensor:
@@ -63,7 +73,7 @@ def eager_supcon(x: Tensor, labels: Tensor) -> Tensor:
     return -((positive * log_probability).sum(1) / positive.sum(1).clamp_min(1)).mean()
 
 
-def _supcon(rows: int):
+def _supcon(rows: int, dim: int):
     labels = torch.arange(rows) % max(2, min(CLASSES, rows // 4))
     losses = {
         "ssl_fast": lambda x: functional.supcon(x, labels, TEMPERATURE),
@@ -72,10 +82,10 @@ def _supcon(rows: int):
     if pml := installed("pytorch_metric_learning.losses"):
         library = pml.SupConLoss(temperature=TEMPERATURE)
         losses["pytorch-metric-learning"] = lambda x: library(x, labels)
-    return [_x(rows)], losses
+    return [x(rows, dim)], losses
 
 
-def _dcl(rows: int):
+def _dcl(rows: int, dim: int):
     def eager(z1, z2):
         logits, positive, _ = _two_views(z1, z2)
         return (logits.logsumexp(1) - positive).mean()
@@ -83,10 +93,10 @@ def _dcl(rows: int):
     losses = {"ssl_fast": lambda z1, z2: functional.dcl(z1, z2, TEMPERATURE), "eager": eager}
     if lightly := installed("lightly.loss"):
         losses["lightly"] = lightly.DCLLoss(temperature=TEMPERATURE)
-    return [_x(rows // 2), _x(rows // 2)], losses
+    return [x(rows // 2, dim), x(rows // 2, dim)], losses
 
 
-def _hard_negatives(rows: int):
+def _hard_negatives(rows: int, dim: int):
     def eager(z1, z2):
         logits, positive, _ = _two_views(z1, z2)
         negative = logits.exp()
@@ -96,40 +106,55 @@ def _hard_negatives(rows: int):
         return -(positive.exp() / (positive.exp() + total)).log().mean()
 
     ours = {"ssl_fast": lambda z1, z2: functional.hard_negative_nt_xent(z1, z2, TEMPERATURE), "eager": eager}
-    return [_x(rows // 2), _x(rows // 2)], ours
+    return [x(rows // 2, dim), x(rows // 2, dim)], ours
 
 
-def _clip(rows: int):
+def _clip(rows: int, dim: int):
     def eager(a, b):
         logits, label = F.normalize(a) @ F.normalize(b).T / TEMPERATURE, torch.arange(len(a))
         return (F.cross_entropy(logits, label) + F.cross_entropy(logits.T, label)) / 2
 
-    return [_x(rows), _x(rows)], {"ssl_fast": lambda a, b: functional.clip(a, b, TEMPERATURE), "eager": eager}
+    losses = {"ssl_fast": lambda a, b: functional.clip(a, b, TEMPERATURE), "eager": eager}
+    if HAS_LINEAR_CROSS_ENTROPY:
+        losses["linear_cross_entropy"] = lambda a, b: (
+            (one_direction(a, b, TEMPERATURE) + one_direction(b, a, TEMPERATURE)) / 2
+        )
+    if open_clip := installed("open_clip.loss"):
+        library = open_clip.ClipLoss()
+        losses["open_clip"] = lambda a, b: library(F.normalize(a), F.normalize(b), 1 / TEMPERATURE)
+    return [x(rows, dim), x(rows, dim)], losses
 
 
-def _siglip(rows: int):
+def _siglip(rows: int, dim: int):
     def eager(a, b):
         logits = F.normalize(a) @ F.normalize(b).T / TEMPERATURE - 10
         return -F.logsigmoid((2 * torch.eye(len(a)) - 1) * logits).sum() / len(a)
 
-    return [_x(rows), _x(rows)], {"ssl_fast": lambda a, b: functional.siglip(a, b, TEMPERATURE), "eager": eager}
+    losses = {"ssl_fast": lambda a, b: functional.siglip(a, b, TEMPERATURE), "eager": eager}
+    if open_clip := installed("open_clip.loss"):
+        library = open_clip.SigLipLoss(rank=0, world_size=1)
+        losses["open_clip"] = lambda a, b: library(F.normalize(a), F.normalize(b), 1 / TEMPERATURE, -10.0)
+    return [x(rows, dim), x(rows, dim)], losses
 
 
-def _moco_v3(rows: int):
-    key1, key2 = torch.randn(2, rows, DIM)
-
-    def contrast(query, key):
+def _moco_v3(rows: int, dim: int):
+    def eager(query, key):
         logits = F.normalize(query) @ F.normalize(key).T / TEMPERATURE
-        return 2 * TEMPERATURE * F.cross_entropy(logits, torch.arange(len(query)))
+        return F.cross_entropy(logits, torch.arange(len(query)))
+
+    def symmetric(contrast):
+        return lambda q1, q2, k1, k2: 2 * TEMPERATURE * (contrast(q1, k2) + contrast(q2, k1))
 
     losses = {
-        "ssl_fast": lambda q1, q2: functional.moco_v3(q1, q2, key1, key2, TEMPERATURE),
-        "eager": lambda q1, q2: contrast(q1, key2) + contrast(q2, key1),
+        "ssl_fast": lambda q1, q2, k1, k2: functional.moco_v3(q1, q2, k1, k2, TEMPERATURE),
+        "eager": symmetric(eager),
     }
-    return [_x(rows), _x(rows)], losses
+    if HAS_LINEAR_CROSS_ENTROPY:
+        losses["linear_cross_entropy"] = symmetric(lambda query, key: one_direction(query, key, TEMPERATURE))
+    return [x(rows, dim), x(rows, dim), *torch.randn(2, rows, dim)], losses
 
 
-def _several_positives(rows: int):
+def _several_positives(rows: int, dim: int):
     def eager(query, positives):
         q, k = F.normalize(query), F.normalize(positives, dim=-1)
         logits = q @ k.flatten(0, 1).T / TEMPERATURE
@@ -137,32 +162,34 @@ def _several_positives(rows: int):
         return (logits.logsumexp(1) - (logits * own).sum(1) / k.shape[1]).mean()
 
     ours = {"ssl_fast": lambda q, k: functional.multi_positive_info_nce(q, k, None, TEMPERATURE), "eager": eager}
-    return [_x(rows), _x(rows, 2)], ours
+    return [x(rows, dim), x(rows, 2, dim)], ours
 
 
-def _excluded(rows: int):
-    queue = ssl_fast.NegativeQueue(BANK, DIM, seed=0)
+def _excluded(rows: int, dim: int):
+    queue = ssl_fast.NegativeQueue(BANK, dim, seed=0)
     ids, others = torch.arange(rows), torch.arange(BANK) % 5000
 
-    def eager(query, positive):
+    def eager(query, positive, bank):
         q, k = F.normalize(query), F.normalize(positive)
-        logits = (q @ queue.queue.T / TEMPERATURE).masked_fill(ids[:, None] == others, float("-inf"))
+        logits = (q @ bank.T / TEMPERATURE).masked_fill(ids[:, None] == others, float("-inf"))
         logits = torch.cat([(q * k).sum(1, keepdim=True) / TEMPERATURE, logits], 1)
         return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
 
-    def ours(query, positive):
+    def ours(query, positive, bank):
         return functional.info_nce(query, positive, queue, TEMPERATURE, exclude=(ids, others))
 
-    return [_x(rows), _x(rows)], {"ssl_fast": ours, "eager": eager}
+    return [x(rows, dim), x(rows, dim), queue.queue], {"ssl_fast": ours, "eager": eager}
 
 
-def _instances(rows: int):
-    bank, index = F.normalize(torch.randn(BANK, DIM)), torch.arange(rows) * 3
+def _instances(rows: int, dim: int):
+    index = torch.arange(rows) * 3 % BANK
     losses = {
-        "ssl_fast": lambda x: functional.instance_discrimination(x, index, bank, TEMPERATURE),
-        "eager": lambda x: F.cross_entropy(F.normalize(x) @ bank.T / TEMPERATURE, index),
+        "ssl_fast": lambda x, bank: functional.instance_discrimination(x, index, bank, TEMPERATURE),
+        "eager": lambda x, bank: F.cross_entropy(F.normalize(x) @ bank.T / TEMPERATURE, index),
     }
-    return [_x(rows)], losses
+    if HAS_LINEAR_CROSS_ENTROPY:
+        losses["linear_cross_entropy"] = lambda x, bank: linear_cross_entropy(F.normalize(x) / TEMPERATURE, bank, index)
+    return [x(rows, dim), F.normalize(torch.randn(BANK, dim))], losses
 
 
 LOSSES = {
@@ -189,9 +216,9 @@ def composed(quick: bool) -> Iterator[Work]:
     for name, loss in LOSSES.items():
         sizes = (64, 256) if name in AGAINST_ALL else (64, 256, 1024) if quick else (64, 256, 1024, 4096, 8192)
         for rows in sizes:
-            inputs, losses = loss.make(rows)
+            inputs, losses = loss.make(rows, DIM)
             with torch.no_grad():
-                verified(losses, losses["eager"](*inputs), tuple(inputs))
+                verified(losses, in_float64(losses["eager"], inputs), tuple(inputs))
             memory = loss.memory(rows) if name not in AGAINST_ALL else None
             about = {"N": rows, "D": DIM}
             yield Work("composed", f"{name} N={rows}", rows, steps(losses, tuple(inputs)), memory=memory, about=about)
@@ -201,7 +228,7 @@ def composed(quick: bool) -> Iterator[Work]:
 def _own_kernels(quick: bool) -> Iterator[Work]:
     """NT-Xent and InfoNCE by their own kernels, and composed of the primitive: what the former are kept for."""
     for rows in (64, 1024) if quick else (64, 256, 1024, 4096):
-        z1, z2 = _x(rows // 2), _x(rows // 2)
+        z1, z2 = x(rows // 2, DIM), x(rows // 2, DIM)
         image = torch.arange(rows // 2).repeat(2)
 
         def nt_xent(z1, z2, image=image):
@@ -214,7 +241,7 @@ def _own_kernels(quick: bool) -> Iterator[Work]:
         verified(losses, truth, (z1, z2))
         yield Work("own kernels", f"nt_xent N={rows}", rows, steps(losses, (z1, z2)), about={"N": rows, "D": DIM})
     queue = ssl_fast.NegativeQueue(BANK, DIM, seed=0)
-    query, key = _x(256), torch.randn(256, DIM)
+    query, key = x(256, DIM), torch.randn(256, DIM)
 
     def info_nce(query, key):
         positive = F.cosine_similarity(query, key) / TEMPERATURE

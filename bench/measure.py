@@ -6,32 +6,43 @@ import platform
 import statistics
 import subprocess
 import sys
+import timeit
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.utils.benchmark import Timer
+from torch.utils.benchmark import set_torch_threads
 
 import ssl_fast
+
+from .work import Work
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def interleaved(runs: dict[str, Callable[[], object]], threads: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds a call, by name: rounds in which each run is timed once, so that all see the same machine."""
-    timers = {name: Timer("run()", globals={"run": run}, num_threads=threads) for name, run in runs.items()}
-    once = {}
-    for name, timer in timers.items():
-        timer.timeit(2)  # compiles, faults pages in
-        once[name] = timer.timeit(1).mean
-    # Short calls are repeated within a round, to a millisecond.
-    numbers = {name: max(1, int(1e-3 / one)) for name, one in once.items()}
-    a_round = sum(numbers[name] * one for name, one in once.items())
-    rounds = min(200, max(5, int(seconds / a_round)))
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
+def interleaved(
+    runs: dict[str, Callable[[], object]], threads: int, seconds: float, fewest: int = 5
+) -> dict[str, list[float]]:
+    """Seconds a call, by name: rounds in which each run is timed once, so that all see the same machine.
+
+    As many rounds as fit `seconds`, but at least `fewest`.
+    """
+    timers = {name: timeit.Timer(run) for name, run in runs.items()}
+    with set_torch_threads(threads):
+        once = {}
         for name, timer in timers.items():
-            times[name].append(timer.timeit(numbers[name]).mean)
+            timer.timeit(1)  # compiles, faults pages in
+            once[name] = timer.timeit(1)
+        # Short calls are repeated within a round, to a millisecond, after two that bring their data back to the cache.
+        numbers = {name: max(1, int(1e-3 / one)) for name, one in once.items()}
+        before = {name: 2 if one < 0.02 else 0 for name, one in once.items()}
+        a_round = sum((before[name] + numbers[name]) * one for name, one in once.items())
+        rounds = min(200, max(fewest, int(seconds / a_round)))
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(rounds):
+            for name, timer in timers.items():
+                timer.timeit(before[name])
+                times[name].append(timer.timeit(numbers[name]) / numbers[name])
     return times
 
 
@@ -44,14 +55,40 @@ def quantiles(times: list[float]) -> tuple[float, float, float]:
 
 def limits(threads: int) -> dict[str, float]:
     """What the machine can do: float32 matrix product (FLOP/s) and copy (bytes/s, read and written)."""
-    a, b = torch.randn(2, 2048, 2048).unbind()
-    product = torch.empty(2048, 2048)
     source, target = torch.randn(2, 1 << 26).unbind()
-    runs = {"sgemm": lambda: torch.mm(a, b, out=product), "copy": lambda: target.copy_(source)}
-    times = interleaved(runs, threads, 2.0)
+    times = interleaved({"copy": lambda: target.copy_(source)}, threads, 1.0)
     return {
-        "sgemm": 2 * 2048**3 / quantiles(times["sgemm"])[0],
+        "sgemm": sgemm(2048, 2048, threads),
         "copy": 2 * 4 * (1 << 26) / quantiles(times["copy"])[0],
+    }
+
+
+def sgemm(rows: int, depth: int, threads: int) -> float:
+    """FLOP/s of the library's float32 product of (rows, depth) and (depth, rows)."""
+    a, b, product = torch.randn(rows, depth), torch.randn(depth, rows), torch.empty(rows, rows)
+    times = interleaved({"sgemm": lambda: torch.mm(a, b, out=product)}, threads, 1.0)
+    return 2 * rows**2 * depth / quantiles(times["sgemm"])[0]
+
+
+def measured(work: Work, limits: dict[str, float], threads: int, seconds: float, fewest: int = 5) -> dict:
+    """One row of the report."""
+    threads = work.threads or threads
+    times = interleaved(work.runs, threads, seconds, fewest)
+    spread = {name: quantiles(values) for name, values in times.items()}
+    ours = spread["ssl_fast"][0]
+    share = max(work.flops / limits["sgemm"], work.bytes / limits["copy"]) / ours
+    return {
+        "suite": work.suite,
+        "name": work.name,
+        "size": work.size,
+        "about": work.about | {"threads": threads},
+        "median": {name: values[0] for name, values in spread.items()},
+        "quantile20": {name: values[1] for name, values in spread.items()},
+        "quantile80": {name: values[2] for name, values in spread.items()},
+        "rounds": len(times["ssl_fast"]),
+        "flops": work.flops,
+        "share_of_limit": share,
+        "memory": loss_memory(**work.memory, threads=threads) if work.memory else None,
     }
 
 

@@ -30,6 +30,20 @@ def eager_info_nce(query: Tensor, positive: Tensor, queue: Tensor, temperature: 
     return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
 
+HAS_LINEAR_CROSS_ENTROPY = hasattr(F, "linear_cross_entropy")  # torch 2.13 or newer
+
+
+def linear_cross_entropy(rows: Tensor, columns: Tensor, target: Tensor) -> Tensor:
+    """torch's own, in pieces of the batch where its page says that they pay; elsewhere it stores all logits."""
+    pays = len(rows) >= rows.shape[1] < len(columns)
+    return F.linear_cross_entropy(rows, columns, target, options=torch.nn.LinearCrossEntropyOptions() if pays else None)
+
+
+def one_direction(query: Tensor, key: Tensor, temperature: float) -> Tensor:
+    """In-batch InfoNCE by linear_cross_entropy."""
+    return linear_cross_entropy(F.normalize(query) / temperature, F.normalize(key), torch.arange(len(query)))
+
+
 ABSENT: dict[str, str] = {}  # of the libraries that were asked for: which cannot be used, and why
 
 
@@ -57,7 +71,7 @@ def _add(peers: dict[str, Callable], name: str, module: str, make: Callable[[Mod
             print(f"{name}: left out, {type(error).__name__}: {error}", file=sys.stderr)
 
 
-def _compiled(function: Callable) -> Callable:
+def compile_once(function: Callable) -> Callable:
     """Compiled for one case: with many, torch.compile would pass its limit and silently run eager code."""
     torch._dynamo.reset()
     return torch.compile(function, fullgraph=True, dynamic=False)
@@ -69,7 +83,7 @@ def nt_xent_peers(
     """Losses of two views by name of the library; each equals NT-Xent over 2N rows. compiled: by torch.compile too."""
     peers = {"eager": lambda z1, z2: eager_nt_xent(z1, z2, temperature)}
     if compiled:
-        by_compile = _compiled(eager_nt_xent)
+        by_compile = compile_once(eager_nt_xent)
         peers["compile"] = lambda z1, z2: by_compile(z1, z2, temperature)
     _add(peers, "lightly", "lightly.loss", lambda lightly: lightly.NTXentLoss(temperature=temperature))
     if rows <= 256:  # its memory grows with the cube of the rows: 34 GB a temporary at 1024
@@ -88,7 +102,7 @@ def info_nce_peers(
     """Losses of queries and positives against a queue (K, D) of unit rows. compiled: by torch.compile too."""
     peers = {"eager": lambda query, positive: eager_info_nce(query, positive, queue, temperature)}
     if compiled:
-        by_compile = _compiled(eager_info_nce)
+        by_compile = compile_once(eager_info_nce)
         peers["compile"] = lambda query, positive: by_compile(query, positive, queue, temperature)
 
     def against_bank(lightly: ModuleType) -> Callable[[Tensor, Tensor], Tensor]:
@@ -109,6 +123,49 @@ def info_nce_peers(
         lambda library: lambda query, positive: library.info_nce(query, positive, queue, temperature),
     )
     _add(peers, "lightly", "lightly.loss", against_bank)
+    return peers
+
+
+def in_batch_peers(temperature: float) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Losses of queries against the positives of all, one direction."""
+
+    def eager(query: Tensor, positive: Tensor) -> Tensor:
+        logits = F.normalize(query) @ F.normalize(positive).T / temperature
+        return F.cross_entropy(logits, torch.arange(len(query)))
+
+    def ranking(losses: ModuleType) -> Callable[[Tensor, Tensor], Tensor]:
+        loss = losses.MultipleNegativesRankingLoss(torch.nn.Identity(), scale=1 / temperature)
+        return lambda query, positive: loss.compute_loss_from_embeddings([query, positive], None)
+
+    peers = {"eager": eager}
+    if HAS_LINEAR_CROSS_ENTROPY:
+        peers["linear_cross_entropy"] = lambda query, positive: one_direction(query, positive, temperature)
+    _add(
+        peers,
+        "info-nce-pytorch",
+        "info_nce",
+        lambda library: lambda query, positive: library.info_nce(query, positive, temperature=temperature),
+    )
+    _add(peers, "sentence-transformers", "sentence_transformers.sentence_transformer.losses", ranking)
+    return peers
+
+
+def given_negatives_peers(temperature: float, mode: str) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+    """Losses of queries, positives and negatives: "unpaired" (M, D), of all queries, "paired" (N, M, D), of each."""
+
+    def eager(query: Tensor, positive: Tensor, negatives: Tensor) -> Tensor:
+        q, k, n = F.normalize(query), F.normalize(positive), F.normalize(negatives, dim=-1)
+        similarities = q @ n.T if mode == "unpaired" else torch.einsum("nd,nmd->nm", q, n)
+        logits = torch.cat([(q * k).sum(1, keepdim=True), similarities], 1) / temperature
+        return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
+
+    peers = {"eager": eager}
+    _add(
+        peers,
+        "info-nce-pytorch",
+        "info_nce",
+        lambda library: lambda *given: library.info_nce(*given, temperature=temperature, negative_mode=mode),
+    )
     return peers
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -23,6 +23,11 @@ class Work:
     memory: dict[str, object] | None = None  # arguments of measure.loss_memory
     about: dict[str, object] = field(default_factory=dict)
     threads: int | None = None  # of the whole run unless given
+
+
+def in_float64(loss: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Tensor:
+    """The loss of the same tensors in float64: the truth that all are held to."""
+    return loss(*(x.double() for x in inputs))
 
 
 def verified(losses: dict[str, Callable], truth: Tensor, inputs: tuple[Tensor, ...]) -> dict[str, Callable]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import report, suites
+from bench import measure, report, suites
 from bench.suites import SUITES
 from bench.work import Work
 
@@ -25,7 +25,7 @@ def test_every_suite_runs_and_is_reported(name, tmp_path, capsys):
     limits = {"sgemm": 1e11, "copy": 1e10}
     for work in works:
         work.memory = None  # test_memory.py measures it
-        rows.append(command.measured(work, limits, 1, 0.001))
+        rows.append(measure.measured(work, limits, 1, 0.001))
         if len(rows) == 3:
             break
     works.close()
@@ -60,7 +60,7 @@ def test_growth_is_the_exponent():
 def test_a_work_keeps_its_own_thread_count():
     threads = []
     work = Work("x", "x", 1, {"ssl_fast": lambda: threads.append(torch.get_num_threads())}, threads=1)
-    row = command.measured(work, {"sgemm": 1.0, "copy": 1.0}, 2, 0.001)
+    row = measure.measured(work, {"sgemm": 1.0, "copy": 1.0}, 2, 0.001)
     assert set(threads) == {1}
     assert row["about"]["threads"] == 1
 
