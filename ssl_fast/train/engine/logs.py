@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +17,17 @@ from .. import files
 
 MEASURED = ("knn_clean", "knn_transformed", "probe_clean", "probe_transformed", "alignment", "uniformity")
 COLUMNS = ("epoch", "learning_rate", "momentum", "loss", "top1", *MEASURED, "images_per_second")
+
+
+def _wait_for_a_second_of_its_own(folder: Path) -> None:
+    """Waits until the folder has no event file that begins in this second.
+
+    TensorBoard reads event files in the order of their names, events.out.tfevents.SECOND.HOST.PROCESS.NUMBER, in which
+    number 10 comes before 9: of a run that is resumed within a second it might take the earlier part for the later.
+    """
+    seconds = {path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")}
+    while str(int(time.time())) in seconds:
+        time.sleep(0.05)
 
 
 class Logs:
@@ -33,6 +45,7 @@ class Logs:
 
     def __init__(self, folder: Path, title: str, epoch: int, steps: int, done: int, wandb: str | None, config: Any):
         self.folder = folder
+        _wait_for_a_second_of_its_own(folder)
         self.writer = SummaryWriter(folder, purge_step=epoch)
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
