@@ -96,6 +96,7 @@ def info_nce(
     reduction: int,
     return_stats: bool,
     query_gradient: bool = False,
+    keep: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator ssl_fast::info_nce of query and positive (N, D): (loss, stats, sums, key_means).
 

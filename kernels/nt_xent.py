@@ -34,11 +34,18 @@ def _check_views(z1: Tensor, z2: Tensor) -> None:
 
 
 def nt_xent(
-    z1: Tensor, z2: Tensor, scale_number: float, scale_tensor: Tensor | None, reduction: int, return_stats: bool
+    z1: Tensor,
+    z2: Tensor,
+    scale_number: float,
+    scale_tensor: Tensor | None,
+    reduction: int,
+    return_stats: bool,
+    keep: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator ssl_fast::nt_xent: (loss, stats, sums) of two views (N, D).
 
     loss: (2 N,) or 0-D. stats: (4,), or (0,) unless asked for. sums: (3, 2 N), see constants.SUMS_ROWS.
+    keep: for the CPU alone; no pair is kept here.
     """
     _check_views(z1, z2)
     loss_rows.check_reduction(reduction)

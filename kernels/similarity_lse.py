@@ -71,6 +71,7 @@ def similarity_lse(
     scale_number: float,
     scale_tensor: Tensor | None,
     positive: Tensor | None,
+    keep: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator ssl_fast::similarity_lse of a (N, D) and b (M, D), or a with itself: (lse, column_lse, ranks, sums).
 

@@ -43,11 +43,13 @@ def similarity_softplus(
     scale_tensor: Tensor | None,
     bias: Tensor,
     positive: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The operator ssl_fast::similarity_softplus of a and b (N, D), with a 0-D bias: (sums, counts).
+    keep: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator ssl_fast::similarity_softplus of a and b (N, D), with a 0-D bias: (sums, counts, kept).
 
     sums (2, N): of softplus, and of the sigmoids, for the backward pass. counts: with the positives' similarities
     `positive` (N,), how many pairs rank above them, (2, N) of rows and columns; else (0, N).
+    kept: (0,), since nothing is kept on a GPU, whatever `keep` says.
     """
     _check(a, b, bias)
     count, device = a.shape[0], a.device
@@ -68,7 +70,8 @@ def similarity_softplus(
         counts = torch.empty((0, count), dtype=torch.int64, device=device)
         if positive is not None:
             counts = torch.stack([part.sum(0) for part in ranks])
-        return sums.sum(1).to(accumulator_dtype(a.dtype)), counts
+        wide = accumulator_dtype(a.dtype)
+        return sums.sum(1).to(wide), counts, torch.empty(0, dtype=wide, device=device)
 
 
 def similarity_softplus_backward(
@@ -80,13 +83,14 @@ def similarity_softplus_backward(
     scale_tensor: Tensor | None,
     bias: Tensor,
     sums: Tensor,
+    kept: Tensor,
     a_gradient: bool,
     b_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator ssl_fast::similarity_softplus_backward: the gradients of a, b, the scale and the bias.
 
-    gradient (N,): of the sums of softplus. sums (2, N): as the forward pass returned them. a_gradient, b_gradient:
-    whether the gradients of a and b are asked for; they are (0,) if not.
+    gradient (N,): of the sums of softplus. sums (2, N) and kept (0,): as the forward pass returned them.
+    a_gradient, b_gradient: whether the gradients of a and b are asked for; they are (0,) if not.
     """
     _check(a, b, bias)
     loss_rows.check_saved("sums", sums, (2, a.shape[0]), a)

@@ -35,6 +35,15 @@ struct Problem {
               in_batch || normalize_negatives, scale, Mask<T>::of(in_batch ? kNotSelf : kAll)) {}
   Problem(const Problem&) = delete;  // `tiles` refers to `query`
 
+  // Whether all pairs are computed with the fixed shift, and kept for the backward pass. By the shapes and the scale
+  // alone: a loss with a graph has the same bits as one without.
+  bool fixed_shift() const {
+    return in_batch && tiles.scale.allows_fixed_shift(true) && kept_count<T>(n(), n(), dim());
+  }
+  SymmetricTiles<T> pairs(const Tensor& sums) const {
+    return {query, positive, tiles.scale, tiles.mask, KeptPairs<T>(sums, n(), n())};
+  }
+
   int64_t n() const { return query.n; }
   int64_t dim() const { return query.dim; }
 };
@@ -62,19 +71,46 @@ double negative_similarity_sum(const Problem<T>& problem, double positive_sum) {
   return problem.in_batch ? sum - positive_sum : sum;
 }
 
+// Sums over the other positives with the fixed shift; as PartialSums, which have a running maximum.
 template <typename T>
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Problem<T>& problem, int64_t reduction, bool return_stats,
-                                                   bool query_gradient) {
+struct FixedShiftSums {
+  const SymmetricTiles<T> tiles;
+  RankCounts<T> counts;
+  std::vector<T> sums;
+  const Tensor weighted;  // (n, width): sums of E * key; empty unless asked for
+
+  FixedShiftSums(const Problem<T>& problem, const Tensor& saved, bool with_weighted, const std::vector<T>& thresholds)
+      : tiles(problem.pairs(saved)),
+        sums(problem.n()),
+        weighted(new_zeros<T>({with_weighted ? problem.n() : 0, problem.query.width})) {
+    counts.positives = thresholds;
+    counts.of_rows.resize(thresholds.size());
+    add_fixed_shift_sums<T>(tiles, sums.data(), nullptr, counts);
+    const std::vector<T> ones(problem.n(), 1), zeros(problem.n());
+    if (with_weighted)
+      add_exp_weighted_rows<T>(tiles, weighted.template data_ptr<T>(), nullptr, ones.data(), zeros.data());
+  }
+
+  double log_sum(int64_t i) const { return std::log2(double(sums[i])) + tiles.shift; }
+  int64_t rank(int64_t i) const { return counts.of_rows[i]; }
+  void mean(int64_t i, double whole, T* out, int64_t dim) const {
+    const T factor = T(std::exp2(tiles.shift - whole));
+    const T* row = weighted.template data_ptr<T>() + i * weighted.size(1);
+    for (int64_t d = 0; d < dim; d++) out[d] = factor * row[d];
+  }
+};
+
+// The results of the operator, from sums over the negatives of each query.
+template <typename T, typename Sums>
+std::tuple<Tensor, Tensor, Tensor, Tensor> results(const Problem<T>& problem, const Sums& partial, const Tensor& sums,
+                                                   int64_t reduction, bool return_stats, bool query_gradient) {
   const int64_t n = problem.n(), dim = problem.dim();
   const T sign = problem.tiles.sign, magnitude = problem.tiles.magnitude;
-  std::vector<T> thresholds(return_stats ? n : 0);
-  for (size_t i = 0; i < thresholds.size(); i++) thresholds[i] = problem.similarities[i] * sign;
-  const PartialSums<T> partial(problem.tiles, query_gradient, thresholds);
-  Tensor sums = new_empty<T>({2, n}), key_means = new_empty<T>({query_gradient ? n : 0, dim});
+  Tensor key_means = new_empty<T>({query_gradient ? n : 0, dim});
   T* log_sums = sums.template data_ptr<T>();
   T* means = key_means.template data_ptr<T>();
   std::vector<double> loss_rows(n);
-  at::parallel_for(0, n, grain(2. * partial.pieces * dim + 200), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, n, grain(20. * dim + 200), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const double score = double(problem.similarities[i]) * sign * magnitude;
       const double x = partial.log_sum(i) - score;
@@ -99,16 +135,46 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Problem<T>& problem, in
   return {reduce<T>(loss_rows, reduction), stats, sums, key_means};
 }
 
+template <typename T>
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Problem<T>& problem, int64_t reduction, bool return_stats,
+                                                   bool query_gradient, bool keep) {
+  const int64_t n = problem.n();
+  std::vector<T> thresholds(return_stats ? n : 0);
+  for (size_t i = 0; i < thresholds.size(); i++) thresholds[i] = problem.similarities[i] * problem.tiles.sign;
+  const Tensor sums =
+      new_sums<T>(n, keep && problem.in_batch ? kept_count<T>(n, n, problem.dim()) : 0, problem.fixed_shift());
+  if (problem.fixed_shift())
+    return results(problem, FixedShiftSums<T>(problem, sums, query_gradient, thresholds), sums, reduction, return_stats,
+                   query_gradient);
+  return results(problem, PartialSums<T>(problem.tiles, query_gradient, thresholds), sums, reduction, return_stats,
+                 query_gradient);
+}
+
 // Writes dn_j of all negatives to `out`. In batch key j is the positive of query j too, and dk_j is added.
 template <typename T>
-void negatives_backward(const Problem<T>& problem, const std::vector<T>& g, const T* log_sums, const Tensor& out) {
-  const T* rest = log_sums + problem.n();
-  keys_backward<T>(problem.tiles, {log_sums, g.data()}, out, [&](int64_t j, T* sum) {
-    if (!problem.in_batch) return;
+void negatives_backward(const Problem<T>& problem, const std::vector<T>& g, const Tensor& sums, const Tensor& out) {
+  const int64_t n = problem.n(), width = problem.query.width;
+  const T *log_sums = sums.template data_ptr<T>(), *rest = log_sums + n;
+  // Adds what key j gets as the positive of query j, in units of `unit`.
+  const auto add_positive = [&](int64_t j, T* sum, T unit) {
     const T pull = g[j] * rest[j];
     const T* q = problem.query.row(j);
-    for (int64_t d = 0; d < problem.dim(); d++) sum[d] -= pull * q[d];
-  });
+    for (int64_t d = 0; d < problem.dim(); d++) sum[d] = sum[d] * unit - pull * q[d];
+  };
+  if (!problem.fixed_shift()) {
+    keys_backward<T>(problem.tiles, {log_sums, g.data()}, out, [&](int64_t j, T* sum) {
+      if (problem.in_batch) add_positive(j, sum, 1);
+    });
+    return;
+  }
+  const SymmetricTiles<T> pairs = problem.pairs(sums);
+  const T unit = gradient_unit(g);
+  const std::vector<T> weights = fixed_shift_weights(pairs, g.data(), unit, log_sums, n), zeros(n);
+  const Tensor dk = new_zeros<T>({n, width});
+  T* rows = dk.template data_ptr<T>();
+  add_exp_weighted_rows<T>(pairs, nullptr, rows, weights.data(), zeros.data());
+  for (int64_t j = 0; j < n; j++) add_positive(j, rows + j * width, unit);
+  rows_backward(problem.positive, dk, T(problem.tiles.scale.s), out);
 }
 
 template <typename T>
@@ -119,7 +185,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem<T>& problem, c
                                                     const Tensor& key_means, bool negatives_gradient) {
   const int64_t n = problem.n(), dim = problem.dim();
   check_upstream(gradient, reduction, n);
-  check_saved<T>("sums", sums, {2, n});
+  check_sums<T>(sums, n, problem.in_batch ? kept_count<T>(n, n, problem.dim()) : 0);
   check_saved<T>("key_means", key_means, {key_means.size(0) ? n : 0, dim});
   const std::vector<T> g = row_gradients<T>(gradient, reduction, n);
   const T *log_sums = sums.template data_ptr<T>(), *rest = log_sums + n, *means = key_means.template data_ptr<T>();
@@ -147,7 +213,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem<T>& problem, c
   Tensor dn = at::empty({0}, query.options());
   if (problem.in_batch && !negatives_gradient) dk.zero_();
   if (!problem.in_batch && negatives_gradient) dn = at::empty(negatives->sizes(), negatives->options());
-  if (negatives_gradient) negatives_backward(problem, g, log_sums, problem.in_batch ? dk : dn);
+  if (negatives_gradient) negatives_backward(problem, g, sums, problem.in_batch ? dk : dn);
   double s_dL_ds = 0;
   for (double x : along) s_dL_ds += x;
   return {dq, dk, dn, scale_gradient<T>(s_dL_ds, problem.tiles.scale, scale_tensor)};
@@ -168,13 +234,14 @@ void check_rows(const Tensor& query, const Tensor& positive, const OptionalTenso
 std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce(const Tensor& query, const Tensor& positive,
                                                     const OptionalTensor& negatives, bool normalize_negatives,
                                                     double scale_number, const OptionalTensor& scale_tensor,
-                                                    int64_t reduction, bool return_stats, bool query_gradient) {
+                                                    int64_t reduction, bool return_stats, bool query_gradient,
+                                                    bool keep) {
   check_rows(query, positive, negatives);
   check_reduction(reduction);
   const Scale scale(scale_number, scale_tensor);
   return in_compute_type(query, [&]<typename T>() {
     return forward<T>({query, positive, negatives, !negatives, normalize_negatives, scale}, reduction, return_stats,
-                      query_gradient);
+                      query_gradient, keep);
   });
 }
 

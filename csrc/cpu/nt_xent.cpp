@@ -47,7 +47,7 @@ double negative_similarity_sum(const UnitRows<T>& unit, double positive_sum) {
 
 template <typename T>
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& z1, const Tensor& z2, const Scale& scale, int64_t reduction,
-                                           bool return_stats) {
+                                           bool return_stats, bool keep) {
   const UnitRows<T> unit = both_views<T>(z1, z2);
   const int64_t n = unit.n;
   const std::vector<T> similarities = pair_similarities(unit, unit, n / 2);
@@ -56,9 +56,11 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& z1, const Tensor& z2, c
     counts.of_rows.resize(n);
     for (int64_t i = 0; i < n; i++) counts.positives.push_back(T(scale.sign()) * similarities[i % (n / 2)]);
   }
-  const std::vector<double> log_sums = symmetric_log_sums(unit, scale, negatives_of(unit), counts);
+  const Tensor sums =
+      new_sums<T>(n, keep ? kept_count<T>(n, n, unit.dim) : 0, scale.allows_fixed_shift(true));  // log2 Z_i, then r_i
+  const std::vector<double> log_sums =
+      symmetric_log_sums(unit, scale, negatives_of(unit), KeptPairs<T>(sums, n, n), counts);
   std::vector<double> loss_rows(n);
-  Tensor sums = new_empty<T>({2, n});  // log2 Z_i, then r_i
   T* sum = sums.template data_ptr<T>();
   double positive_sum = 0;
   for (int64_t i = 0; i < n; i++) {
@@ -81,14 +83,15 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor
                                             const Scale& scale, const OptionalTensor& scale_tensor, int64_t reduction,
                                             const Tensor& sums) {
   check_upstream(gradient, reduction, 2 * z1.size(0));
-  check_saved<T>("sums", sums, {2, 2 * z1.size(0)});
+  check_sums<T>(sums, 2 * z1.size(0), kept_count<T>(2 * z1.size(0), 2 * z1.size(0), z1.size(1)));
   const UnitRows<T> unit = both_views<T>(z1, z2);
   const int64_t n = unit.n;
   const std::vector<T> g = row_gradients<T>(gradient, reduction, n);
   const T* sum = sums.template data_ptr<T>();
   Tensor du = new_zeros<T>({n, unit.width});
   T* du_rows = du.template data_ptr<T>();
-  const T du_unit = add_symmetric_weighted_rows(unit, scale, negatives_of(unit), g, sum, du_rows);
+  const T du_unit =
+      add_symmetric_weighted_rows(unit, scale, negatives_of(unit), KeptPairs<T>(sums, n, n), g, sum, du_rows);
   const std::array<Tensor, 2> dz = {at::empty(z1.sizes(), z1.options()), at::empty(z2.sizes(), z2.options())};
   const std::array<RowWriter<T>, 2> writers = {RowWriter<T>(dz[0]), RowWriter<T>(dz[1])};
   std::vector<double> along(n);
@@ -111,11 +114,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& z1, const Tensor& z2, double scale_number,
-                                           const OptionalTensor& scale_tensor, int64_t reduction, bool return_stats) {
+                                           const OptionalTensor& scale_tensor, int64_t reduction, bool return_stats,
+                                           bool keep) {
   check_row_pair("z2", z2, "z1", z1);
   check_reduction(reduction);
   const Scale scale(scale_number, scale_tensor);
-  return in_compute_type(z1, [&]<typename T>() { return forward<T>(z1, z2, scale, reduction, return_stats); });
+  return in_compute_type(z1, [&]<typename T>() { return forward<T>(z1, z2, scale, reduction, return_stats, keep); });
 }
 
 std::tuple<Tensor, Tensor, Tensor> nt_xent_backward(const Tensor& gradient, const Tensor& z1, const Tensor& z2,

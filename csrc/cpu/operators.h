@@ -11,20 +11,19 @@ namespace ssl_fast::cpu {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// Returns loss () or (2 N), stats (4) or (0), sums (2, 2 N).
+// Returns loss () or (2 N), stats (4) or (0), and sums.
 std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& z1,  // (N, D)
                                            const Tensor& z2,  // (N, D)
                                            double scale_number,
                                            const OptionalTensor& scale_tensor,  // ()
-                                           int64_t reduction, bool return_stats);
+                                           int64_t reduction, bool return_stats, bool keep);
 // Returns the gradients of z1 (N, D), z2 (N, D) and the scale ().
 std::tuple<Tensor, Tensor, Tensor> nt_xent_backward(const Tensor& gradient,  // () or (2 N)
                                                     const Tensor& z1,        // (N, D)
                                                     const Tensor& z2,        // (N, D)
                                                     double scale_number,
                                                     const OptionalTensor& scale_tensor,  // ()
-                                                    int64_t reduction,
-                                                    const Tensor& sums);  // (2, 2 N)
+                                                    int64_t reduction, const Tensor& sums);
 
 // Returns loss () or (N), stats (4) or (0), sums (2, N), key_means (N, D) or (0, D).
 std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce(const Tensor& query,              // (N, D)
@@ -32,7 +31,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce(const Tensor& query,        
                                                     const OptionalTensor& negatives,  // (M, D) or (N, M, D)
                                                     bool normalize_negatives, double scale_number,
                                                     const OptionalTensor& scale_tensor,  // ()
-                                                    int64_t reduction, bool return_stats, bool query_gradient);
+                                                    int64_t reduction, bool return_stats, bool query_gradient,
+                                                    bool keep);
 // Returns the gradients of query (N, D), positive (N, D), negatives in their shape or (0), and the scale ().
 std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(const Tensor& gradient,           // () or (N)
                                                              const Tensor& query,              // (N, D)
@@ -54,7 +54,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_lse(const Tensor& a,      
                                                           int64_t mask, bool normalize_a, bool normalize_b,
                                                           bool columns, double scale_number,
                                                           const OptionalTensor& scale_tensor,  // ()
-                                                          const OptionalTensor& positive);     // (N)
+                                                          const OptionalTensor& positive,      // (N)
+                                                          bool keep);
 // Returns the gradients of a (N, D) and b (M, D), each (0) where it is not wanted, and the scale ().
 std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward(const Tensor& gradient,                 // (N)
                                                            const OptionalTensor& column_gradient,  // (M)
@@ -86,13 +87,14 @@ Tensor class_similarity_backward(const Tensor& gradient,  // (N)
                                  const Tensor& x,         // (N, D)
                                  const Tensor& labels);   // (N), int64
 
-// Returns sums (2, N), and ranks (0 or 2, N), int64.
-std::tuple<Tensor, Tensor> similarity_softplus(const Tensor& a,  // (N, D)
-                                               const Tensor& b,  // (N, D)
-                                               bool normalize, double scale_number,
-                                               const OptionalTensor& scale_tensor,  // ()
-                                               const Tensor& bias,                  // ()
-                                               const OptionalTensor& positive);     // (N)
+// Returns sums (2, N), ranks (0 or 2, N), int64, and kept.
+std::tuple<Tensor, Tensor, Tensor> similarity_softplus(const Tensor& a,  // (N, D)
+                                                       const Tensor& b,  // (N, D)
+                                                       bool normalize, double scale_number,
+                                                       const OptionalTensor& scale_tensor,  // ()
+                                                       const Tensor& bias,                  // ()
+                                                       const OptionalTensor& positive,      // (N)
+                                                       bool keep);
 // Returns the gradients of a and b (N, D), each (0) where it is not wanted, the scale () and the bias ().
 std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_softplus_backward(const Tensor& gradient,  // (N)
                                                                         const Tensor& a,         // (N, D)
@@ -101,7 +103,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_softplus_backward(const Te
                                                                         const OptionalTensor& scale_tensor,  // ()
                                                                         const Tensor& bias,                  // ()
                                                                         const Tensor& sums,                  // (2, N)
-                                                                        bool a_gradient, bool b_gradient);
+                                                                        const Tensor& kept, bool a_gradient,
+                                                                        bool b_gradient);
 
 // Returns the loss, () or (R N).
 Tensor positive_loss(const Tensor& lse,              // (R N), float64

@@ -23,6 +23,12 @@ struct Problem {
   int64_t n() const { return a.size(0); }
   int64_t m() const { return b ? b->size(0) : n(); }
   int64_t sums() const { return n() + (columns ? m() : 0); }
+  // Whether all pairs are computed with the fixed shift. In one direction that takes a copy of all columns, which a few
+  // rows are not worth.
+  bool fixed_shift() const {
+    const bool worth_it = !b || columns || n() >= 32;
+    return worth_it && scale.allows_fixed_shift(normalize_a && (!b || normalize_b));
+  }
 
   void check() const {
     TORCH_CHECK_VALUE(a.dim() == 2 && a.numel() > 0, "a: expected the shape (N, D), not empty, got ", a.sizes());
@@ -54,33 +60,42 @@ struct Forward {
   RankCounts<T> counts;
   std::vector<double> log_sums;  // of the rows, then of the columns
 
-  Forward(const Problem& problem, const OptionalTensor& positive)
+  const Tensor sums_;  // what the backward pass gets
+
+  Forward(const Problem& problem, const OptionalTensor& positive, bool keep)
       : problem(problem),
         ids(int64_values(problem.ids_a), int64_values(problem.ids_b)),
         mask(problem.mask_of(ids)),
-        counts(positive, problem.scale, problem.n(), problem.columns) {
+        counts(positive, problem.scale, problem.n(), problem.columns),
+        sums_(new_sums<T>(problem.sums(), keep ? kept_count<T>(problem.n(), problem.m(), problem.a.size(1)) : 0,
+                          problem.fixed_shift())) {
     TORCH_CHECK_VALUE(!positive || !problem.columns || problem.n() == problem.m(),
                       "positive: expected as many columns as rows, got ", problem.n(), " and ", problem.m());
     const UnitRows<T> rows(problem.a, problem.normalize_a);
     if (problem.symmetric())
-      log_sums = symmetric_log_sums(rows, problem.scale, mask, counts);
+      log_sums = symmetric_log_sums(rows, problem.scale, mask, kept(), counts);
+    else if (problem.fixed_shift())
+      with_fixed_shift(rows);
     else if (problem.columns)
       both_directions(rows);
     else
       online(QueryKeyTiles<T>(rows, *problem.b, problem.normalize_b, problem.scale, mask.transposed()), counts.of_rows);
   }
 
+  KeptPairs<T> kept() const { return {sums_, problem.sums(), problem.m()}; }
+
+  void with_fixed_shift(const UnitRows<T>& rows) {
+    const UnitRows<T> columns(*problem.b, problem.normalize_b);
+    const SymmetricTiles<T> tiles(rows, columns, problem.scale, mask, kept());
+    std::vector<T> sums(problem.sums());
+    add_fixed_shift_sums(tiles, sums.data(), problem.columns ? sums.data() + rows.n : nullptr, counts);
+    for (const T sum : sums) log_sums.push_back(std::log2(double(sum)) + tiles.shift);
+  }
+
   void both_directions(const UnitRows<T>& rows) {
     const UnitRows<T> columns(*problem.b, problem.normalize_b);
-    if (!problem.scale.allows_fixed_shift(rows.normalized && columns.normalized)) {
-      online(QueryKeyTiles<T>::of_unit_rows(rows, columns, problem.scale, mask.transposed()), counts.of_rows);
-      online(QueryKeyTiles<T>::of_unit_rows(columns, rows, problem.scale, mask), counts.of_columns);
-      return;
-    }
-    const SymmetricTiles<T> tiles(rows, columns, problem.scale, mask);
-    std::vector<T> sums(problem.sums());
-    add_fixed_shift_sums(tiles, sums.data(), sums.data() + rows.n, counts);
-    for (const T sum : sums) log_sums.push_back(std::log2(double(sum)) + tiles.shift);
+    online(QueryKeyTiles<T>::of_unit_rows(rows, columns, problem.scale, mask.transposed()), counts.of_rows);
+    online(QueryKeyTiles<T>::of_unit_rows(columns, rows, problem.scale, mask), counts.of_columns);
   }
 
   // With a running maximum: appends the log sums of the queries, and counts into ranks.
@@ -94,8 +109,8 @@ struct Forward {
 
   std::tuple<Tensor, Tensor, Tensor, Tensor> results() const {
     const int64_t n = problem.n(), count = problem.sums();
-    Tensor lse = new_empty<double>({n}), column_lse = new_empty<double>({count - n}), sums = new_empty<T>({2, count});
-    T *high = sums.template data_ptr<T>(), *low = high + count;
+    Tensor lse = new_empty<double>({n}), column_lse = new_empty<double>({count - n});
+    T *high = sums_.template data_ptr<T>(), *low = high + count;
     for (int64_t i = 0; i < count; i++) {
       const double log_sum = log_sums[i];
       (i < n ? lse : column_lse).template data_ptr<double>()[i < n ? i : i - n] = log_sum * kLn2;
@@ -106,7 +121,7 @@ struct Forward {
       high[i] = T(whole);
       low[i] = T(whole - high[i]);
     }
-    return {lse, column_lse, counts.tensor(n), sums};
+    return {lse, column_lse, counts.tensor(n), sums_};
   }
 };
 
@@ -116,6 +131,7 @@ struct Backward {
   const Ids<T> ids;
   const Mask<T> mask;
   const bool a_gradient, b_gradient;
+  const KeptPairs<T> kept;
   const T *high, *low;
   std::vector<T> weights;  // upstream gradients of rows, then of columns, corrected by what rounding took from log sums
   Tensor da, db;
@@ -128,6 +144,7 @@ struct Backward {
         mask(problem.mask_of(ids)),
         a_gradient(a_gradient),
         b_gradient(b_gradient && problem.b),
+        kept(sums, problem.sums(), problem.m()),
         high(sums.template data_ptr<T>()),
         low(high + problem.sums()),
         weights(row_gradients<T>(gradient, kNone, problem.n())),
@@ -144,16 +161,17 @@ struct Backward {
     const bool for_rows = a_gradient || scale_gradient;
     if (problem.symmetric()) {
       const Tensor du = new_zeros<T>({rows.n, rows.width});
-      const T unit = add_symmetric_weighted_rows(rows, problem.scale, mask, weights, high, du.template data_ptr<T>());
+      const T unit =
+          add_symmetric_weighted_rows(rows, problem.scale, mask, kept, weights, high, du.template data_ptr<T>());
       s_dL_ds = rows_backward(rows, du, T(problem.scale.s) * unit, da) / 2;  // du holds each pair from both sides
-    } else if (problem.columns) {
-      both_directions(rows, for_rows);
+    } else if (problem.columns || problem.fixed_shift()) {
+      both_sides(rows, for_rows);
     } else {
       one_direction(rows, for_rows);
     }
   }
 
-  void both_directions(const UnitRows<T>& rows, bool for_rows) {
+  void both_sides(const UnitRows<T>& rows, bool for_rows) {
     const UnitRows<T> columns(*problem.b, problem.normalize_b);
     const Tensor du = new_zeros<T>({for_rows ? rows.n : 0, rows.width});
     const Tensor dv = new_zeros<T>({b_gradient ? columns.n : 0, rows.width});
@@ -161,14 +179,12 @@ struct Backward {
       *d_columns = b_gradient ? dv.template data_ptr<T>() : nullptr;
     const T* g = weights.data();
     T unit = 1;
-    if (problem.scale.allows_fixed_shift(rows.normalized && columns.normalized)) {
-      const SymmetricTiles<T> tiles(rows, columns, problem.scale, mask);
+    if (problem.fixed_shift()) {
+      const SymmetricTiles<T> tiles(rows, columns, problem.scale, mask, kept);
       unit = gradient_unit(weights);
-      std::vector<T> w(weights.size());
-      for (size_t i = 0; i < w.size(); i++) w[i] = g[i] / unit * T(std::exp2(double(tiles.shift) - high[i]));
-      add_weighted_rows(tiles, d_rows, d_columns, [&](const TileInput<T>& in, int64_t r, int64_t c, T* tile) {
-        kernels<T>().exp_weights(in, tiles.shift, w.data() + r, w.data() + rows.n + c, tile);
-      });
+      std::vector<T> w = fixed_shift_weights(tiles, g, unit, high, problem.sums());
+      w.resize(rows.n + columns.n);  // in one direction columns have no weights of their own
+      add_exp_weighted_rows(tiles, d_rows, d_columns, w.data(), w.data() + rows.n);
     } else {
       const SavedSums<T> of_rows{high, g}, of_columns{high + rows.n, g + rows.n};
       const auto column_keys = QueryKeyTiles<T>::of_unit_rows(rows, columns, problem.scale, mask.transposed());
@@ -200,10 +216,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_lse(const Tensor& a, const
                                                           int64_t mask, bool normalize_a, bool normalize_b,
                                                           bool columns, double scale_number,
                                                           const OptionalTensor& scale_tensor,
-                                                          const OptionalTensor& positive) {
+                                                          const OptionalTensor& positive, bool keep) {
   const Problem problem{a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, Scale(scale_number, scale_tensor)};
   problem.check();
-  return in_compute_type(a, [&]<typename T>() { return Forward<T>(problem, positive).results(); });
+  return in_compute_type(a, [&]<typename T>() { return Forward<T>(problem, positive, keep).results(); });
 }
 
 std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward(
@@ -223,7 +239,7 @@ std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward(
   check_upstream(gradient, kNone, problem.n());
   if (column_gradient) check_upstream(*column_gradient, kNone, problem.m());
   return in_compute_type(a, [&]<typename T>() -> std::tuple<Tensor, Tensor, Tensor> {
-    check_saved<T>("sums", sums, {2, problem.sums()});
+    check_sums<T>(sums, problem.sums(), kept_count<T>(problem.n(), problem.m(), problem.a.size(1)));
     const Backward<T> result(problem, gradient, column_gradient, sums, a_gradient, b_gradient,
                              scale_tensor.has_value());
     return {result.da, result.db, scale_gradient<T>(result.s_dL_ds, problem.scale, scale_tensor)};

@@ -22,25 +22,27 @@ struct Problem {
   const UnitRows<T> rows, columns;
   const SymmetricTiles<T> tiles;
   const T bias;
-  Problem(const Tensor& a, const Tensor& b, bool normalize, const Scale& scale, const Tensor& bias)
+  Problem(const Tensor& a, const Tensor& b, bool normalize, const Scale& scale, const Tensor& bias, const Tensor& kept)
       : rows(a, normalize),
         columns(b, normalize),
-        tiles(rows, columns, scale, Mask<T>::of(kNotSelf)),
+        tiles(rows, columns, scale, Mask<T>::of(kNotSelf), KeptPairs<T>::of(kept, rows.n)),
         bias(bias_of<T>(bias)) {}
 };
 
 template <typename T>
 std::tuple<Tensor, Tensor> forward(const Problem<T>& problem, const Scale& scale, const OptionalTensor& positive) {
   const int64_t n = problem.rows.n;
+  const KeptPairs<T>& kept = problem.tiles.kept;
   RankCounts<T> counts(positive, scale, n, true);
-  Tensor sums = new_zeros<T>({2, n});
+  const Tensor sums = new_zeros<T>({2, n});
   T *softplus = sums.template data_ptr<T>(), *sigmoid = softplus + n;
+  clear_unwritten(problem.tiles);
   problem.tiles.each([&](int64_t i, int64_t j) {
     Ranks<T> ranks{};
     const bool ranked = counts.of_tile(problem.tiles, i, j, ranks);
-    const int64_t r = problem.tiles.first(i);
+    const int64_t r = problem.tiles.first(i), c = problem.tiles.first(j);
     kernels<T>().softplus_sums(problem.tiles.tile(i, j), problem.bias, softplus + r, sigmoid + r,
-                               ranked ? &ranks : nullptr);
+                               ranked ? &ranks : nullptr, kept.tile(r, c), kept.stride);
   });
   for (int64_t i = 0; i < n; i++) softplus[i] *= T(kLn2);
   return {sums, counts.tensor(n)};
@@ -52,12 +54,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& gradient, cons
                                                     const OptionalTensor& scale_tensor, const Tensor& bias,
                                                     const Tensor& sums, bool a_gradient, bool b_gradient) {
   const int64_t n = problem.rows.n, width = problem.rows.width;
-  check_saved<T>("sums", sums, {2, n});
   const std::vector<T> g = row_gradients<T>(gradient, kNone, n);
   const bool for_rows = a_gradient || scale_tensor;
   const Tensor du = new_zeros<T>({for_rows ? n : 0, width}), dv = new_zeros<T>({b_gradient ? n : 0, width});
+  const std::vector<T> of_columns(n);  // a column has no weight of its own
   add_weighted_rows(problem.tiles, for_rows ? du.template data_ptr<T>() : nullptr,
-                    b_gradient ? dv.template data_ptr<T>() : nullptr,
+                    b_gradient ? dv.template data_ptr<T>() : nullptr, g.data(), of_columns.data(),
                     [&](const TileInput<T>& in, int64_t r, int64_t, T* tile) {
                       kernels<T>().sigmoid_weights(in, problem.bias, g.data() + r, tile);
                     });
@@ -77,23 +79,31 @@ void check(const Tensor& a, const Tensor& b, const Tensor& bias) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> similarity_softplus(const Tensor& a, const Tensor& b, bool normalize, double scale_number,
-                                               const OptionalTensor& scale_tensor, const Tensor& bias,
-                                               const OptionalTensor& positive) {
+std::tuple<Tensor, Tensor, Tensor> similarity_softplus(const Tensor& a, const Tensor& b, bool normalize,
+                                                       double scale_number, const OptionalTensor& scale_tensor,
+                                                       const Tensor& bias, const OptionalTensor& positive, bool keep) {
   check(a, b, bias);
   const Scale scale(scale_number, scale_tensor);
-  return in_compute_type(
-      a, [&]<typename T>() { return forward<T>(Problem<T>(a, b, normalize, scale, bias), scale, positive); });
+  const int64_t n = a.size(0);
+  return in_compute_type(a, [&]<typename T>() {
+    const Tensor kept = new_empty<T>({keep ? kept_count<T>(n, n, a.size(1)) : 0});
+    const auto [sums, ranks] = forward<T>(Problem<T>(a, b, normalize, scale, bias, kept), scale, positive);
+    return std::tuple(sums, ranks, kept);
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_softplus_backward(
     const Tensor& gradient, const Tensor& a, const Tensor& b, bool normalize, double scale_number,
-    const OptionalTensor& scale_tensor, const Tensor& bias, const Tensor& sums, bool a_gradient, bool b_gradient) {
+    const OptionalTensor& scale_tensor, const Tensor& bias, const Tensor& sums, const Tensor& kept, bool a_gradient,
+    bool b_gradient) {
   check(a, b, bias);
   check_upstream(gradient, kNone, a.size(0));
   const Scale scale(scale_number, scale_tensor);
   return in_compute_type(a, [&]<typename T>() {
-    return backward<T>(gradient, a, b, Problem<T>(a, b, normalize, scale, bias), scale, scale_tensor, bias, sums,
+    const int64_t n = a.size(0);
+    check_saved<T>("sums", sums, {2, n});
+    check_saved<T>("kept", kept, {kept.numel() ? kept_count<T>(n, n, a.size(1)) : 0});
+    return backward<T>(gradient, a, b, Problem<T>(a, b, normalize, scale, bias, kept), scale, scale_tensor, bias, sums,
                        a_gradient, b_gradient);
   });
 }

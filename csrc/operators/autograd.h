@@ -1,7 +1,8 @@
 // What the autograd of all operators shares. Only autograd_*.cpp include it.
 //
-// An operator's signature stands in cpu/operators.h. Here its function on the CPU, `cpu::nt_xent`, stands for that
-// signature: calls go through the dispatcher, to whatever device the tensors are on.
+// Of `cpu::nt_xent` in `find<cpu::nt_xent>(name)` only the type is used: it is the operator's signature, which is
+// written in cpu/operators.h and nowhere else. The call goes through the dispatcher to the implementation of the
+// tensors' device.
 #pragma once
 #include "../cpu/operators.h"
 
@@ -69,6 +70,9 @@ struct WithAutograd<function, Node, without_gradient...> {
     return {std::move(out[place])...};
   }
 };
+
+// What the argument `keep` is where there is a graph.
+constexpr bool kKeep = true;
 
 inline bool wants_gradient(const OptionalTensor& x) { return x && x->requires_grad(); }
 inline Tensor or_undefined(const OptionalTensor& x) { return x ? *x : Tensor(); }

@@ -1,7 +1,7 @@
-// Autograd of the losses that have operators of their own, in C++ because at small N the call is the cost. Only inputs
-// and O(N) sums are saved, and for InfoNCE the softmax's mean of the keys (N, D): the similarities are computed again
-// in the backward pass, so that memory stays O(N D). A second backward pass is an error that says so, never a silent
-// zero.
+// Autograd of the losses that have operators of their own, in C++ because at small N the call is the cost. Inputs and
+// O(N) sums are saved, for InfoNCE the softmax's mean of the keys (N, D), and on the CPU the pairs where they are few:
+// beyond a budget they are computed again in the backward pass, so that memory stays O(N D). A second backward pass is
+// an error that says so, never a silent zero.
 #include "autograd.h"
 
 namespace {
@@ -12,9 +12,9 @@ struct NtXent : torch::autograd::Function<NtXent> {
   static constexpr const char* name = "ssl_fast::nt_xent";
 
   static variable_list forward(AutogradContext* ctx, const Tensor& z1, const Tensor& z2, double scale_number,
-                               const OptionalTensor& scale_tensor, int64_t reduction, bool return_stats) {
+                               const OptionalTensor& scale_tensor, int64_t reduction, bool return_stats, bool) {
     auto [loss, stats, sums] =
-        call_below_autograd<cpu::nt_xent>(name, z1, z2, scale_number, scale_tensor, reduction, return_stats);
+        call_below_autograd<cpu::nt_xent>(name, z1, z2, scale_number, scale_tensor, reduction, return_stats, kKeep);
     ctx->save_for_backward({z1, z2, or_undefined(scale_tensor), sums});
     ctx->saved_data["scale"] = scale_number;
     ctx->saved_data["reduction"] = reduction;
@@ -28,21 +28,22 @@ struct NtXent : torch::autograd::Function<NtXent> {
     auto [dz1, dz2, dscale] = find<cpu::nt_xent_backward>("ssl_fast::nt_xent_backward")
                                   .call(gradients[0], saved[0], saved[1], ctx->saved_data["scale"].toDouble(),
                                         scale_tensor, ctx->saved_data["reduction"].toInt(), saved[3]);
-    return {dz1, dz2, {}, scale_tensor ? dscale : Tensor(), {}, {}};
+    return {dz1, dz2, {}, scale_tensor ? dscale : Tensor(), {}, {}, {}};
   }
 };
 
 struct InfoNce : torch::autograd::Function<InfoNce> {
   static constexpr const char* name = "ssl_fast::info_nce";
 
-  // The last argument, query_gradient, is for calls without a graph: here it follows from the inputs.
+  // The last arguments, query_gradient and keep, are for calls without a graph: here they follow from that there is
+  // one.
   static variable_list forward(AutogradContext* ctx, const Tensor& query, const Tensor& positive,
                                const OptionalTensor& negatives, bool normalize_negatives, double scale_number,
-                               const OptionalTensor& scale_tensor, int64_t reduction, bool return_stats, bool) {
+                               const OptionalTensor& scale_tensor, int64_t reduction, bool return_stats, bool, bool) {
     const bool query_gradient = query.requires_grad() || wants_gradient(scale_tensor);
     auto [loss, stats, sums, key_means] =
         call_below_autograd<cpu::info_nce>(name, query, positive, negatives, normalize_negatives, scale_number,
-                                           scale_tensor, reduction, return_stats, query_gradient);
+                                           scale_tensor, reduction, return_stats, query_gradient, kKeep);
     // A queue that needs no gradient is not kept: MoCo writes to it before the backward pass.
     const bool negatives_gradient = negatives ? negatives->requires_grad() : positive.requires_grad();
     const Tensor kept = negatives_gradient ? or_undefined(negatives) : Tensor();
@@ -65,7 +66,8 @@ struct InfoNce : torch::autograd::Function<InfoNce> {
                   ctx->saved_data["normalize_negatives"].toBool(), ctx->saved_data["scale"].toDouble(), scale_tensor,
                   ctx->saved_data["reduction"].toInt(), saved[4], saved[5],
                   ctx->saved_data["negatives_gradient"].toBool());
-    return {dquery, dpositive, negatives ? dnegatives : Tensor(), {}, {}, scale_tensor ? dscale : Tensor(), {}, {}, {}};
+    return {dquery, dpositive, negatives ? dnegatives : Tensor(), {}, {}, scale_tensor ? dscale : Tensor(), {}, {},
+            {},     {}};
   }
 };
 

@@ -13,9 +13,9 @@ struct SimilarityLse : torch::autograd::Function<SimilarityLse> {
   static variable_list forward(AutogradContext* ctx, const Tensor& a, const OptionalTensor& b,
                                const OptionalTensor& ids_a, const OptionalTensor& ids_b, int64_t mask, bool normalize_a,
                                bool normalize_b, bool columns, double scale_number, const OptionalTensor& scale_tensor,
-                               const OptionalTensor& positive) {
+                               const OptionalTensor& positive, bool) {
     auto [lse, column_lse, ranks, sums] = call_below_autograd<cpu::similarity_lse>(
-        name, a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, scale_number, scale_tensor, positive);
+        name, a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, scale_number, scale_tensor, positive, kKeep);
     ctx->save_for_backward(
         {a, or_undefined(b), or_undefined(ids_a), or_undefined(ids_b), or_undefined(scale_tensor), sums});
     ctx->saved_data["mask"] = mask;
@@ -50,6 +50,7 @@ struct SimilarityLse : torch::autograd::Function<SimilarityLse> {
             {},
             {},
             scale_tensor ? dscale : Tensor(),
+            {},
             {}};
   }
 };
@@ -102,17 +103,17 @@ struct SimilaritySoftplus : torch::autograd::Function<SimilaritySoftplus> {
 
   static variable_list forward(AutogradContext* ctx, const Tensor& a, const Tensor& b, bool normalize,
                                double scale_number, const OptionalTensor& scale_tensor, const Tensor& bias,
-                               const OptionalTensor& positive) {
-    auto [sums, ranks] = call_below_autograd<cpu::similarity_softplus>(name, a, b, normalize, scale_number,
-                                                                       scale_tensor, bias, positive);
-    ctx->save_for_backward({a, b, or_undefined(scale_tensor), bias, sums});
+                               const OptionalTensor& positive, bool) {
+    auto [sums, ranks, kept] = call_below_autograd<cpu::similarity_softplus>(name, a, b, normalize, scale_number,
+                                                                             scale_tensor, bias, positive, kKeep);
+    ctx->save_for_backward({a, b, or_undefined(scale_tensor), bias, sums, kept});
     ctx->saved_data["normalize"] = normalize;
     ctx->saved_data["scale"] = scale_number;
     ctx->saved_data["a_gradient"] = a.requires_grad();
     ctx->saved_data["b_gradient"] = b.requires_grad();
     ctx->saved_data["bias_gradient"] = bias.requires_grad();
-    ctx->mark_non_differentiable({ranks});
-    return {sums, ranks};
+    ctx->mark_non_differentiable({ranks, kept});
+    return {sums, ranks, kept};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
@@ -120,16 +121,17 @@ struct SimilaritySoftplus : torch::autograd::Function<SimilaritySoftplus> {
     const OptionalTensor scale_tensor = optional(saved[2]);
     const bool a_gradient = ctx->saved_data["a_gradient"].toBool(), b_gradient = ctx->saved_data["b_gradient"].toBool();
     // The sigmoid's sums are for this function alone: their gradient is not looked at.
-    auto [da, db, dscale, dbias] =
-        find<cpu::similarity_softplus_backward>("ssl_fast::similarity_softplus_backward")
-            .call(gradients[0].select(0, 0), saved[0], saved[1], ctx->saved_data["normalize"].toBool(),
-                  ctx->saved_data["scale"].toDouble(), scale_tensor, saved[3], saved[4], a_gradient, b_gradient);
+    auto [da, db, dscale, dbias] = find<cpu::similarity_softplus_backward>("ssl_fast::similarity_softplus_backward")
+                                       .call(gradients[0].select(0, 0), saved[0], saved[1],
+                                             ctx->saved_data["normalize"].toBool(), ctx->saved_data["scale"].toDouble(),
+                                             scale_tensor, saved[3], saved[4], saved[5], a_gradient, b_gradient);
     return {a_gradient ? da : Tensor(),
             b_gradient ? db : Tensor(),
             {},
             {},
             scale_tensor ? dscale : Tensor(),
             ctx->saved_data["bias_gradient"].toBool() ? dbias : Tensor(),
+            {},
             {}};
   }
 };

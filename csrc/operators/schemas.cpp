@@ -9,6 +9,8 @@
 //   loss, gradient     () where the loss is reduced, else one number a row
 //   stats              (4): top1, top5, mean similarity of positives, of negatives; (0) unless asked for
 //   sums               what the backward pass needs of the denominators: its shape and meaning belong to the backend
+//   keep               which autograd sets: on the CPU, sums also holds every pair where these are few
+//                      (cpu/engine/kept_pairs.h)
 //   x_gradient         whether the gradient of x is wanted; without it, x's output is empty or zero
 #include <string>
 
@@ -19,8 +21,8 @@
 TORCH_LIBRARY(ssl_fast, m) {
   // NT-Xent of two views z1, z2 (N, D) of the same images. The loss has 2 N rows: those of z1, then those of z2.
   m.def(
-      "nt_xent(Tensor z1, Tensor z2, float scale, Tensor? scale_tensor, int reduction, bool return_stats)"
-      " -> (Tensor loss, Tensor stats, Tensor sums)");
+      "nt_xent(Tensor z1, Tensor z2, float scale, Tensor? scale_tensor, int reduction, bool return_stats,"
+      " bool keep=False) -> (Tensor loss, Tensor stats, Tensor sums)");
   // Returns the gradients of z1 (N, D), z2 (N, D) and the scale ().
   m.def(
       "nt_xent_backward(Tensor gradient, Tensor z1, Tensor z2, float scale, Tensor? scale_tensor,"
@@ -31,7 +33,7 @@ TORCH_LIBRARY(ssl_fast, m) {
   // mean of a query's keys by the softmax, of which the gradients of query and scale are made; else (0, D).
   m.def(
       "info_nce(Tensor query, Tensor positive, Tensor? negatives, bool normalize_negatives, float scale,"
-      " Tensor? scale_tensor, int reduction, bool return_stats, bool query_gradient=False)"
+      " Tensor? scale_tensor, int reduction, bool return_stats, bool query_gradient=False, bool keep=False)"
       " -> (Tensor loss, Tensor stats, Tensor sums, Tensor key_means)");
   // negatives: as above, but given only where negatives_gradient asks for their gradient: a queue is not kept for the
   // backward pass. in_batch: whether there were none. Then negatives_gradient is about the positives in their second
@@ -55,7 +57,7 @@ TORCH_LIBRARY(ssl_fast, m) {
   //                              by the sign of s; (0, N) without positive
   m.def(
       "similarity_lse(Tensor a, Tensor? b, Tensor? ids_a, Tensor? ids_b, int mask, bool normalize_a, bool normalize_b,"
-      " bool columns, float scale, Tensor? scale_tensor, Tensor? positive)"
+      " bool columns, float scale, Tensor? scale_tensor, Tensor? positive, bool keep=False)"
       " -> (Tensor lse, Tensor column_lse, Tensor ranks, Tensor sums)");
   // gradient (N) is of lse, column_gradient (M) of column_lse. Returns the gradients of a (N, D), b (M, D) and the
   // scale ().
@@ -79,14 +81,15 @@ TORCH_LIBRARY(ssl_fast, m) {
   m.def("class_similarity_backward(Tensor gradient, Tensor x, Tensor labels) -> Tensor");
 
   // a, b (N, D), bias (), positive (N) or none. With x_ik = s <u_i, v_k> + bias, sums (2, N) are over k != i of
-  // softplus(x_ik) and of sigmoid(x_ik). ranks (2, N) or (0, N) as in similarity_lse.
+  // softplus(x_ik) and of sigmoid(x_ik). ranks (2, N) or (0, N) as in similarity_lse. kept: every sigmoid, or (0);
+  // not in sums, which has a gradient.
   m.def(
       "similarity_softplus(Tensor a, Tensor b, bool normalize, float scale, Tensor? scale_tensor,"
-      " Tensor bias, Tensor? positive) -> (Tensor sums, Tensor ranks)");
+      " Tensor bias, Tensor? positive, bool keep=False) -> (Tensor sums, Tensor ranks, Tensor kept)");
   // gradient (N), of sums[0]. Returns the gradients of a and b (N, D), the scale () and the bias ().
   m.def(
       "similarity_softplus_backward(Tensor gradient, Tensor a, Tensor b, bool normalize, float scale,"
-      " Tensor? scale_tensor, Tensor bias, Tensor sums, bool a_gradient, bool b_gradient)"
+      " Tensor? scale_tensor, Tensor bias, Tensor sums, Tensor kept, bool a_gradient, bool b_gradient)"
       " -> (Tensor a, Tensor b, Tensor scale, Tensor bias)");
 
   // The loss of rows from lse (R N), float64, and the similarities of their positives, positive (N). weights (N), or

@@ -143,7 +143,7 @@ def similarity_softplus(
     """(row i's sum over k != i of softplus(s <u_i, v_k> + bias) (N,), above (2, N) of `positive` or (0, N))."""
     if not isinstance(bias, Tensor):
         bias = torch.full((), bias, dtype=torch.float64, device=a.device)
-    sums, above = torch.ops.ssl_fast.similarity_softplus(
+    sums, above, _ = torch.ops.ssl_fast.similarity_softplus(
         a, b, normalize, *split(scale), bias, None if positive is None else positive.detach()
     )
     return sums[0], above

@@ -5,8 +5,12 @@ from __future__ import annotations
 import torch
 
 
-def register() -> None:
-    """Called once the extension has defined the operators."""
+def _up_to(x, multiple):
+    return (x + multiple - 1) // multiple * multiple
+
+
+def register(kept_bytes: int, kept_row_group: int, kept_column_group: int, kept_least_dim: int) -> None:
+    """Called once the extension has defined the operators, with its kept_layout()."""
 
     def wide(x):
         return torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -15,17 +19,26 @@ def register() -> None:
         loss = x.new_empty((rows,) if reduction == 0 else (), dtype=wide(x))
         return loss, x.new_empty(4 if return_stats else 0, dtype=wide(x))
 
-    def sums_of(x, rows):
+    def kept_count(x, rows, columns, keep):
+        # As in csrc/cpu/engine/kept_pairs.h.
+        if not keep or x.device.type != "cpu" or x.shape[1] < kept_least_dim:
+            return 0
+        count = _up_to(rows, kept_row_group) * _up_to(columns, kept_column_group)
+        return count if count * wide(x).itemsize <= kept_bytes else 0
+
+    def sums_of(x, rows, kept=0):
         # The Triton kernels keep a row more (SUMS_ROWS in kernels/engine/constants.py).
-        return x.new_empty((2 if x.device.type == "cpu" else 3, rows), dtype=wide(x))
+        shape = (_up_to(2 * rows, 64) + kept,) if kept else (2 if x.device.type == "cpu" else 3, rows)
+        return x.new_empty(shape, dtype=wide(x))
 
     def scale_gradient(x, scale_tensor):
         return x.new_empty((), dtype=wide(x)) if scale_tensor is None else torch.empty_like(scale_tensor)
 
     @torch.library.register_fake("ssl_fast::nt_xent")
-    def _(z1, z2, scale, scale_tensor, reduction, return_stats):
+    def _(z1, z2, scale, scale_tensor, reduction, return_stats, keep=False):
         rows = 2 * z1.shape[0]
-        return *loss_and_stats(z1, rows, reduction, return_stats), sums_of(z1, rows)
+        sums = sums_of(z1, rows, kept_count(z1, rows, rows, keep))
+        return *loss_and_stats(z1, rows, reduction, return_stats), sums
 
     @torch.library.register_fake("ssl_fast::nt_xent_backward")
     def _(gradient, z1, z2, scale, scale_tensor, reduction, sums):
@@ -34,11 +47,12 @@ def register() -> None:
     @torch.library.register_fake("ssl_fast::info_nce")
     def _(
         query, positive, negatives, normalize_negatives, scale, scale_tensor, reduction, return_stats,
-        query_gradient=False,
+        query_gradient=False, keep=False,
     ):  # fmt: skip
         rows, dim = query.shape
         key_means = query.new_empty((rows if query_gradient else 0, dim), dtype=wide(query))
-        return *loss_and_stats(query, rows, reduction, return_stats), sums_of(query, rows), key_means
+        sums = sums_of(query, rows, kept_count(query, rows, rows, keep and negatives is None))
+        return *loss_and_stats(query, rows, reduction, return_stats), sums, key_means
 
     @torch.library.register_fake("ssl_fast::info_nce_backward")
     def _(
@@ -55,12 +69,13 @@ def register() -> None:
 
     @torch.library.register_fake("ssl_fast::similarity_lse")
     def _(
-        a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, scale, scale_tensor, positive,
+        a, b, ids_a, ids_b, mask, normalize_a, normalize_b, columns, scale, scale_tensor, positive, keep=False,
     ):  # fmt: skip
         rows, others = a.shape[0], b.shape[0] if columns else 0
         ranks = a.new_empty((0 if positive is None else 1 + columns, rows), dtype=torch.int64)
         lse, column_lse = (a.new_empty(count, dtype=torch.float64) for count in (rows, others))
-        return lse, column_lse, ranks, a.new_empty((2 if a.device.type == "cpu" else 3, rows + others), dtype=wide(a))
+        kept = kept_count(a, rows, rows if b is None else b.shape[0], keep)
+        return lse, column_lse, ranks, sums_of(a, rows + others, kept)
 
     @torch.library.register_fake("ssl_fast::similarity_lse_backward")
     def _(
@@ -87,13 +102,14 @@ def register() -> None:
         return given(x, True)
 
     @torch.library.register_fake("ssl_fast::similarity_softplus")
-    def _(a, b, normalize, scale, scale_tensor, bias, positive):
+    def _(a, b, normalize, scale, scale_tensor, bias, positive, keep=False):
         rows = a.shape[0]
         ranks = a.new_empty((0 if positive is None else 2, rows), dtype=torch.int64)
-        return a.new_empty((2, rows), dtype=wide(a)), ranks
+        kept = a.new_empty(kept_count(a, rows, rows, keep), dtype=wide(a))
+        return a.new_empty((2, rows), dtype=wide(a)), ranks, kept
 
     @torch.library.register_fake("ssl_fast::similarity_softplus_backward")
-    def _(gradient, a, b, normalize, scale, scale_tensor, bias, sums, a_gradient, b_gradient):
+    def _(gradient, a, b, normalize, scale, scale_tensor, bias, sums, kept, a_gradient, b_gradient):
         return (
             given(a, a_gradient), given(b, b_gradient), scale_gradient(a, scale_tensor),
             torch.empty_like(bias),

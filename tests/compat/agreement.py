@@ -14,8 +14,8 @@ def with_gradients(call, tensors):
     return value.detach(), torch.autograd.grad(value.sum(), leaves, allow_unused=True)
 
 
-def assert_agree(ours, theirs, *tensors, relative=None):
-    """Values, and gradients relative to the largest entry of each, with our result's dtype at least theirs."""
+def assert_agree(ours, theirs, *tensors, relative=None, least=1e-2):
+    """Values, and gradients relative to the largest entry of each, or to `least` where all of them are smaller."""
     relative = relative or RELATIVE[tensors[0].dtype]
     (value, gradients), (expected, expected_gradients) = (with_gradients(call, tensors) for call in (ours, theirs))
     assert value.shape == expected.shape
@@ -24,13 +24,13 @@ def assert_agree(ours, theirs, *tensors, relative=None):
         if truth is None:
             assert got is None or not got.any()
         else:
-            close(got if got is not None else torch.zeros_like(truth), truth, relative)
+            close(got if got is not None else torch.zeros_like(truth), truth, relative, least)
 
 
-def close(got, truth, relative):
-    """Relative to the largest entry of the truth, or to 1 / 100 where all is smaller: a loss or gradient near 0."""
+def close(got, truth, relative, least=1e-2):
+    """Relative to the largest entry of the truth, or to `least` where all is smaller: a loss or gradient near 0."""
     got, truth = got.double(), truth.double()
-    scale = max(truth.abs().max().item(), 1e-2) if truth.numel() else 1.0
+    scale = max(truth.abs().max().item(), least) if truth.numel() else 1.0
     torch.testing.assert_close(got, truth, rtol=0, atol=relative * scale)
 
 

@@ -125,7 +125,11 @@ def test_every_option_agrees_with_the_library_in_float64(name, options, columns,
     given_embeddings = embeddings(columns, count, dim, dtype, seed)
     # Half inputs are float32 inside on both sides; only their gradients are rounded to them.
     relative = max(RELATIVE[dtype], 1e-5) if dtype != torch.float64 else None
-    assert_agree(on_embeddings(loss), in_float64(on_embeddings(library)), *given_embeddings, relative=relative)
+    # Of one number a row has no direction to change: terms of the size scale / (count |x|) cancel to 0.
+    norm = min(x.double().norm(dim=1).min().item() for x in given_embeddings)
+    least = max(1e-2, 0.1 * options["scale"] / (count * norm))
+    call, in_theirs = on_embeddings(loss), in_float64(on_embeddings(library))
+    assert_agree(call, in_theirs, *given_embeddings, relative=relative, least=least)
 
 
 @given(options=settings_of(), columns=st.integers(2, 3), count=st.integers(2, 6), seed=st.integers(0, 1000))

@@ -51,7 +51,12 @@ def test_programs_for_several_processes_run(page, tmp_path):
     for line in commands(page):
         if line.startswith("torchrun "):
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *shlex.split(line)[1:]]
-            answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+            # On a busy machine a quarter of all programs with DistributedDataParallel and gloo abort at their end with
+            # this message; six lines of plain PyTorch (2.14) do so as often.
+            for _ in range(5):
+                answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+                if "terminate called without an active exception" not in answer.stderr:
+                    break
             assert answer.returncode == 0, answer.stderr
 
 

@@ -124,12 +124,12 @@ def test_similarity_softplus():
     for (scale, normalize, with_ranks), dtype in zip(options, cycle(DTYPES), strict=False):
         a, b = (rows(N, 300 if with_ranks else 17, dtype=dtype) for _ in range(2))
         bias = scalar(-10.0, dtype=torch.float64 if normalize else torch.float32)
-        sums, _ = OPERATORS.similarity_softplus(
+        sums, _, kept = OPERATORS.similarity_softplus(
             a, b, normalize, *scale, bias, rows(N, dtype=wide(dtype)) if with_ranks else None
         )  # fmt: skip
         for wanted in product((False, True), repeat=2):
             OPERATORS.similarity_softplus_backward(
-                rows(N, dtype=sums.dtype), a, b, normalize, *scale, bias, sums, *wanted
+                rows(N, dtype=sums.dtype), a, b, normalize, *scale, bias, sums, kept, *wanted
             )  # fmt: skip
 
 

@@ -183,7 +183,7 @@ def softplus_formula(problem: Problem):
 def check_softplus(problem: Problem, bias: Tensor, gradient: Tensor, positive: Tensor | None = None):
     """The operator and its backward against the formula in float64. Returns the operator's result."""
     normalize, scale = problem.normalize[0], problem.split_scale
-    sums, ranks = similarity_softplus.similarity_softplus(
+    sums, ranks, kept = similarity_softplus.similarity_softplus(
         problem.a, problem.b, normalize, *scale, bias, positive
     )  # fmt: skip
     wide = torch.float64 if problem.a.dtype == torch.float64 else torch.float32
@@ -196,7 +196,7 @@ def check_softplus(problem: Problem, bias: Tensor, gradient: Tensor, positive: T
     assert sums.shape == (2, len(problem.a))
     assert_close(sums[0], truth[0], dtype, "loss", eager[0], scale=1e-30)
     found = similarity_softplus.similarity_softplus_backward(
-        gradient, problem.a, problem.b, normalize, *scale, bias, sums, True, True
+        gradient, problem.a, problem.b, normalize, *scale, bias, sums, kept, True, True
     )
     # Sigmoids may all be nearly 0: the scale is that of the largest.
     sigmoids = torch.sigmoid(problem.scale * exact_similarities(problem) + bias.double())

@@ -218,7 +218,7 @@ def test_sizes_of_one(device):
         lambda: pair_similarity.pair_similarity_backward(one[None], z, keys, True, False),
         lambda: similarity_softplus.similarity_softplus(z, keys, True, 10.0, None, one, one[None]),
         lambda: similarity_softplus.similarity_softplus_backward(
-            one[None], z, keys, True, 1.0, one, one, sums[:2, :1].contiguous(), True, True
+            one[None], z, keys, True, 1.0, one, one, sums[:2, :1].contiguous(), one[None], True, True
         ),
         lambda: enqueue.enqueue_(z, torch.zeros(1, dtype=torch.int64), keys, True),
         lambda: ema.ema_update_([z], [keys], 0.9),

@@ -225,7 +225,7 @@ def test_bad_bias_and_rows_of_softplus(bad):
     assert nothing.isnan().all()
     b[3, 2] = bad
     for normalize in (True, False):
-        sums, _ = similarity_softplus.similarity_softplus(a, b, normalize, 10.0, None, torch.tensor(-1.0), None)
+        sums, *_ = similarity_softplus.similarity_softplus(a, b, normalize, 10.0, None, torch.tensor(-1.0), None)
         assert sums.isnan().sum() == 2 * 19  # row 3 does not meet it
 
 

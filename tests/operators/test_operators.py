@@ -175,8 +175,8 @@ def test_opcheck_of_their_backward(name, inputs):
             arguments = [torch.ones(5), of_columns, a, b, ids_a, ids_b, mask, normalize_a, normalize_b, *scale,
                          sums, True, b is not None]  # fmt: skip
         elif name == "similarity_softplus":
-            sums, _ = ops.similarity_softplus(*arguments)
-            arguments = [torch.ones(5), *arguments[:-1], sums, True, True]
+            sums, _, kept = ops.similarity_softplus(*arguments)
+            arguments = [torch.ones(5), *arguments[:-1], sums, kept, True, True]
         else:
             arguments = [torch.ones(5), *arguments]
         torch.library.opcheck(operator, tuple(arguments))

@@ -23,9 +23,9 @@ struct Scale {
   // tensor: 0-D; where it is given, number is not used.
   Scale(double number, const std::optional<at::Tensor>& tensor) : Scale(tensor ? tensor->item<double>() : number) {}
 
-  // Whether all sums may take the fixed shift |s| instead of a running maximum. unit_rows: whether the norms of all
-  // rows are at most 1, so that no score is above |s|.
-  bool allows_fixed_shift(bool unit_rows) const { return unit_rows && 2 * std::abs(s) <= kFixedShiftLimit; }
+  // Whether all sums may take the fixed shift |s| instead of a running maximum. normalized: whether all rows
+  // were normalised; of rows that are taken as they are, a score may be above |s|.
+  bool allows_fixed_shift(bool normalized) const { return normalized && 2 * std::abs(s) <= kFixedShiftLimit; }
 
   double sign() const { return s < 0 ? -1 : 1; }
 };

@@ -2,6 +2,7 @@
 // 1 and serves the sums of row i and of column k. Where both sets are the same rows, each pair is computed once.
 #pragma once
 #include "block_schedule.h"
+#include "kept_pairs.h"
 #include "online_softmax.h"
 
 #include <cmath>
@@ -15,10 +16,12 @@ struct SymmetricTiles {
   const Mask<T> mask;
   const bool same_rows;  // whether the columns are the rows themselves
   const at::Tensor packed;
-  const T scale, shift;  // in powers of two
-  const int64_t block;   // rows or columns of a tile
+  const T scale, shift;     // in powers of two
+  const int64_t block;      // rows or columns of a tile
+  const KeptPairs<T> kept;  // what the forward pass writes and the backward pass reads; may be none
 
-  SymmetricTiles(const UnitRows<T>& rows, const UnitRows<T>& columns, const Scale& s, const Mask<T>& mask)
+  SymmetricTiles(const UnitRows<T>& rows, const UnitRows<T>& columns, const Scale& s, const Mask<T>& mask,
+                 const KeptPairs<T>& kept)
       : rows(rows),
         columns(columns),
         mask(mask),
@@ -26,7 +29,8 @@ struct SymmetricTiles {
         packed(columns.packed()),
         scale(T(s.log2_scale)),
         shift(std::abs(scale)),
-        block(block_size(std::max(rows.n, columns.n), rows.dim)) {}
+        block(block_size(std::max(rows.n, columns.n), rows.dim)),
+        kept(kept) {}
 
   // By the shapes alone, never by the threads: it fixes the order of sums.
   static int64_t block_size(int64_t n, int64_t dim) {
@@ -58,6 +62,22 @@ struct SymmetricTiles {
       visit_all_pairs(count(rows.n), count(columns.n), grain, visit);
   }
 };
+
+// Zeros where the matrix of kept pairs is not written: beyond its rows and columns, and where both sets are the same
+// rows, in the blocks below the diagonal.
+template <typename T>
+void clear_unwritten(const SymmetricTiles<T>& tiles) {
+  if (!tiles.kept) return;
+  const int64_t stride = tiles.kept.stride, columns = tiles.columns.n;
+  at::parallel_for(0, round_up(tiles.rows.n, kKeptRowGroup), grain(1. * stride), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      T* row = tiles.kept.tile(i, 0);
+      if (i >= tiles.rows.n) std::fill_n(row, stride, T(0));
+      if (tiles.same_rows) std::fill_n(row, std::min(i / tiles.block * tiles.block, stride), T(0));
+      std::fill(row + columns, row + stride, T(0));
+    }
+  });
+}
 
 // Counts, for each row and column, the candidates that are more similar than its positive. Counts nothing where
 // positives is empty.
@@ -101,22 +121,25 @@ struct RankCounts {
 // one.
 template <typename T>
 void add_fixed_shift_sums(const SymmetricTiles<T>& tiles, T* row_sums, T* column_sums, RankCounts<T>& counts) {
+  clear_unwritten(tiles);
   tiles.each([&](int64_t i, int64_t j) {
     Ranks<T> ranks{};
     const bool ranked = counts.of_tile(tiles, i, j, ranks);
     const bool both = column_sums && !(tiles.same_rows && i == j);
     kernels<T>().exp_sums(tiles.tile(i, j), tiles.shift, row_sums + tiles.first(i),
-                          both ? column_sums + tiles.first(j) : nullptr, ranked ? &ranks : nullptr);
+                          both ? column_sums + tiles.first(j) : nullptr, ranked ? &ranks : nullptr,
+                          tiles.kept.tile(tiles.first(i), tiles.first(j)), tiles.kept.stride);
   });
 }
 
 // Rows with each other: log2 of the sum of exp2(score_ik) over the k that the mask leaves to row i, for all rows.
+// kept: where the pairs go, if anywhere.
 template <typename T>
 std::vector<double> symmetric_log_sums(const UnitRows<T>& unit, const Scale& scale, const Mask<T>& mask,
-                                       RankCounts<T>& counts) {
+                                       const KeptPairs<T>& kept, RankCounts<T>& counts) {
   std::vector<double> out(unit.n);
   if (scale.allows_fixed_shift(unit.normalized)) {
-    const SymmetricTiles<T> tiles(unit, unit, scale, mask);
+    const SymmetricTiles<T> tiles(unit, unit, scale, mask, kept);
     std::vector<T> sums(unit.n);
     add_fixed_shift_sums(tiles, sums.data(), sums.data(), counts);
     for (int64_t i = 0; i < unit.n; i++) out[i] = std::log2(double(sums[i])) + tiles.shift;

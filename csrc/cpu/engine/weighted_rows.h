@@ -89,10 +89,12 @@ T gradient_unit(const std::vector<T>& gradients) {
 }
 
 // With the fixed shift, or none: adds to d_rows (rows, width) of each row the sum over the columns of weight * column,
-// and to d_columns that of each column over the rows; either may be null. Where both sets are the same
-// rows, the two are one. weights(tile input, first row, first column, tile) fills a tile with the weights.
+// and to d_columns that of each column over the rows; either may be null. Where both sets are the same rows, the two
+// are one. A kept pair's weight is what was kept times the sum of row_weights and column_weights; weights(tile input,
+// first row, first column, tile) fills a tile with the weights of pairs that were not kept.
 template <typename T, typename Weights>
-void add_weighted_rows(const SymmetricTiles<T>& tiles, T* d_rows, T* d_columns, const Weights& weights) {
+void add_weighted_rows(const SymmetricTiles<T>& tiles, T* d_rows, T* d_columns, const T* row_weights,
+                       const T* column_weights, const Weights& weights) {
   const at::Tensor memory = new_empty<T>({at::get_num_threads(), kTile + kTileSlack, kTile});
   const int64_t width = tiles.rows.width;
   tiles.each([&](int64_t i, int64_t j) {
@@ -100,30 +102,48 @@ void add_weighted_rows(const SymmetricTiles<T>& tiles, T* d_rows, T* d_columns, 
     T* tile = memory.template data_ptr<T>() + at::get_thread_num() * memory.stride(0);
     const int64_t r = tiles.first(i), c = tiles.first(j);
     const int64_t m = tiles.size(tiles.rows.n, i), n = tiles.size(tiles.columns.n, j);
-    weights(tiles.tile(i, j), r, c, tile);
+    if (tiles.kept)
+      kernel.weigh_kept(tiles.kept.tile(r, c), tiles.kept.stride, m, n, row_weights + r, column_weights + c, tile);
+    else
+      weights(tiles.tile(i, j), r, c, tile);
     if (d_rows) kernel.add_rows(tile, m, n, tiles.columns.row(c), width, width, d_rows + r * width);
     if (d_columns && !(tiles.same_rows && i == j))
       kernel.add_columns(tile, n, m, tiles.rows.row(r), width, width, d_columns + c * width);
   });
 }
 
+// The same with the fixed shift: a pair's weight is E times the sum of its row's and its column's weight.
+template <typename T>
+void add_exp_weighted_rows(const SymmetricTiles<T>& tiles, T* d_rows, T* d_columns, const T* row_weights,
+                           const T* column_weights) {
+  add_weighted_rows(tiles, d_rows, d_columns, row_weights, column_weights,
+                    [&](const TileInput<T>& in, int64_t r, int64_t c, T* tile) {
+                      kernels<T>().exp_weights(in, tiles.shift, row_weights + r, column_weights + c, tile);
+                    });
+}
+
+// What a row's exponentials are multiplied by: g_i / Z_i in units of g_unit, with the shift taken back.
+template <typename T>
+std::vector<T> fixed_shift_weights(const SymmetricTiles<T>& tiles, const T* g, T g_unit, const T* log_sums, int64_t n) {
+  std::vector<T> out(n);
+  for (int64_t i = 0; i < n; i++) out[i] = g[i] / g_unit * T(std::exp2(double(tiles.shift) - log_sums[i]));
+  return out;
+}
+
 // Rows with each other: adds to du (n, width) of row i the sum over the k that the mask leaves of
 // (g_i P_ik + g_k P_ki) u_k, with P_ik = exp2(score_ik - log_sum_i). Returns the unit that du is counted in.
 template <typename T>
-T add_symmetric_weighted_rows(const UnitRows<T>& unit, const Scale& scale, const Mask<T>& mask, const std::vector<T>& g,
-                              const T* log_sums, T* du) {
+T add_symmetric_weighted_rows(const UnitRows<T>& unit, const Scale& scale, const Mask<T>& mask,
+                              const KeptPairs<T>& kept, const std::vector<T>& g, const T* log_sums, T* du) {
   if (!scale.allows_fixed_shift(unit.normalized)) {
     const SavedSums<T> both{log_sums, g.data()};
     add_weighted_keys(QueryKeyTiles<T>::of_unit_rows(unit, unit, scale, mask), both, both, du);
     return 1;
   }
-  const SymmetricTiles<T> tiles(unit, unit, scale, mask);
+  const SymmetricTiles<T> tiles(unit, unit, scale, mask, kept);
   const T g_unit = gradient_unit(g);
-  std::vector<T> a(unit.n);
-  for (int64_t i = 0; i < unit.n; i++) a[i] = g[i] / g_unit * T(std::exp2(double(tiles.shift) - log_sums[i]));
-  add_weighted_rows(tiles, du, du, [&](const TileInput<T>& in, int64_t r, int64_t c, T* tile) {
-    kernels<T>().exp_weights(in, tiles.shift, a.data() + r, a.data() + c, tile);
-  });
+  const std::vector<T> a = fixed_shift_weights(tiles, g.data(), g_unit, log_sums, unit.n);
+  add_exp_weighted_rows(tiles, du, du, a.data(), a.data());
   return g_unit;
 }
 

@@ -25,7 +25,8 @@ static inline Vec<T> softplus_and_sigmoid(Vec<T>& x) {
 }
 
 template <typename T>
-static void softplus_sums(const TileInput<T>& in, T bias, T* softplus, T* sigmoid, const Ranks<T>* ranks) {
+static void softplus_sums(const TileInput<T>& in, T bias, T* softplus, T* sigmoid, const Ranks<T>* ranks, T* kept,
+                          int64_t kept_stride) {
   Vec<T> softplus_rows[kTile + ROWS] = {}, sigmoid_rows[kTile + ROWS] = {};
   each_block<T>(in, [&](int64_t row, int64_t column, auto& acc) {
     constexpr int V = sizeof(acc[0]) / sizeof(acc[0][0]);
@@ -35,9 +36,10 @@ static void softplus_sums(const TileInput<T>& in, T bias, T* softplus, T* sigmoi
       for (int v = 0; v < V; v++) {
         Vec<T> x = acc[r][v] * in.scale + bias, s = softplus_and_sigmoid<T>(x);
         if (!whole) {
-          const IntVec<T> kept = kept_lanes(in, row + r, column + v * kLanes<T>);
-          x = keep<T>(kept, x), s = keep<T>(kept, s);
+          const IntVec<T> lanes = kept_lanes(in, row + r, column + v * kLanes<T>);
+          x = keep<T>(lanes, x), s = keep<T>(lanes, s);
         }
+        if (kept) store<T>(kept + (row + r) * kept_stride + column + v * kLanes<T>, s);
         softplus_rows[row + r] += x;
         sigmoid_rows[row + r] += s;
       }

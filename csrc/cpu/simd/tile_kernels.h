@@ -31,13 +31,19 @@ struct Kernels {
   void (*scores)(const TileInput<T>& in, T* tile);
   // E = exp2(score - shift), zero where the mask excludes a pair. Adds E to row_sums (m) and, unless null, to
   // column_sums (n). With ranks it also counts the sign(scale) * dot that are not <= the positive's: NaN counts.
-  void (*exp_sums)(const TileInput<T>& in, T shift, T* row_sums, T* column_sums, const Ranks<T>* ranks);
+  // Unless kept is null, E goes there too, with rows kept_stride apart, up to whole vectors and groups of rows.
+  void (*exp_sums)(const TileInput<T>& in, T shift, T* row_sums, T* column_sums, const Ranks<T>* ranks, T* kept,
+                   int64_t kept_stride);
   // tile[r][c] = E * (row_weights[r] + column_weights[c]), zero where excluded.
   void (*exp_weights)(const TileInput<T>& in, T shift, const T* row_weights, const T* column_weights, T* tile);
+  // The same of kept pairs (m, n).
+  void (*weigh_kept)(const T* kept, int64_t kept_stride, int64_t m, int64_t n, const T* row_weights,
+                     const T* column_weights, T* tile);
   // With x = score + bias: adds log2(1 + 2^x) to softplus (m) and 1 / (1 + 2^-x) to sigmoid (m) where the mask does
-  // not exclude the pair; ranks as above. sigmoid_weights: tile[r][c] = row_weights[r] / (1 + 2^-x), zero where
-  // excluded.
-  void (*softplus_sums)(const TileInput<T>& in, T bias, T* softplus, T* sigmoid, const Ranks<T>* ranks);
+  // not exclude the pair; ranks and kept, which gets the sigmoids, as above. sigmoid_weights: tile[r][c] =
+  // row_weights[r] / (1 + 2^-x), zero where excluded.
+  void (*softplus_sums)(const TileInput<T>& in, T bias, T* softplus, T* sigmoid, const Ranks<T>* ranks, T* kept,
+                        int64_t kept_stride);
   void (*sigmoid_weights)(const TileInput<T>& in, T bias, const T* row_weights, T* tile);
 
   // add_rows: out (m, width) += tile (m, k) * b (k, width). add_columns: out (n, width) += transposed tile (k, n) * b.

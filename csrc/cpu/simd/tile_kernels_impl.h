@@ -185,14 +185,25 @@ static inline __attribute__((always_inline)) void count_above(const TileInput<T>
   count_block<T, V>(in, *ranks, row, column, dots);
 }
 
+// Stores a block with its rows `stride` apart.
+template <typename T, int V>
+static inline __attribute__((always_inline)) void store_block(const Vec<T> (&acc)[ROWS][V], T* out, int64_t stride) {
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) store<T>(out + r * stride + v * kLanes<T>, acc[r][v]);
+}
+
 template <typename T>
-static void exp_sums(const TileInput<T>& in, T shift, T* row_sums, T* column_sums, const Ranks<T>* ranks) {
+static void exp_sums(const TileInput<T>& in, T shift, T* row_sums, T* column_sums, const Ranks<T>* ranks, T* kept,
+                     int64_t kept_stride) {
   Vec<T> rows[kTile + ROWS] = {};
   T columns[kTile + VECTORS * kLanes<T>] = {};
   each_block<T>(in, [&](int64_t row, int64_t column, auto& acc) {
     constexpr int V = sizeof(acc[0]) / sizeof(acc[0][0]);
     count_above<T, V>(in, ranks, row, column, acc);
     exponentials<T, V>(in, shift, row, column, acc);
+    if (kept) store_block<T, V>(acc, kept + row * kept_stride + column, kept_stride);
     Vec<T> down[V] = {};
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++) {
@@ -232,6 +243,16 @@ static void exp_weights(const TileInput<T>& in, T shift, const T* row_weights, c
   });
 }
 
+template <typename T>
+static void weigh_kept(const T* kept, int64_t kept_stride, int64_t m, int64_t n, const T* row_weights,
+                       const T* column_weights, T* tile) {
+  T padded[kTile + kLanes<T>] = {};
+  for (int64_t c = 0; c < n; c++) padded[c] = column_weights[c];
+  for (int64_t r = 0; r < m; r++)
+    for (int64_t c = 0; c < n; c += kLanes<T>)
+      store<T>(tile + r * kTile + c, load(kept + r * kept_stride + c) * (load(padded + c) + row_weights[r]));
+}
+
 #include "sigmoid_tiles.h"
 #include "softmax_columns.h"
 
@@ -247,6 +268,7 @@ static constexpr Kernels<T> kTable = {kLanes<T>,
                                       scores<T>,
                                       exp_sums<T>,
                                       exp_weights<T>,
+                                      weigh_kept<T>,
                                       softplus_sums<T>,
                                       sigmoid_weights<T>,
                                       add_rows<T>,
