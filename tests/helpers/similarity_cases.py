@@ -201,8 +201,15 @@ def check_softplus(problem: Problem, bias: Tensor, gradient: Tensor, positive: T
     # Sigmoids may all be nearly 0: the scale is that of the largest.
     sigmoids = torch.sigmoid(problem.scale * exact_similarities(problem) + bias.double())
     largest = gradient.abs().max().item() * sigmoids.max().item()
-    for x, got, expected, by_eager, name in zip(problem.inputs, found, exact, of_eager, "ab", strict=False):
-        assert_gradient(got, x, expected, by_eager, 0.1 * abs(problem.scale) * largest, name, problem.dtypes)
+    weights = gradient.abs()[:, None] * sigmoids
+    for side, name in enumerate("ab"):
+        # Weights of a half type that are equal are all rounded the same way, so the scale is that of their sum. It is
+        # far above the gradient where the rows are nearly equal, since what lies along a row cancels.
+        terms = weights.sum(1 - side).max().item() if dtype in HALF_TYPES else 0.1 * largest
+        assert_gradient(
+            found[side], problem.inputs[side], exact[side], of_eager[side], abs(problem.scale) * terms, name,
+            problem.dtypes,
+        )  # fmt: skip
     check_scale(problem, found[2], exact[2], of_eager[2], [largest * torch.ones_like(sigmoids)], dtype)
     assert found[3].dtype == bias.dtype
     total = (gradient.abs()[:, None] * sigmoids).sum().item()

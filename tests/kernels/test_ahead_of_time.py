@@ -160,7 +160,7 @@ def similarity_calls(kind, width, count=1024):
         lambda: lse_backward(g, g, *both_ways, 2, True, True, 1.0, learnt, both_sums, True, True),
         lambda: lse_backward(g, None, *one_way, 2, True, True, 10.0, None, sums, True, True),
         lambda: softplus[0](a, b, True, 10.0, None, bias, g),
-        lambda: softplus[1](g, a, b, True, 10.0, None, bias, sums[:2].contiguous(), True, True),
+        lambda: softplus[1](g, a, b, True, 10.0, None, bias, sums[:2].contiguous(), sums[:0], True, True),
     ]
 
 
