@@ -51,7 +51,7 @@ pybind11::dict constants() {
 // For the fake kernels, whose sizes may be symbols.
 pybind11::tuple kept_layout() {
   return pybind11::make_tuple(ssl_fast::kept_bytes(), ssl_fast::kKeptRowGroup, ssl_fast::kKeptColumnGroup,
-                              ssl_fast::kKeptLeastDim);
+                              ssl_fast::kKeptLeastDim, ssl_fast::kKeptSumsGroup);
 }
 
 }  // namespace
@@ -60,7 +60,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("build_info", &build_info, "What was compiled, and what runs here, as names and values.");
   m.def("kept_layout", &kept_layout,
         "Of what a forward pass keeps of all pairs: its budget in bytes, what its rows and its columns are padded to, "
-        "and "
-        "the least width of rows.");
+        "the least width of rows, and what the sums before it are padded to.");
   m.def("constants", &constants, "The numbers and codes that the C++ code is compiled with, by their names in Python.");
 }

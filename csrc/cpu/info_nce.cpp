@@ -1,5 +1,6 @@
-// InfoNCE in one pass over the negatives. With P_ij the softmax of query i over its positive k_i and its negatives n_j,
-// and V_i = sum_j P_ij n_j (`key_means`), which the forward pass keeps:
+// InfoNCE in one pass over the negatives with a running maximum, or in the batch, where all pairs can be kept, with the
+// fixed shift. With P_ij the softmax of query i over its positive k_i and its negatives n_j, and V_i = sum_j P_ij n_j
+// (`key_means`), which the forward pass keeps:
 //   dq_i = s g_i [ V_i - r_i k_i ],  dk_i = -s g_i r_i q_i,  dn_j = s sum_i g_i P_ij q_i,
 // where r_i = 1 - P_i+ is computed from the sum over the negatives, not by that subtraction. In batch the negatives are
 // the other positives, and dk_i is the sum of both.
@@ -76,22 +77,20 @@ template <typename T>
 struct FixedShiftSums {
   const SymmetricTiles<T> tiles;
   RankCounts<T> counts;
-  std::vector<T> sums;
+  std::vector<double> log_sums;
   const Tensor weighted;  // (n, width): sums of E * key; empty unless asked for
 
   FixedShiftSums(const Problem<T>& problem, const Tensor& saved, bool with_weighted, const std::vector<T>& thresholds)
-      : tiles(problem.pairs(saved)),
-        sums(problem.n()),
-        weighted(new_zeros<T>({with_weighted ? problem.n() : 0, problem.query.width})) {
+      : tiles(problem.pairs(saved)), weighted(new_zeros<T>({with_weighted ? problem.n() : 0, problem.query.width})) {
     counts.positives = thresholds;
     counts.of_rows.resize(thresholds.size());
-    add_fixed_shift_sums<T>(tiles, sums.data(), nullptr, counts);
+    log_sums = fixed_shift_log_sums(tiles, false, counts);
     const std::vector<T> ones(problem.n(), 1), zeros(problem.n());
     if (with_weighted)
       add_exp_weighted_rows<T>(tiles, weighted.template data_ptr<T>(), nullptr, ones.data(), zeros.data());
   }
 
-  double log_sum(int64_t i) const { return std::log2(double(sums[i])) + tiles.shift; }
+  double log_sum(int64_t i) const { return log_sums[i]; }
   int64_t rank(int64_t i) const { return counts.of_rows[i]; }
   void mean(int64_t i, double whole, T* out, int64_t dim) const {
     const T factor = T(std::exp2(tiles.shift - whole));
@@ -153,7 +152,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Problem<T>& problem, in
 // Writes dn_j of all negatives to `out`. In batch key j is the positive of query j too, and dk_j is added.
 template <typename T>
 void negatives_backward(const Problem<T>& problem, const std::vector<T>& g, const Tensor& sums, const Tensor& out) {
-  const int64_t n = problem.n(), width = problem.query.width;
+  const int64_t n = problem.n();
   const T *log_sums = sums.template data_ptr<T>(), *rest = log_sums + n;
   // Adds what key j gets as the positive of query j, in units of `unit`.
   const auto add_positive = [&](int64_t j, T* sum, T unit) {
@@ -170,11 +169,10 @@ void negatives_backward(const Problem<T>& problem, const std::vector<T>& g, cons
   const SymmetricTiles<T> pairs = problem.pairs(sums);
   const T unit = gradient_unit(g);
   const std::vector<T> weights = fixed_shift_weights(pairs, g.data(), unit, log_sums, n), zeros(n);
-  const Tensor dk = new_zeros<T>({n, width});
-  T* rows = dk.template data_ptr<T>();
-  add_exp_weighted_rows<T>(pairs, nullptr, rows, weights.data(), zeros.data());
-  for (int64_t j = 0; j < n; j++) add_positive(j, rows + j * width, unit);
-  rows_backward(problem.positive, dk, T(problem.tiles.scale.s), out);
+  const Tensor dk = new_zeros<T>({n, problem.positive.width});
+  add_exp_weighted_rows<T>(pairs, nullptr, dk.template data_ptr<T>(), weights.data(), zeros.data());
+  rows_backward(problem.positive, dk, T(problem.tiles.scale.s), out,
+                [&](int64_t j, T* sum) { add_positive(j, sum, unit); });
 }
 
 template <typename T>

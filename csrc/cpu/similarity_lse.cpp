@@ -1,7 +1,8 @@
 // The primitive: lse_i = log sum_k exp(s <u_i, v_k>) over the pairs that the mask allows, and its gradient.
 // With P the softmax of the rows and Q of the columns, W_ik = g_i P_ik + h_k Q_ik:
 //   dU_i = s sum_k W_ik v_k,  dV_k = s sum_i W_ik u_i;  where v is u, dU_i is the sum of both.
-// There are three ways: rows with each other (half the products), sums of rows and columns at once, or of rows alone.
+// With the fixed shift all pairs are computed in tiles, those of rows with each other once for both (half the
+// products). With a running maximum the sums of rows and of columns are two passes.
 #include "../operators/checks.h"
 #include "engine/input_gradients.h"
 #include "engine/loss_rows.h"
@@ -59,16 +60,15 @@ struct Forward {
   const Mask<T> mask;
   RankCounts<T> counts;
   std::vector<double> log_sums;  // of the rows, then of the columns
-
-  const Tensor sums_;  // what the backward pass gets
+  const Tensor sums;             // what the backward pass gets
 
   Forward(const Problem& problem, const OptionalTensor& positive, bool keep)
       : problem(problem),
         ids(int64_values(problem.ids_a), int64_values(problem.ids_b)),
         mask(problem.mask_of(ids)),
         counts(positive, problem.scale, problem.n(), problem.columns),
-        sums_(new_sums<T>(problem.sums(), keep ? kept_count<T>(problem.n(), problem.m(), problem.a.size(1)) : 0,
-                          problem.fixed_shift())) {
+        sums(new_sums<T>(problem.sums(), keep ? kept_count<T>(problem.n(), problem.m(), problem.a.size(1)) : 0,
+                         problem.fixed_shift())) {
     TORCH_CHECK_VALUE(!positive || !problem.columns || problem.n() == problem.m(),
                       "positive: expected as many columns as rows, got ", problem.n(), " and ", problem.m());
     const UnitRows<T> rows(problem.a, problem.normalize_a);
@@ -82,14 +82,12 @@ struct Forward {
       online(QueryKeyTiles<T>(rows, *problem.b, problem.normalize_b, problem.scale, mask.transposed()), counts.of_rows);
   }
 
-  KeptPairs<T> kept() const { return {sums_, problem.sums(), problem.m()}; }
+  KeptPairs<T> kept() const { return {sums, problem.sums(), problem.m()}; }
 
   void with_fixed_shift(const UnitRows<T>& rows) {
     const UnitRows<T> columns(*problem.b, problem.normalize_b);
-    const SymmetricTiles<T> tiles(rows, columns, problem.scale, mask, kept());
-    std::vector<T> sums(problem.sums());
-    add_fixed_shift_sums(tiles, sums.data(), problem.columns ? sums.data() + rows.n : nullptr, counts);
-    for (const T sum : sums) log_sums.push_back(std::log2(double(sum)) + tiles.shift);
+    log_sums =
+        fixed_shift_log_sums(SymmetricTiles<T>(rows, columns, problem.scale, mask, kept()), problem.columns, counts);
   }
 
   void both_directions(const UnitRows<T>& rows) {
@@ -110,7 +108,7 @@ struct Forward {
   std::tuple<Tensor, Tensor, Tensor, Tensor> results() const {
     const int64_t n = problem.n(), count = problem.sums();
     Tensor lse = new_empty<double>({n}), column_lse = new_empty<double>({count - n});
-    T *high = sums_.template data_ptr<T>(), *low = high + count;
+    T *high = sums.template data_ptr<T>(), *low = high + count;
     for (int64_t i = 0; i < count; i++) {
       const double log_sum = log_sums[i];
       (i < n ? lse : column_lse).template data_ptr<double>()[i < n ? i : i - n] = log_sum * kLn2;
@@ -121,7 +119,7 @@ struct Forward {
       high[i] = T(whole);
       low[i] = T(whole - high[i]);
     }
-    return {lse, column_lse, counts.tensor(n), sums_};
+    return {lse, column_lse, counts.tensor(n), sums};
   }
 };
 

@@ -46,8 +46,8 @@ struct InfoNce : torch::autograd::Function<InfoNce> {
                                            scale_tensor, reduction, return_stats, query_gradient, kKeep);
     // A queue that needs no gradient is not kept: MoCo writes to it before the backward pass.
     const bool negatives_gradient = negatives ? negatives->requires_grad() : positive.requires_grad();
-    const Tensor kept = negatives_gradient ? or_undefined(negatives) : Tensor();
-    ctx->save_for_backward({query, positive, kept, or_undefined(scale_tensor), sums, key_means});
+    const Tensor saved_negatives = negatives_gradient ? or_undefined(negatives) : Tensor();
+    ctx->save_for_backward({query, positive, saved_negatives, or_undefined(scale_tensor), sums, key_means});
     ctx->saved_data["in_batch"] = !negatives;
     ctx->saved_data["normalize_negatives"] = normalize_negatives;
     ctx->saved_data["scale"] = scale_number;

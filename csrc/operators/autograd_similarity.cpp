@@ -1,5 +1,5 @@
-// Autograd of similarity_lse and of the other operators that losses are composed of. As in autograd_losses.cpp, only
-// inputs and sums are saved, and a second backward is an error.
+// Autograd of similarity_lse and of the other operators that losses are composed of. What is saved is as in
+// autograd_losses.cpp, and a second backward is an error.
 #include "autograd.h"
 
 namespace {

@@ -9,7 +9,9 @@ def _up_to(x, multiple):
     return (x + multiple - 1) // multiple * multiple
 
 
-def register(kept_bytes: int, kept_row_group: int, kept_column_group: int, kept_least_dim: int) -> None:
+def register(
+    kept_bytes: int, kept_row_group: int, kept_column_group: int, kept_least_dim: int, kept_sums_group: int
+) -> None:
     """Called once the extension has defined the operators, with its kept_layout()."""
 
     def wide(x):
@@ -28,7 +30,7 @@ def register(kept_bytes: int, kept_row_group: int, kept_column_group: int, kept_
 
     def sums_of(x, rows, kept=0):
         # The Triton kernels keep a row more (SUMS_ROWS in kernels/engine/constants.py).
-        shape = (_up_to(2 * rows, 64) + kept,) if kept else (2 if x.device.type == "cpu" else 3, rows)
+        shape = (_up_to(2 * rows, kept_sums_group) + kept,) if kept else (2 if x.device.type == "cpu" else 3, rows)
         return x.new_empty(shape, dtype=wide(x))
 
     def scale_gradient(x, scale_tensor):

@@ -5,15 +5,16 @@
 namespace ssl_fast {
 
 // du (n, width), d loss / d (s * u_i) of each row -> the gradient of the rows as given, into out unless that is
-// empty; du is overwritten. Returns the sum of <u_i, dU_i>: s dL/ds.
-template <typename T>
-double rows_backward(const UnitRows<T>& rows, const at::Tensor& du, T s, const at::Tensor& out) {
+// empty; du is overwritten. change(row, du_i) may first change a row of du. Returns the sum of <u_i, dU_i>: s dL/ds.
+template <typename T, typename Change>
+double rows_backward(const UnitRows<T>& rows, const at::Tensor& du, T s, const at::Tensor& out, const Change& change) {
   std::vector<double> along(rows.n);
   T* first = du.template data_ptr<T>();
   const RowWriter<T> writer(out.numel() ? out : du);
   at::parallel_for(0, rows.n, grain(16. * rows.dim), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       T* d = first + i * rows.width;
+      change(i, d);
       for (int64_t k = 0; k < rows.dim; k++) d[k] *= s;
       along[i] = rows.backward(i, d);
       if (out.numel()) writer.write(i, d, rows.inverse_norm(i));
@@ -22,6 +23,10 @@ double rows_backward(const UnitRows<T>& rows, const at::Tensor& du, T s, const a
   double sum = 0;
   for (const double x : along) sum += x;
   return sum;
+}
+template <typename T>
+double rows_backward(const UnitRows<T>& rows, const at::Tensor& du, T s, const at::Tensor& out) {
+  return rows_backward(rows, du, s, out, [](int64_t, T*) {});
 }
 
 // The same for keys: writes the gradient of every key to out, which is contiguous and shaped as the keys. The gradient

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <string>
 
 #include <c10/util/Exception.h>
 
@@ -32,6 +31,8 @@ inline int64_t kept_bytes() {
 // The padding lets the vector kernels write whole vectors and whole groups of rows. The fake kernels
 // (ssl_fast/operators/fake_kernels.py) compute the same.
 constexpr int64_t kKeptRowGroup = 8, kKeptColumnGroup = 48, kKeptLeastDim = 96;
+// The sums before the pairs are padded to this many numbers, a whole cache line.
+constexpr int64_t kKeptSumsGroup = 64;
 template <typename T>
 int64_t kept_count(int64_t rows, int64_t columns, int64_t dim) {
   const int64_t count = round_up(rows, kKeptRowGroup) * round_up(columns, kKeptColumnGroup);
@@ -57,8 +58,8 @@ struct KeptPairs {
   explicit operator bool() const { return first; }
   T* tile(int64_t row, int64_t column) const { return first ? first + row * stride + column : nullptr; }
 
-  // Two sums for each of `count` rows, up to a whole cache line.
-  static int64_t sums_before_pairs(int64_t count) { return round_up(2 * count, 64); }
+  // Two sums for each of `count` rows, padded.
+  static int64_t sums_before_pairs(int64_t count) { return round_up(2 * count, kKeptSumsGroup); }
 };
 
 // What a forward pass leaves to its backward pass: sums (2, count), or where pairs are kept, one row of numbers: the

@@ -132,19 +132,26 @@ void add_fixed_shift_sums(const SymmetricTiles<T>& tiles, T* row_sums, T* column
   });
 }
 
+// log2 of the sums of exp2(score), of the rows and, with `columns`, then of the columns; for the same rows, of these
+// once.
+template <typename T>
+std::vector<double> fixed_shift_log_sums(const SymmetricTiles<T>& tiles, bool columns, RankCounts<T>& counts) {
+  const bool both = columns && !tiles.same_rows;
+  std::vector<T> sums(tiles.rows.n + (both ? tiles.columns.n : 0));
+  add_fixed_shift_sums(tiles, sums.data(), columns ? sums.data() + (both ? tiles.rows.n : 0) : nullptr, counts);
+  std::vector<double> out;
+  for (const T sum : sums) out.push_back(std::log2(double(sum)) + tiles.shift);
+  return out;
+}
+
 // Rows with each other: log2 of the sum of exp2(score_ik) over the k that the mask leaves to row i, for all rows.
 // kept: where the pairs go, if anywhere.
 template <typename T>
 std::vector<double> symmetric_log_sums(const UnitRows<T>& unit, const Scale& scale, const Mask<T>& mask,
                                        const KeptPairs<T>& kept, RankCounts<T>& counts) {
+  if (scale.allows_fixed_shift(unit.normalized))
+    return fixed_shift_log_sums(SymmetricTiles<T>(unit, unit, scale, mask, kept), true, counts);
   std::vector<double> out(unit.n);
-  if (scale.allows_fixed_shift(unit.normalized)) {
-    const SymmetricTiles<T> tiles(unit, unit, scale, mask, kept);
-    std::vector<T> sums(unit.n);
-    add_fixed_shift_sums(tiles, sums.data(), sums.data(), counts);
-    for (int64_t i = 0; i < unit.n; i++) out[i] = std::log2(double(sums[i])) + tiles.shift;
-    return out;
-  }
   const PartialSums<T> partial(QueryKeyTiles<T>::of_unit_rows(unit, unit, scale, mask), false, counts.positives);
   for (int64_t i = 0; i < unit.n; i++) {
     out[i] = partial.log_sum(i);

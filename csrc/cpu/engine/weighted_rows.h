@@ -1,6 +1,6 @@
-// Sums of rows weighted by a softmax, whose entries are computed again from the log of their sum. They are what
-// gradients of unit rows are made of. With the fixed shift, a pair's weight serves its row and its column; without it,
-// queries and keys are each other's sides.
+// Sums of rows weighted by a softmax, whose entries were kept or are computed again from the log of their sum. They are
+// what gradients of unit rows are made of. With the fixed shift, a pair's weight serves its row and its column; without
+// it, queries and keys are each other's sides.
 #pragma once
 #include "symmetric_tiles.h"
 

@@ -29,7 +29,7 @@ SHORTER: dict[str, dict[str, Any]] = {
     "simclr-small": {"batch_size": 64, "epochs": 40},
     "moco-v2-small": {"batch_size": 64, "epochs": 60},
 }
-# On a CPU convolutions of few channels take two thirds of the time where these come last.
+# On a CPU convolutions of few channels are faster where these come last.
 SETTINGS = Settings(channels_last=True)
 SHOWN_PAIRS = 10
 
