@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ssl_fast.kernels import pair_similarity, similarity_lse, similarity_softplus
+from ssl_fast.kernels.engine.constants import HALF_UNIT
 from tests.helpers.compare import assert_close
 from tests.helpers.evaluate import bound_dtype, row_norms, within_float16
 from tests.ptx.products import Products, to_tf32
@@ -198,10 +199,14 @@ def check_softplus(problem: Problem, bias: Tensor, gradient: Tensor, positive: T
     found = similarity_softplus.similarity_softplus_backward(
         gradient, problem.a, problem.b, normalize, *scale, bias, sums, kept, True, True
     )
-    # Sigmoids may all be nearly 0: the scale is that of the largest.
+    # Sigmoids may all be nearly 0: the scale is that of the largest. The kernels multiply float16 rows by weights in
+    # float16, HALF_UNIT times as large, in which sigmoids below its normal numbers have few digits or none.
     sigmoids = torch.sigmoid(problem.scale * exact_similarities(problem) + bias.double())
-    largest = gradient.abs().max().item() * sigmoids.max().item()
-    weights = gradient.abs()[:, None] * sigmoids
+    in_float16 = any(x.dtype == torch.float16 for x in problem.inputs)
+    digits = torch.finfo(torch.float16).tiny / HALF_UNIT.value if in_float16 else 0.0
+    largest_gradient = gradient.abs().max().item()
+    largest = largest_gradient * max(sigmoids.max().item(), digits)
+    weights = (gradient.abs()[:, None] * sigmoids).clamp_min(largest_gradient * digits)
     for side, name in enumerate("ab"):
         # Weights of a half type that are equal are all rounded the same way, so the scale is that of their sum. It is
         # far above the gradient where the rows are nearly equal, since what lies along a row cancels.

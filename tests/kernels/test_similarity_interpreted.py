@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ssl_fast.kernels import pair_similarity, similarity_lse, similarity_softplus
@@ -199,6 +199,8 @@ def test_only_what_is_asked_for():
 @given(n=rows, dim=st.one_of(dims, st.just(300)), dtype=dtypes, kind=kinds, layout=layouts, seed=seeds,
        temperature=temperatures, learnt=st.booleans(), bias=st.sampled_from([-10.0, 0.0, 3.0, -30.0]),
        bias_dtype=dtypes, upstream_kind=upstream_kinds)  # fmt: skip
+@example(n=2, dim=1, dtype=torch.float16, kind="ordinary", layout="contiguous", seed=0, temperature=1.0, learnt=True,
+         bias=-30.0, bias_dtype=torch.float32, upstream_kind="random")  # fmt: skip
 def test_softplus(n, dim, dtype, kind, layout, seed, temperature, learnt, bias, bias_dtype, upstream_kind):
     a, b = (lay_out(embeddings(n, dim, dtype, kind, seed + i), layout) for i in (0, 1))
     scale = torch.tensor(1 / temperature, dtype=torch.float64) if learnt else 1 / temperature
