@@ -9,7 +9,8 @@ from torch import nn
 
 import ssl_fast
 from ssl_fast import functional
-from tests.helpers.fuzz import CALLS, Inputs, bad_values, parameters
+from tests.helpers.bad_values import bad_values
+from tests.helpers.fuzz import CALLS, Inputs, parameters
 
 
 def bits(x) -> object:

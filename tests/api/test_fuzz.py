@@ -25,7 +25,8 @@ from torch import Tensor, nn
 import ssl_fast
 from ssl_fast import LearnableTemperature, MemoryBank, NegativeQueue, checks, functional, reference
 from ssl_fast.formulas.scalars import TEMPERATURES
-from tests.helpers.fuzz import CALLS, KINDS, LOSSES, Inputs, bad_values, parameters
+from tests.helpers.bad_values import KINDS, bad_values
+from tests.helpers.fuzz import CALLS, LOSSES, Inputs, parameters
 from tests.helpers.strategies import LAYOUTS, lay_out
 
 SEED = 0

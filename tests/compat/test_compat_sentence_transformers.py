@@ -19,12 +19,10 @@ import torch.distributed as dist
 from agreement import RELATIVE, assert_agree, assert_same_error, close, with_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentence_models import bert, features, static
 from sentence_transformers import SentenceTransformer, util
 from sentence_transformers.sentence_transformer import losses as theirs
-from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import ssl_fast
 from ssl_fast.compat import own_path
@@ -35,38 +33,14 @@ ROOT = Path(__file__).parents[2]
 NAMES = [name for names in ours.REPLACES.values() for name in names]
 DIRECTIONS = "query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"
 MODES = [None, "in_batch_negatives", "hard_negatives", "all_negatives"]
-WORDS = ["[PAD]", "[UNK]", "the", "cat", "dog", "sat", "ran", "on", "mat", "road", "under", "sun"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .*SymmetricRankingLoss is deprecated:DeprecationWarning")
 every_name = pytest.mark.parametrize("name", NAMES)
 
 
-def tokenizer():
-    words = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, "[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return words
-
-
 @pytest.fixture(scope="module")
 def transformer(tmp_path_factory):
-    """A SentenceTransformer of one small BERT layer without dropout."""
-    folder = str(tmp_path_factory.mktemp("bert"))
-    torch.manual_seed(0)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer(), pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    dropouts = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    BertModel(BertConfig(vocab_size=len(WORDS), **sizes, **dropouts)).save_pretrained(folder)
-    return SentenceTransformer(modules=[Transformer(folder), Pooling(8)], device="cpu").train()
-
-
-def static():
-    torch.manual_seed(0)
-    return SentenceTransformer(modules=[StaticEmbedding(tokenizer(), embedding_dim=8)], device="cpu")
-
-
-def features(model):
-    columns = ["the cat sat", "dog ran", "sun"], ["cat on mat", "the dog road", "under sun"], ["mat", "cat", "the road"]
-    return [model.preprocess(list(column)) for column in columns]
+    return bert(str(tmp_path_factory.mktemp("bert")))
 
 
 def both(name, model=None, **options):
