@@ -3,7 +3,6 @@
 import copy
 import inspect
 import pickle
-import re
 import subprocess
 import sys
 from functools import partial
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 
 import ssl_fast
 from ssl_fast.compat import info_nce as ours
+from tests.helpers.examples import losses, number, run_example
 
 ROOT = Path(__file__).parents[2]
 MODES = {"in batch": "unpaired", "unpaired": "unpaired", "paired": "paired"}
@@ -274,10 +274,7 @@ def test_compiled():
 
 @pytest.mark.slow
 def test_the_example_learns():
-    command = [sys.executable, "examples/info_nce_digits.py", "--steps", "40"]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert answer.returncode == 0, answer.stderr
-    before, after = (float(re.search(rf"{when} training +(\S+)", answer.stdout)[1]) for when in ("before", "after"))
-    assert after > before + 0.02
-    losses = [float(x) for x in re.findall(r"loss (\S+)", answer.stdout)]
-    assert losses[-1] < losses[0] - 0.5
+    printed = run_example("info_nce_digits", "--steps", "40")
+    assert number("kNN accuracy after training", printed) > number("kNN accuracy before training", printed) + 0.02
+    first, *_, last = losses(printed)
+    assert last < first - 0.5

@@ -4,11 +4,7 @@ import copy
 import functools
 import inspect
 import pickle
-import re
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import lightly.loss
 import lightly.loss.ntx_ent_loss
@@ -38,10 +34,10 @@ from lightly_pairs import (
 
 import ssl_fast
 from ssl_fast.compat import lightly as ours
+from tests.helpers.examples import losses, number, run_example
 from tests.helpers.processes import run
 from tests.helpers.strategies import LAYOUTS, lay_out
 
-ROOT = Path(__file__).parents[2]
 NAMES = {
     "NTXentLoss": theirs.NTXentLoss,
     "DCLLoss": theirs.DCLLoss,
@@ -314,10 +310,7 @@ def test_two_processes():
 
 @pytest.mark.slow
 def test_example():
-    command = [sys.executable, "examples/lightly_moco.py", "--steps", "60"]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert answer.returncode == 0, answer.stderr
-    before, after = (float(x) for x in re.findall(r"kNN accuracy \w+ training +(\S+)", answer.stdout))
-    lost = [float(x) for x in re.findall(r"loss (\S+)", answer.stdout)]
-    assert lost[-1] < lost[0]
-    assert after > before
+    printed = run_example("lightly_moco", "--steps", "60")
+    first, *_, last = losses(printed)
+    assert last < first
+    assert number("kNN accuracy after training", printed) > number("kNN accuracy before training", printed)

@@ -4,11 +4,8 @@ import copy
 import inspect
 import io
 import pickle
-import re
-import subprocess
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,9 +18,8 @@ from watch import Watch
 import ssl_fast
 from ssl_fast.compat import moco as ours
 from ssl_fast.train.models import in_groups
+from tests.helpers.examples import losses, number, run_example
 from tests.helpers.processes import run
-
-ROOT = Path(__file__).parents[2]
 
 
 class Encoder(nn.Module):
@@ -347,9 +343,6 @@ def test_two_processes():
 
 @pytest.mark.slow
 def test_example():
-    command = [sys.executable, "examples/moco_one_device.py", "--steps", "60"]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert answer.returncode == 0, answer.stderr
-    before, after = (float(x) for x in re.findall(r"kNN accuracy \w+ training +(\S+)", answer.stdout))
-    assert after > before
-    assert "loss" in answer.stdout
+    printed = run_example("moco_one_device", "--steps", "60")
+    assert number("kNN accuracy after training", printed) > number("kNN accuracy before training", printed)
+    assert losses(printed)

@@ -3,11 +3,8 @@
 import copy
 import inspect
 import pickle
-import re
-import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import open_clip
 import pytest
@@ -22,9 +19,9 @@ from torch.nn.functional import normalize
 import ssl_fast
 from ssl_fast.compat import open_clip as ours
 from ssl_fast.compat import own_path
+from tests.helpers.examples import number, run_example
 from tests.helpers.processes import run
 
-ROOT = Path(__file__).parents[2]
 NAMES = ["ClipLoss", "SigLipLoss"]
 every_name = pytest.mark.parametrize("name", NAMES)
 
@@ -305,10 +302,5 @@ def test_the_gather_whose_gradient_is_wrong_is_warned_of():
 
 @pytest.mark.slow
 def test_the_example():
-    command = [sys.executable, "examples/open_clip_digits.py", "--steps", "200"]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert answer.returncode == 0, answer.stderr
-    before, after = (
-        float(re.search(rf"zero-shot accuracy {x}\D+(\d\.\d+)", answer.stdout)[1]) for x in ("before", "after")
-    )
-    assert after > before + 0.3
+    printed = run_example("open_clip_digits", "--steps", "200")
+    assert number("zero-shot accuracy after", printed) > number("zero-shot accuracy before", printed) + 0.3

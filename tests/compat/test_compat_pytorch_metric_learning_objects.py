@@ -3,12 +3,8 @@
 import copy
 import inspect
 import pickle
-import re
-import subprocess
-import sys
 import time
 import warnings
-from pathlib import Path
 
 import pytest
 import pytorch_metric_learning
@@ -28,10 +24,8 @@ from pytorch_metric_learning.utils import distributed as wrappers
 
 import ssl_fast
 from ssl_fast.compat import pytorch_metric_learning as ours
+from tests.helpers.examples import number, run_example
 from tests.helpers.processes import run
-
-ROOT = Path(__file__).parents[2]
-
 
 # The classes
 
@@ -135,8 +129,5 @@ def test_compiled(name):
 
 @pytest.mark.slow
 def test_the_example_learns():
-    command = [sys.executable, "examples/pytorch_metric_learning_moco.py", "--steps", "60"]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert answer.returncode == 0, answer.stderr
-    before, after = (float(re.search(rf"{when} training +(\S+)", answer.stdout)[1]) for when in ("before", "after"))
-    assert after > before + 0.02
+    printed = run_example("pytorch_metric_learning_moco", "--steps", "60")
+    assert number("kNN accuracy after training", printed) > number("kNN accuracy before training", printed) + 0.02

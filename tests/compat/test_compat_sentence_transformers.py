@@ -7,11 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import copy
 import inspect
 import pickle
-import re
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -27,9 +23,9 @@ from torch import nn
 import ssl_fast
 from ssl_fast.compat import own_path
 from ssl_fast.compat import sentence_transformers as ours
+from tests.helpers.examples import number, run_example
 from tests.helpers.processes import run
 
-ROOT = Path(__file__).parents[2]
 NAMES = [name for names in ours.REPLACES.values() for name in names]
 DIRECTIONS = "query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"
 MODES = [None, "in_batch_negatives", "hard_negatives", "all_negatives"]
@@ -369,10 +365,5 @@ def test_gathered_across_two_processes():
 
 @pytest.mark.slow
 def test_the_example():
-    command = [sys.executable, "examples/sentence_transformers_docstrings.py", "--steps", "60"]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert answer.returncode == 0, answer.stderr
-    before, after = (
-        float(re.search(rf"accuracy@1 {when}\D+(\d\.\d+)", answer.stdout)[1]) for when in ("before", "after")
-    )
-    assert after > before + 0.05
+    printed = run_example("sentence_transformers_docstrings", "--steps", "60")
+    assert number("accuracy@1 after", printed) > number("accuracy@1 before", printed) + 0.05

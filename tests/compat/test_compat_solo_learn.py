@@ -5,10 +5,7 @@ The formulas are what PEERS.md 1.4 says of its sources at 9187ea3, in plain line
 
 import inspect
 import math
-import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,9 +25,8 @@ from ssl_fast.compat.solo_learn import (
     mocov3_loss_func,
     simclr_loss_func,
 )
+from tests.helpers.examples import number, run_example
 from tests.helpers.processes import run
-
-ROOT = Path(__file__).parents[2]
 
 temperatures = st.floats(0.1, 2)
 seeds = st.integers(0, 1000)
@@ -336,10 +332,5 @@ def test_across_two_processes():
 
 @pytest.mark.slow
 def test_the_example():
-    command = [sys.executable, "examples/solo_learn_mocov2plus.py", "--steps", "60"]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert answer.returncode == 0, answer.stderr
-    before, after = (
-        float(re.search(rf"kNN accuracy {when}\D+(\d\.\d+)", answer.stdout)[1]) for when in ("before", "after")
-    )
-    assert after > before
+    printed = run_example("solo_learn_mocov2plus", "--steps", "60")
+    assert number("kNN accuracy after training", printed) > number("kNN accuracy before training", printed)

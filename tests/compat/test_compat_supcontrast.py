@@ -4,9 +4,7 @@ import copy
 import inspect
 import pickle
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,9 +16,8 @@ from watch import Watch
 
 import ssl_fast
 from ssl_fast.compat.supcontrast import SupConLoss
+from tests.helpers.examples import losses, number, run_example
 from tests.helpers.strategies import LAYOUTS, lay_out
-
-ROOT = Path(__file__).parents[2]
 
 
 def plain(features, labels=None, mask=None, temperature=0.07, contrast_mode="all", base_temperature=0.07):
@@ -266,10 +263,7 @@ def test_compile(mode, kind):
 
 @pytest.mark.slow
 def test_example():
-    command = [sys.executable, "examples/supcontrast_digits.py", "--steps", "60"]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert answer.returncode == 0, answer.stderr
-    before, after = (float(x) for x in re.findall(r"kNN accuracy \w+ training +(\S+)", answer.stdout))
-    lost = [float(x) for x in re.findall(r"loss (\S+)", answer.stdout)]
-    assert lost[-1] < lost[0]
-    assert after > before
+    printed = run_example("supcontrast_digits", "--steps", "60")
+    first, *_, last = losses(printed)
+    assert last < first
+    assert number("kNN accuracy after training", printed) > number("kNN accuracy before training", printed)
