@@ -77,7 +77,10 @@ def clip(
         return request.of_reference(reference.clip, {"a": a, "b": b}, {"logit_scale": scale})
     a, b = as_computed(a, b)
     positive = calls.pair_similarity(a, b, normalize, normalize)  # (N,)
-    lse, above = request.batch.lse_of_both(a, b, NOT_SELF, scale, normalize, positive if return_stats else None)
+    lse_a, lse_b, above = request.batch.lse_of_both(
+        a, b, NOT_SELF, scale, normalize=(normalize, normalize), positive=positive if return_stats else None
+    )
+    lse = torch.cat([lse_a, lse_b])  # (2N,)
     loss = request.positive_loss(lse, positive)
     if not return_stats:
         return loss

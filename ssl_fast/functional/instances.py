@@ -83,7 +83,7 @@ def instance_discrimination(
     # index_select refuses negative places, which indexing would count from the end.
     positive = calls.pair_similarity(features, rows.index_select(0, index), normalize, False)
     places = torch.arange(rows.shape[0], device=index.device)
-    lse, _, above = calls.similarity_lse(
+    lse, above = calls.similarity_lse(
         features, rows, IDS_DIFFER, request.scale, (index, places), (normalize, False),
         positive=positive if return_stats else None,
     )  # fmt: skip

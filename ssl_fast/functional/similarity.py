@@ -80,14 +80,12 @@ def similarity_lse(
         options: dict[str, Any] = {"normalize": normalize, "exclude": exclude, "only": only, "columns": columns}
         result: Tensor | tuple[Tensor, Tensor] = reference.similarity_lse(a, b, scale, **options)
         return result
-    symmetric = b is a
-    other = (None, (ids[0], None)) if symmetric else (b, ids)
-    lse, column_lse, _ = calls.similarity_lse(
-        a, other[0], mask, scale, other[1], (normalize, normalize), columns and not symmetric
-    )
     dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
-    lse = lse.to(dtype)
-    return (lse, lse if symmetric else column_lse.to(dtype)) if columns else lse
+    if columns and b is not a:
+        lse, column_lse, _ = calls.similarity_lse_of_both(a, b, mask, scale, ids, (normalize, normalize))
+        return lse.to(dtype), column_lse.to(dtype)
+    lse = calls.similarity_lse(a, b, mask, scale, ids, (normalize, normalize))[0].to(dtype)
+    return (lse, lse) if columns else lse
 
 
 def _mask_of(a: Tensor, b: Tensor, exclude: Any, only: Any) -> tuple[int, Ids]:

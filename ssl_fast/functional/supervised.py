@@ -118,7 +118,18 @@ class _Classes:
             best = _statistics.best_same_class(
                 self.z.detach(), self.labels, self.rows.detach(), self.classes, request.scale, request.normalize
             )
-        loss_rows, positives, lse, above = (self._out if form == "out" else self._in)(best)
+        inside = form == "in"
+        same, positives = self._same_class(self.rows.detach() if inside else self.rows)
+        number = positives.clamp_min(1)
+        # For "out" the log-sum-exp is over all other rows; for "in" over the negatives, and the positives have theirs.
+        mask, ids = (IDS_DIFFER, (self.labels, self.labels)) if inside else (NOT_SELF, (None, None))
+        normalize = (request.normalize, request.normalize)
+        lse, above = request.batch.lse(self.z, self.z, mask, request.scale, ids, normalize, best)
+        if inside:
+            of_positives = self._positives_lse().masked_fill(positives == 0, 0.0)
+            loss_rows = softplus(lse - of_positives) + number.to(lse.dtype).log()
+        else:
+            loss_rows = calls.positive_loss(lse, same / number, request.scale, "none", in_denominator=False)
         # A row without a positive has a loss of 0. A row that holds NaN has NaN, also where it is alone in its class.
         of_itself = calls.pair_similarity(self.z.detach(), self.z.detach(), request.normalize, request.normalize)
         loss_rows = torch.where((positives > 0) | lse.isnan(), loss_rows.to(of_itself.dtype), of_itself * 0)
@@ -133,30 +144,14 @@ class _Classes:
         same, positives = calls.class_similarity(rows, self.classes, self.request.normalize)
         return same[: self.z.shape[0]], positives[: self.z.shape[0]]
 
-    def _out(self, best: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(the rows' losses, numbers of positives, log-sum-exps, above of the best positives), positives outside."""
-        same, positives = self._same_class(self.rows)
-        normalize, scale = (self.request.normalize,) * 2, self.request.scale
-        lse, above = self.request.batch.lse(self.z, self.z, NOT_SELF, scale, (None, None), normalize, best)
-        mean = same / positives.clamp_min(1)
-        return calls.positive_loss(lse, mean, scale, "none", in_denominator=False), positives, lse, above
-
-    def _in(self, best: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As `_out`, with the positives inside the log."""
-        _, positives = self._same_class(self.rows.detach())
-        normalize, ids = (self.request.normalize,) * 2, (self.labels, self.labels)
-        lse, above = self.request.batch.lse(self.z, self.z, IDS_DIFFER, self.request.scale, ids, normalize, best)
-        of_positives = self._positives_lse().masked_fill(positives == 0, 0.0)
-        return softplus(lse - of_positives) + positives.clamp_min(1).to(lse.dtype).log(), positives, lse, above
-
     def _positives_lse(self) -> Tensor:
         """Log-sum-exp of each row over the other rows of its label, here and on the other ranks."""
         normalize, scale, own = (self.request.normalize,) * 2, self.request.scale, self.z.shape[0]
-        lse, *_ = calls.similarity_lse(self.z, None, IDS_EQUAL, scale, (self.labels, None), normalize)
+        lse, _ = calls.similarity_lse(self.z, self.z, IDS_EQUAL, scale, (self.labels, self.labels), normalize)
         if self.rows.shape[0] == own:
             return lse
         ids = (self.labels, self.classes[own:])
-        elsewhere, *_ = calls.similarity_lse(self.z, self.rows[own:], IDS_EQUAL, scale, ids, normalize)
+        elsewhere, _ = calls.similarity_lse(self.z, self.rows[own:], IDS_EQUAL, scale, ids, normalize)
         # Where both are -Inf, logaddexp would have no gradient.
         return torch.logaddexp(lse.clamp_min(-1e300), elsewhere.clamp_min(-1e300))
 

@@ -18,7 +18,7 @@ from ..formulas.sums import reduce, softplus
 from .codes import REDUCTIONS
 
 if TYPE_CHECKING:
-    from ..annotations import Scalar
+    from ..annotations import Ids, Scalar
 
 LN2, LOG2E = math.log(2), math.log2(math.e)
 
@@ -54,20 +54,38 @@ def info_nce(
 
 def similarity_lse(
     a: Tensor,
-    b: Tensor | None,
+    b: Tensor,
     mask: int,
     scale: Scalar,
-    ids: tuple[Tensor | None, Tensor | None] = (None, None),
+    ids: Ids = (None, None),
     normalize: tuple[bool, bool] = (True, True),
-    columns: bool = False,
+    positive: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(lse (N,) float64 of the rows a over the rows b, above (1, N) of `positive`, similarities, or (0, N)).
+
+    b: where it is a itself, half the products are computed, and the ids are one tensor twice.
+    """
+    others: Tensor | None = b
+    if b is a:
+        others, ids = None, (ids[0], None)
+    lse, _, above, _ = torch.ops.ssl_fast.similarity_lse(
+        a, others, *ids, mask, *normalize, False, *split(scale), None if positive is None else positive.detach()
+    )
+    return lse, above
+
+
+def similarity_lse_of_both(
+    a: Tensor,
+    b: Tensor,
+    mask: int,
+    scale: Scalar,
+    ids: Ids = (None, None),
+    normalize: tuple[bool, bool] = (True, True),
     positive: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(lse (N,), of columns (M,) or (0,), both float64, above (directions, N) of `positive`, similarities, or (0, N)).
-
-    b: None for a itself, which takes half the products.
-    """
+    """(lse (N,) of the rows a over the rows b, lse (M,) of b over a, above (2, N) or (0, N)), from one pass."""
     lse, column_lse, above, _ = torch.ops.ssl_fast.similarity_lse(
-        a, b, *ids, mask, *normalize, columns, *split(scale), None if positive is None else positive.detach()
+        a, b, *ids, mask, *normalize, True, *split(scale), None if positive is None else positive.detach()
     )
     return lse, column_lse, above
 

@@ -59,12 +59,18 @@ class GatheredBatch(LocalBatch):
         return super().lse(a, self.gather(b), mask, scale, ids, normalize, positive)
 
     def lse_of_both(
-        self, a: Tensor, b: Tensor, mask: int, scale: Scalar, normalize: bool, positive: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        both = (normalize, normalize)
-        rows, of_rows = self.lse(a, b, mask, scale, normalize=both, positive=positive)
-        columns, of_columns = self.lse(b, a, mask, scale, normalize=both, positive=positive)
-        return torch.cat([rows, columns]), torch.cat([of_rows, of_columns])
+        self,
+        a: Tensor,
+        b: Tensor,
+        mask: int,
+        scale: Scalar,
+        ids: Ids = (None, None),
+        normalize: tuple[bool, bool] = (True, True),
+        positive: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rows, of_rows = self.lse(a, b, mask, scale, ids, normalize, positive)
+        columns, of_columns = self.lse(b, a, mask, scale, ids[::-1], normalize[::-1], positive)
+        return rows, columns, torch.cat([of_rows, of_columns])
 
     def softplus(
         self, a: Tensor, b: Tensor, normalize: bool, scale: Scalar, bias: Scalar, positive: Tensor | None = None
@@ -76,7 +82,7 @@ class GatheredBatch(LocalBatch):
             row_sums = row_sums + super().softplus(a, other, normalize, scale, bias)[0] + sums.softplus(pairs)
         if positive is not None:
             with torch.no_grad():
-                _, above = self.lse_of_both(a, b, NOT_SELF, scale, normalize, positive)
+                *_, above = self.lse_of_both(a, b, NOT_SELF, scale, (None, None), (normalize, normalize), positive)
         return row_sums, above
 
     def sum(self, x: Tensor) -> Tensor:

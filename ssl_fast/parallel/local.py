@@ -5,17 +5,12 @@ All three are one interface: a loss is written once, and `batch_of` chooses by t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from ..formulas import sums
 from ..formulas.statistics import ContrastiveStats
 from ..operators import calls
-
-if TYPE_CHECKING:
-    from ..annotations import Ids, Scalar
 
 
 class LocalBatch:
@@ -54,40 +49,11 @@ class LocalBatch:
         """The rank's part of x, which holds rows of all images: a view below the other, or an image's together."""
         return x
 
-    def lse(
-        self,
-        a: Tensor,
-        b: Tensor,
-        mask: int,
-        scale: Scalar,
-        ids: Ids = (None, None),
-        normalize: tuple[bool, bool] = (True, True),
-        positive: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Log-sum-exps of this rank's rows a against all ranks' rows b, and how many of b are above each positive.
-
-        Arguments as for `calls.similarity_lse`; ids belong to this rank's rows.
-        """
-        others: Tensor | None = b
-        if b is a:  # rows with each other take half the products
-            others, ids = None, (ids[0], None)
-        lse, _, above = calls.similarity_lse(a, others, mask, scale, ids, normalize, positive=positive)
-        return lse, above
-
-    def lse_of_both(
-        self, a: Tensor, b: Tensor, mask: int, scale: Scalar, normalize: bool, positive: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(lse (2N,), above) of the rank's a against all ranks' b, then of its b against all ranks' a."""
-        rows, columns, above = calls.similarity_lse(
-            a, b, mask, scale, normalize=(normalize, normalize), columns=True, positive=positive
-        )
-        return torch.cat([rows, columns]), above
-
-    def softplus(
-        self, a: Tensor, b: Tensor, normalize: bool, scale: Scalar, bias: Scalar, positive: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(sums, above) of `calls.similarity_softplus` of the rank's a against all ranks' b."""
-        return calls.similarity_softplus(a, b, normalize, scale, bias, positive)
+    # In one process these are the calls of the operators. With several, a, its ids and its positives are this rank's;
+    # b and its ids are given as this rank's part, and stand for those of all ranks.
+    lse = staticmethod(calls.similarity_lse)
+    lse_of_both = staticmethod(calls.similarity_lse_of_both)
+    softplus = staticmethod(calls.similarity_softplus)
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum of x over the ranks, without gradient."""
