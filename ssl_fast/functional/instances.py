@@ -156,15 +156,50 @@ def instance_nce(
     rows, candidates = _candidates(features, index, noise, bank)
     checks.scalar("normalizer", normalizer, features.device)
     request = Request(features, temperature, reduction, normalize, weights, return_stats)
-    if runs_reference("similarity_lse", features):
+    return _instance_nce(features, rows, candidates, normalizer, request, estimates=False)
+
+
+def instance_nce_estimating(
+    features: Tensor,
+    index: Tensor,
+    noise: Tensor,
+    bank: Tensor | MemoryBank,
+    normalizer: Tensor,
+    temperature: Any,
+    *,
+    reduction: str,
+    normalize: bool,
+    weights: Tensor | None,
+    return_stats: bool,
+) -> Loss:
+    """`instance_nce` whose normalizer, 0-D float64, is first set to this batch's `nce_normalizer`, if it is 0 or NaN.
+
+    As in the original, the estimate is of the similarities that the loss needs: they are computed once.
+    """
+    rows, candidates = _candidates(features, index, noise, bank)
+    request = Request(features, temperature, reduction, normalize, weights, return_stats)
+    return _instance_nce(features, rows, candidates, normalizer, request, estimates=True)
+
+
+def _instance_nce(
+    features: Tensor, rows: Tensor, candidates: Tensor, normalizer: Any, request: Request, estimates: bool
+) -> Loss:
+    """The loss of the bank's rows at the candidates' places (N, 1 + m). estimates: whether normalizer may be set."""
+    in_reference, scale = runs_reference("similarity_lse", features), in_range(request.scale)
+    if estimates or not in_reference:
+        similarity = sampled_similarity(rows_of(features, request.normalize), rows, candidates)  # (N, 1 + m)
+    if estimates:
+        with torch.no_grad():
+            estimate = nce_estimate(similarity, rows.shape[0], scale)
+            # Where it is set already it stays; the choice is made on the device, which is not waited for.
+            normalizer.copy_(torch.where(normalizer > 0, normalizer, estimate))
+    if in_reference:
         tensors = {"features": features, "index": candidates[:, 0], "noise": candidates[:, 1:]}
         options = {"bank": rows, "normalizer": normalizer, "temperature": request.temperature}
         return request.of_reference(reference.instance_nce, tensors, options)
-    similarity = sampled_similarity(rows_of(features, normalize), rows, candidates)  # (N, 1 + m)
-    scale = in_range(request.scale)
     loss_rows = noise_contrastive_loss_rows(similarity, rows.shape[0], normalizer, scale)
     loss = request.reduce(loss_rows)
-    if not return_stats:
+    if not request.return_stats:
         return loss
     positive, negative = similarity[:, 0], similarity[:, 1:]
     is_negative = torch.ones_like(negative, dtype=torch.bool)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import checks, functional
-from ..functional.instances import checked_rows
+from ..functional.instances import checked_rows, instance_nce_estimating
 from ..memory.bank import MemoryBank
 from ._base import LossModule
 
@@ -75,9 +75,4 @@ class InstanceDiscriminationLoss(LossModule):
             self.normalizer = self.normalizer.to(features.device)
         # With replacement, as the original's uniform draw: the image itself may be among them.
         noise = torch.randint(rows.shape[0], (features.shape[0], self.negatives), device=features.device)
-        estimate = functional.nce_normalizer(
-            features, index, noise, rows, self.temperature, normalize=self.normalize
-        )  # fmt: skip
-        # Where it is set already it stays; the choice is made on the device, which is not waited for.
-        self.normalizer.copy_(torch.where(self.normalizer > 0, self.normalizer, estimate))
-        return functional.instance_nce(features, index, noise, rows, self.normalizer, **options)
+        return instance_nce_estimating(features, index, noise, rows, self.normalizer, **options)

@@ -76,7 +76,11 @@ def test_sampled_instances(moved, gpu):
     loss(rows(), ids(30), rows(48))
     assert len(gpu.copies) == (not moved)
     assert not gpu.waits
-    run(gpu, loss, rows(), ids(30), rows(48))
+    assert gpu.computed.count("aten.index_select") == 1  # the normalizer is estimated from the loss's similarities
+    gpu.clear()
+    value = loss(rows(), ids(30), rows(48))
+    assert gpu.computed.count("aten.index_select") == 1
+    backward(value)
     assert_clean(gpu)
     assert loss.normalizer.device == torch.device(HERE)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 import ssl_fast
 from ssl_fast import MemoryBank, functional, reference
@@ -88,6 +89,30 @@ def test_sampled_negatives_as_in_the_original():
     assert "normalizer" in loss.state_dict()
     with pytest.raises(ValueError, match="negatives: expected at least 1"):
         ssl_fast.InstanceDiscriminationLoss(negatives=0)
+
+
+def test_the_normalizer_is_the_first_batchs_estimate():
+    torch.manual_seed(0)
+    bank, features, index = MemoryBank(50, 8, seed=1), torch.randn(9, 8), torch.arange(9)
+    loss = ssl_fast.InstanceDiscriminationLoss(0.1, negatives=16)
+    for batch in (torch.full_like(features, torch.nan), features, 2 * features.flip(1)):  # that of NaN is none
+        torch.manual_seed(1)
+        value = loss(batch, index, bank)
+        torch.manual_seed(1)
+        noise = torch.randint(50, (9, 16))
+        if batch is features:
+            first = functional.nce_normalizer(features, index, noise, bank, 0.1)
+        assert loss.normalizer.isnan() if batch.isnan().all() else torch.equal(loss.normalizer, first)
+        expected = functional.instance_nce(batch, index, noise, bank, loss.normalizer, 0.1)
+        torch.testing.assert_close(value, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_sampled_rows_are_gathered_once_a_step():
+    loss, bank, x = ssl_fast.InstanceDiscriminationLoss(negatives=16), MemoryBank(50, 8, seed=1), torch.randn(9, 8)
+    for _ in range(2):
+        with profile(activities=[ProfilerActivity.CPU]) as ran:
+            loss(x, torch.arange(9), bank)
+        assert [event.count for event in ran.key_averages() if event.key == "aten::index_select"] == [1]
 
 
 @on_every_backend
