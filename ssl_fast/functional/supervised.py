@@ -118,8 +118,9 @@ class _Classes:
             best = _statistics.best_same_class(
                 self.z.detach(), self.labels, self.rows.detach(), self.classes, request.scale, request.normalize
             )
-        inside = form == "in"
-        same, positives = self._same_class(self.rows.detach() if inside else self.rows)
+        inside, own = form == "in", slice(self.z.shape[0])
+        rows = self.rows.detach() if inside else self.rows
+        same, positives = (x[own] for x in calls.class_similarity(rows, self.classes, request.normalize))  # (N,)
         number = positives.clamp_min(1)
         # For "out" the log-sum-exp is over all other rows; for "in" over the negatives, and the positives have theirs.
         mask, ids = (IDS_DIFFER, (self.labels, self.labels)) if inside else (NOT_SELF, (None, None))
@@ -138,11 +139,6 @@ class _Classes:
             return loss
         with torch.no_grad():
             return loss, self._statistics(loss_rows, above, positives)
-
-    def _same_class(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(sum of the similarities with the other rows of its label, their number), each (N,)."""
-        same, positives = calls.class_similarity(rows, self.classes, self.request.normalize)
-        return same[: self.z.shape[0]], positives[: self.z.shape[0]]
 
     def _positives_lse(self) -> Tensor:
         """Log-sum-exp of each row over the other rows of its label, here and on the other ranks."""

@@ -1,17 +1,21 @@
 """One name per operator in every layer, one signature per loss in its function, its reference and its class."""
 
 import inspect
+import traceback
 from pathlib import Path
 
 import pytest
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssl_fast
 from ssl_fast import NegativeQueue, functional, reference
 from ssl_fast.operators import backends, calls, loading
 from ssl_fast.tools import doctor
-from tests.helpers.loss_cases import ALL_CASES, CLASSES, operator_of
+from tests.helpers.backends import only_compiled
+from tests.helpers.loss_cases import ALL_CASES, CLASSES, arguments_of, loss_of, operator_of
 
 TESTS = Path(__file__).parents[1]
+OURS = Path(ssl_fast.__file__).parent
 # Functions without a class of their own name: the primitive, and what InstanceDiscriminationLoss chooses.
 OTHERS = {"similarity_lse", "instance_nce", "nce_normalizer"}
 # What the class has besides, in its options or in what forward takes.
@@ -27,6 +31,7 @@ CALLERS = {
     "ema_update_": ssl_fast.ema_update_,
     "enqueue_": NegativeQueue.enqueue_,
 }
+PRODUCTS = {"nt_xent", "info_nce", "similarity_lse", "similarity_softplus"}
 # What the operator's files are called in csrc/ and kernels/, and its tests where they have another name.
 FILES = {name: name for name in CALLERS} | {"ema_update_": "ema", "enqueue_": "enqueue"}
 TEST_FILES = dict.fromkeys(
@@ -114,6 +119,32 @@ def test_class_takes_the_options_and_forward_the_tensors(operator):
     common = [name for name in COMMON if name in options]
     assert list(options)[1 : 1 + len(common)] == common
     assert {**tensors, **options} == parameters(getattr(functional, operator)) | EXTRA.get(operator, {})
+
+
+class _Chains(TorchDispatchMode):
+    """For each operator that makes products, the functions of ours that its first call passes, the innermost first."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: dict[str, list[str]] = {}
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        name = str(function.overloadpacket).removeprefix("ssl_fast.")
+        if name in PRODUCTS and name not in self.found:
+            passed = [frame.f_code for frame, _ in traceback.walk_stack(None) if frame.f_code.co_name[0] != "<"]
+            self.found[name] = [code.co_name for code in passed if OURS in Path(code.co_filename).parents]
+        return function(*arguments, **(options or {}))
+
+
+@only_compiled
+@pytest.mark.parametrize("case", ALL_CASES)
+def test_an_operator_is_three_calls_away(case):
+    with _Chains() as chains:
+        loss_of(case, "cpu", arguments_of(case))
+    assert chains.found
+    # One more with ids: of info_nce's options the operator of its name has all but that.
+    most = 4 if "by ids" in case else 3
+    assert all(len(chain) <= most for chain in chains.found.values()), chains.found
 
 
 def test_public_names():
