@@ -66,9 +66,7 @@ def instance_nce(
     loss_i = -log h(index_i) - sum_j log(1 - h(noise_ij)).
     """
     temperature = in_range(temperature)
-    u, rows = rows_of(features, normalize), finite_rows(bank)
-    candidates = rows[torch.cat([index[:, None], noise], 1)].to(u.dtype)  # (N, 1 + m, D)
-    similarity = (candidates @ u[:, :, None])[:, :, 0]  # (N, 1 + m)
+    similarity = _sampled(features, index, noise, bank, normalize)  # (N, 1 + m)
     loss_rows = noise_contrastive_loss_rows(similarity, bank.shape[0], normalizer, 1 / temperature)
     loss = reduce(loss_rows, reduction, weights)
     if not return_stats:
@@ -90,6 +88,12 @@ def nce_normalizer(
     normalize: bool = True,
 ) -> Tensor:
     """The original's estimate of the softmax's sum (Wu et al. 2018, section 3.2): n times the mean exponential."""
+    similarity = _sampled(features, index, noise, bank, normalize)  # (N, 1 + m)
+    return nce_estimate(similarity, bank.shape[0], 1 / in_range(temperature))
+
+
+def _sampled(features: Tensor, index: Tensor, noise: Tensor, bank: Any, normalize: bool) -> Tensor:
+    """(N, 1 + m) similarities of each row with its own image's row of the bank, then with the sampled ones."""
     u, rows = rows_of(features, normalize), finite_rows(bank)
     candidates = rows[torch.cat([index[:, None], noise], 1)].to(u.dtype)  # (N, 1 + m, D)
-    return nce_estimate((candidates @ u[:, :, None])[:, :, 0], bank.shape[0], 1 / in_range(temperature))
+    return (candidates @ u[:, :, None])[:, :, 0]
