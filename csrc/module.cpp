@@ -49,9 +49,16 @@ pybind11::dict constants() {
 }
 
 // For the fake kernels, whose sizes may be symbols.
-pybind11::tuple kept_layout() {
-  return pybind11::make_tuple(ssl_fast::kept_bytes(), ssl_fast::kKeptRowGroup, ssl_fast::kKeptColumnGroup,
-                              ssl_fast::kKeptLeastDim, ssl_fast::kKeptSumsGroup);
+pybind11::dict kept_layout() {
+  pybind11::dict out;
+  out["bytes_wanted"] = ssl_fast::kept_bytes_wanted();
+  out["bytes"] = ssl_fast::kKeptBytes;
+  out["times_rows"] = ssl_fast::kKeptTimesRows;
+  out["row_group"] = ssl_fast::kKeptRowGroup;
+  out["column_group"] = ssl_fast::kKeptColumnGroup;
+  out["least_dim"] = ssl_fast::kKeptLeastDim;
+  out["sums_group"] = ssl_fast::kKeptSumsGroup;
+  return out;
 }
 
 }  // namespace
@@ -59,7 +66,6 @@ pybind11::tuple kept_layout() {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("build_info", &build_info, "What was compiled, and what runs here, as names and values.");
   m.def("kept_layout", &kept_layout,
-        "Of what a forward pass keeps of all pairs: its budget in bytes, what its rows and its columns are padded to, "
-        "the least width of rows, and what the sums before it are padded to.");
+        "When a forward pass keeps all pairs, and in how many numbers: the constants of kept_pairs.h by their names.");
   m.def("constants", &constants, "The numbers and codes that the C++ code is compiled with, by their names in Python.");
 }

@@ -1,6 +1,6 @@
-// InfoNCE in one pass over the negatives with a running maximum, or in the batch, where all pairs can be kept, with the
-// fixed shift. With P_ij the softmax of query i over its positive k_i and its negatives n_j, and V_i = sum_j P_ij n_j
-// (`key_means`), which the forward pass keeps:
+// InfoNCE in one pass over the negatives with a running maximum or, where all pairs can be kept, with the fixed shift.
+// With P_ij the softmax of query i over its positive k_i and its negatives n_j, and V_i = sum_j P_ij n_j (`key_means`),
+// which the forward pass keeps:
 //   dq_i = s g_i [ V_i - r_i k_i ],  dk_i = -s g_i r_i q_i,  dn_j = s sum_i g_i P_ij q_i,
 // where r_i = 1 - P_i+ is computed from the sum over the negatives, not by that subtraction. In batch the negatives are
 // the other positives, and dk_i is the sum of both.
@@ -13,36 +13,62 @@
 namespace ssl_fast::cpu {
 namespace {
 
+// Numbers that keep all pairs of the queries with their candidates, which are shared; 0 where they are not kept.
+template <typename T>
+int64_t kept_pairs(const Tensor& query, const OptionalTensor& negatives, bool in_batch) {
+  if (!in_batch && (!negatives || negatives->dim() == 3)) return 0;
+  return kept_count<T>(query.size(0), in_batch ? query.size(0) : negatives->size(0), query.size(1));
+}
+
+// Shared negatives are taken for a queue or a bank, and read where they lie, if there are more of them for each query:
+// the fixed shift needs a normalised copy.
+constexpr int64_t kMostNegativesCopied = 8;
+
+// Whether the candidates are copied as unit rows, as the fixed shift needs them. By the shapes alone: a loss with a
+// graph has the same bits as one without.
+bool copies_candidates(const Tensor& query, const OptionalTensor& negatives, bool normalize_negatives) {
+  return !negatives || (normalize_negatives && negatives->size(0) <= kMostNegativesCopied * query.size(0));
+}
+
 // The queries, their positives and their negatives, which in batch are the other positives.
 template <typename T>
 struct Problem {
   UnitRows<T> query, positive;
   const bool in_batch;
-  std::vector<T> similarities;  // <q_i, k_i>
+  std::vector<T> similarities;          // <q_i, k_i>
+  const int64_t pairs;                  // numbers that keep all pairs, 0 where they are not kept
+  const bool fixed_shift;               // whether all pairs are computed with the fixed shift
+  std::optional<UnitRows<T>> negative;  // where the shift is fixed, unless in batch
+  const KeptPairs<T> kept;              // what the forward pass writes and the backward pass reads; may be none
   const QueryKeyTiles<T> tiles;
 
-  // A backward pass that computes no gradient of the negatives is not given them: its tiles have no keys.
+  // sums: of the forward pass; `saved` in the backward pass. A backward pass that computes no gradient of the negatives
+  // is not given them: its tiles have no keys.
   Problem(const Tensor& q, const Tensor& k, const OptionalTensor& negatives, bool in_batch, bool normalize_negatives,
-          const Scale& scale)
+          const Scale& scale, const Tensor& sums, bool saved)
       : query(q, true),
         positive(k, true),
         in_batch(in_batch),
         similarities(pair_similarities(query, positive)),
+        pairs(kept_pairs<T>(q, negatives, in_batch)),
+        fixed_shift(pairs && copies_candidates(q, negatives, normalize_negatives) && scale.allows_fixed_shift(true)),
+        kept(sums, n(), fixed_shift && !in_batch ? negatives->size(0) : n()),
         // In batch the positive of query i is key i, which is not among its negatives.
         tiles(query,
               in_batch    ? k
               : negatives ? *negatives
                           : Tensor(),
-              in_batch || normalize_negatives, scale, Mask<T>::of(in_batch ? kNotSelf : kAll)) {}
+              in_batch || normalize_negatives, scale, Mask<T>::of(in_batch ? kNotSelf : kAll),
+              fixed_shift ? KeptDots<T>()
+              : saved     ? KeptDots<T>::read_from(kept)
+                          : KeptDots<T>::written(kept)) {
+    if (fixed_shift && !in_batch) negative.emplace(*negatives, true);
+  }
   Problem(const Problem&) = delete;  // `tiles` refers to `query`
 
-  // Whether all pairs are computed with the fixed shift, and kept for the backward pass. By the shapes and the scale
-  // alone: a loss with a graph has the same bits as one without.
-  bool fixed_shift() const {
-    return in_batch && tiles.scale.allows_fixed_shift(true) && kept_count<T>(n(), n(), dim());
-  }
-  SymmetricTiles<T> pairs(const Tensor& sums) const {
-    return {query, positive, tiles.scale, tiles.mask, KeptPairs<T>(sums, n(), n())};
+  const UnitRows<T>& candidates() const { return in_batch ? positive : *negative; }
+  SymmetricTiles<T> tiles_of(const KeptPairs<T>& kept) const {
+    return {query, candidates(), tiles.scale, tiles.mask, kept};
   }
 
   int64_t n() const { return query.n; }
@@ -72,20 +98,23 @@ double negative_similarity_sum(const Problem<T>& problem, double positive_sum) {
   return problem.in_batch ? sum - positive_sum : sum;
 }
 
-// Sums over the other positives with the fixed shift; as PartialSums, which have a running maximum.
+// Sums over the candidates with the fixed shift; as PartialSums, which have a running maximum.
 template <typename T>
 struct FixedShiftSums {
+  const Tensor own_pairs;  // the pairs until the weighted sums are there, unless they are saved
   const SymmetricTiles<T> tiles;
   RankCounts<T> counts;
   std::vector<double> log_sums;
   const Tensor weighted;  // (n, width): sums of E * key; empty unless asked for
 
-  FixedShiftSums(const Problem<T>& problem, const Tensor& saved, bool with_weighted, const std::vector<T>& thresholds)
-      : tiles(problem.pairs(saved)), weighted(new_zeros<T>({with_weighted ? problem.n() : 0, problem.query.width})) {
+  FixedShiftSums(const Problem<T>& problem, bool with_weighted, const std::vector<T>& thresholds)
+      : own_pairs(new_empty<T>({with_weighted && !problem.kept ? problem.pairs : 0})),
+        tiles(problem.tiles_of(problem.kept ? problem.kept : KeptPairs<T>::of(own_pairs, problem.candidates().n))),
+        weighted(new_zeros<T>({with_weighted ? problem.n() : 0, problem.query.width})) {
     counts.positives = thresholds;
     counts.of_rows.resize(thresholds.size());
     log_sums = fixed_shift_log_sums(tiles, false, counts);
-    const std::vector<T> ones(problem.n(), 1), zeros(problem.n());
+    const std::vector<T> ones(problem.n(), 1), zeros(problem.candidates().n);
     if (with_weighted)
       add_exp_weighted_rows<T>(tiles, weighted.template data_ptr<T>(), nullptr, ones.data(), zeros.data());
   }
@@ -135,15 +164,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> results(const Problem<T>& problem, co
 }
 
 template <typename T>
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Problem<T>& problem, int64_t reduction, bool return_stats,
-                                                   bool query_gradient, bool keep) {
-  const int64_t n = problem.n();
-  std::vector<T> thresholds(return_stats ? n : 0);
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Problem<T>& problem, const Tensor& sums, int64_t reduction,
+                                                   bool return_stats, bool query_gradient) {
+  std::vector<T> thresholds(return_stats ? problem.n() : 0);
   for (size_t i = 0; i < thresholds.size(); i++) thresholds[i] = problem.similarities[i] * problem.tiles.sign;
-  const Tensor sums =
-      new_sums<T>(n, keep && problem.in_batch ? kept_count<T>(n, n, problem.dim()) : 0, problem.fixed_shift());
-  if (problem.fixed_shift())
-    return results(problem, FixedShiftSums<T>(problem, sums, query_gradient, thresholds), sums, reduction, return_stats,
+  if (problem.fixed_shift)
+    return results(problem, FixedShiftSums<T>(problem, query_gradient, thresholds), sums, reduction, return_stats,
                    query_gradient);
   return results(problem, PartialSums<T>(problem.tiles, query_gradient, thresholds), sums, reduction, return_stats,
                  query_gradient);
@@ -160,19 +186,23 @@ void negatives_backward(const Problem<T>& problem, const std::vector<T>& g, cons
     const T* q = problem.query.row(j);
     for (int64_t d = 0; d < problem.dim(); d++) sum[d] = sum[d] * unit - pull * q[d];
   };
-  if (!problem.fixed_shift()) {
+  if (!problem.fixed_shift) {
     keys_backward<T>(problem.tiles, {log_sums, g.data()}, out, [&](int64_t j, T* sum) {
       if (problem.in_batch) add_positive(j, sum, 1);
     });
     return;
   }
-  const SymmetricTiles<T> pairs = problem.pairs(sums);
+  const SymmetricTiles<T> pairs = problem.tiles_of(problem.kept);
   const T unit = gradient_unit(g);
-  const std::vector<T> weights = fixed_shift_weights(pairs, g.data(), unit, log_sums, n), zeros(n);
-  const Tensor dk = new_zeros<T>({n, problem.positive.width});
-  add_exp_weighted_rows<T>(pairs, nullptr, dk.template data_ptr<T>(), weights.data(), zeros.data());
-  rows_backward(problem.positive, dk, T(problem.tiles.scale.s), out,
-                [&](int64_t j, T* sum) { add_positive(j, sum, unit); });
+  const std::vector<T> weights = fixed_shift_weights(pairs, g.data(), unit, log_sums, n), zeros(problem.candidates().n);
+  const UnitRows<T>& candidates = problem.candidates();
+  const Tensor du = new_zeros<T>({candidates.n, candidates.width});
+  add_exp_weighted_rows<T>(pairs, nullptr, du.template data_ptr<T>(), weights.data(), zeros.data());
+  if (problem.in_batch)
+    rows_backward(candidates, du, T(problem.tiles.scale.s), out,
+                  [&](int64_t j, T* sum) { add_positive(j, sum, unit); });
+  else
+    rows_backward(candidates, du, T(problem.tiles.scale.s) * unit, out);
 }
 
 template <typename T>
@@ -183,7 +213,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem<T>& problem, c
                                                     const Tensor& key_means, bool negatives_gradient) {
   const int64_t n = problem.n(), dim = problem.dim();
   check_upstream(gradient, reduction, n);
-  check_sums<T>(sums, n, problem.in_batch ? kept_count<T>(n, n, problem.dim()) : 0);
+
   check_saved<T>("key_means", key_means, {key_means.size(0) ? n : 0, dim});
   const std::vector<T> g = row_gradients<T>(gradient, reduction, n);
   const T *log_sums = sums.template data_ptr<T>(), *rest = log_sums + n, *means = key_means.template data_ptr<T>();
@@ -238,8 +268,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce(const Tensor& query, const T
   check_reduction(reduction);
   const Scale scale(scale_number, scale_tensor);
   return in_compute_type(query, [&]<typename T>() {
-    return forward<T>({query, positive, negatives, !negatives, normalize_negatives, scale}, reduction, return_stats,
-                      query_gradient, keep);
+    const int64_t pairs = kept_pairs<T>(query, negatives, !negatives);
+    const Tensor sums = new_sums<T>(query.size(0), keep ? pairs : 0);
+    const Problem<T> problem(query, positive, negatives, !negatives, normalize_negatives, scale, sums, false);
+    return forward<T>(problem, sums, reduction, return_stats, query_gradient);
   });
 }
 
@@ -254,8 +286,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(const Tensor& gradi
                     "negatives: expected none in batch, and a tensor where their gradient is asked for");
   const Scale scale(scale_number, scale_tensor);
   return in_compute_type(query, [&]<typename T>() {
-    return backward<T>({query, positive, negatives, in_batch, normalize_negatives, scale}, gradient, query, positive,
-                       negatives, reduction, scale_tensor, sums, key_means, negatives_gradient);
+    check_sums<T>(sums, query.size(0), kept_pairs<T>(query, negatives, in_batch));
+    const Problem<T> problem(query, positive, negatives, in_batch, normalize_negatives, scale, sums, true);
+    return backward<T>(problem, gradient, query, positive, negatives, reduction, scale_tensor, sums, key_means,
+                       negatives_gradient);
   });
 }
 

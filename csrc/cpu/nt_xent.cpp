@@ -56,8 +56,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& z1, const Tensor& z2, c
     counts.of_rows.resize(n);
     for (int64_t i = 0; i < n; i++) counts.positives.push_back(T(scale.sign()) * similarities[i % (n / 2)]);
   }
-  const Tensor sums =
-      new_sums<T>(n, keep ? kept_count<T>(n, n, unit.dim) : 0, scale.allows_fixed_shift(true));  // log2 Z_i, then r_i
+  const Tensor sums = new_sums<T>(n, keep ? kept_count<T>(n, n, unit.dim) : 0);  // log2 Z_i, then r_i
   const std::vector<double> log_sums =
       symmetric_log_sums(unit, scale, negatives_of(unit), KeptPairs<T>(sums, n, n), counts);
   std::vector<double> loss_rows(n);

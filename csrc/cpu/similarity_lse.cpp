@@ -45,6 +45,11 @@ struct Problem {
     if (!ids || !wanted) return !ids && !wanted;
     return ids->dim() == 1 && ids->size(0) == count && ids->scalar_type() == at::kLong;
   }
+  // The pairs behind the sums of a forward pass: of a and b with the fixed shift, else of keys b and queries a.
+  template <typename T>
+  KeptPairs<T> kept(const Tensor& saved) const {
+    return {saved, sums(), fixed_shift() || symmetric() ? m() : n()};
+  }
   // The mask of rows a and columns b.
   template <typename T>
   Mask<T> mask_of(const Ids<T>& ids) const {
@@ -67,8 +72,7 @@ struct Forward {
         ids(int64_values(problem.ids_a), int64_values(problem.ids_b)),
         mask(problem.mask_of(ids)),
         counts(positive, problem.scale, problem.n(), problem.columns),
-        sums(new_sums<T>(problem.sums(), keep ? kept_count<T>(problem.n(), problem.m(), problem.a.size(1)) : 0,
-                         problem.fixed_shift())) {
+        sums(new_sums<T>(problem.sums(), keep ? kept_count<T>(problem.n(), problem.m(), problem.a.size(1)) : 0)) {
     TORCH_CHECK_VALUE(!positive || !problem.columns || problem.n() == problem.m(),
                       "positive: expected as many columns as rows, got ", problem.n(), " and ", problem.m());
     const UnitRows<T> rows(problem.a, problem.normalize_a);
@@ -79,10 +83,11 @@ struct Forward {
     else if (problem.columns)
       both_directions(rows);
     else
-      online(QueryKeyTiles<T>(rows, *problem.b, problem.normalize_b, problem.scale, mask.transposed()), counts.of_rows);
+      online({rows, *problem.b, problem.normalize_b, problem.scale, mask.transposed(), KeptDots<T>::written(kept())},
+             counts.of_rows);
   }
 
-  KeptPairs<T> kept() const { return {sums, problem.sums(), problem.m()}; }
+  KeptPairs<T> kept() const { return problem.kept<T>(sums); }
 
   void with_fixed_shift(const UnitRows<T>& rows) {
     const UnitRows<T> columns(*problem.b, problem.normalize_b);
@@ -92,8 +97,12 @@ struct Forward {
 
   void both_directions(const UnitRows<T>& rows) {
     const UnitRows<T> columns(*problem.b, problem.normalize_b);
-    online(QueryKeyTiles<T>::of_unit_rows(rows, columns, problem.scale, mask.transposed()), counts.of_rows);
-    online(QueryKeyTiles<T>::of_unit_rows(columns, rows, problem.scale, mask), counts.of_columns);
+    online(
+        QueryKeyTiles<T>::of_unit_rows(rows, columns, problem.scale, mask.transposed(), KeptDots<T>::written(kept())),
+        counts.of_rows);
+    online(QueryKeyTiles<T>::of_unit_rows(columns, rows, problem.scale, mask,
+                                          KeptDots<T>::read_from(kept(), /*transposed=*/true)),
+           counts.of_columns);
   }
 
   // With a running maximum: appends the log sums of the queries, and counts into ranks.
@@ -142,7 +151,7 @@ struct Backward {
         mask(problem.mask_of(ids)),
         a_gradient(a_gradient),
         b_gradient(b_gradient && problem.b),
-        kept(sums, problem.sums(), problem.m()),
+        kept(problem.kept<T>(sums)),
         high(sums.template data_ptr<T>()),
         low(high + problem.sums()),
         weights(row_gradients<T>(gradient, kNone, problem.n())),
@@ -185,8 +194,10 @@ struct Backward {
       add_exp_weighted_rows(tiles, d_rows, d_columns, w.data(), w.data() + rows.n);
     } else {
       const SavedSums<T> of_rows{high, g}, of_columns{high + rows.n, g + rows.n};
-      const auto column_keys = QueryKeyTiles<T>::of_unit_rows(rows, columns, problem.scale, mask.transposed());
-      const auto row_keys = QueryKeyTiles<T>::of_unit_rows(columns, rows, problem.scale, mask);
+      const auto column_keys =
+          QueryKeyTiles<T>::of_unit_rows(rows, columns, problem.scale, mask.transposed(), KeptDots<T>::read_from(kept));
+      const auto row_keys = QueryKeyTiles<T>::of_unit_rows(columns, rows, problem.scale, mask,
+                                                           KeptDots<T>::read_from(kept, /*transposed=*/true));
       if (d_rows) add_weighted_keys(column_keys, of_rows, of_columns, d_rows);
       if (d_columns) add_weighted_keys(row_keys, of_columns, of_rows, d_columns);
     }
@@ -196,7 +207,8 @@ struct Backward {
   }
 
   void one_direction(const UnitRows<T>& rows, bool for_rows) {
-    const QueryKeyTiles<T> tiles(rows, *problem.b, problem.normalize_b, problem.scale, mask.transposed());
+    const QueryKeyTiles<T> tiles(rows, *problem.b, problem.normalize_b, problem.scale, mask.transposed(),
+                                 KeptDots<T>::read_from(kept));
     const SavedSums<T> of_rows{high, weights.data()};
     if (for_rows) {
       const Tensor du = new_zeros<T>({rows.n, rows.width});

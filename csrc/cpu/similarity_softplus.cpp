@@ -34,17 +34,22 @@ std::tuple<Tensor, Tensor> forward(const Problem<T>& problem, const Scale& scale
   const int64_t n = problem.rows.n;
   const KeptPairs<T>& kept = problem.tiles.kept;
   RankCounts<T> counts(positive, scale, n, true);
-  const Tensor sums = new_zeros<T>({2, n});
-  T *softplus = sums.template data_ptr<T>(), *sigmoid = softplus + n;
   clear_unwritten(problem.tiles);
-  problem.tiles.each([&](int64_t i, int64_t j) {
-    Ranks<T> ranks{};
-    const bool ranked = counts.of_tile(problem.tiles, i, j, ranks);
-    const int64_t r = problem.tiles.first(i), c = problem.tiles.first(j);
-    kernels<T>().softplus_sums(problem.tiles.tile(i, j), problem.bias, softplus + r, sigmoid + r,
-                               ranked ? &ranks : nullptr, kept.tile(r, c), kept.stride);
+  const SymmetricTiles<T>& tiles = problem.tiles;
+  BlockSums<T> softplus(n, tiles.count(n)), sigmoid(n, tiles.count(n));
+  tiles.each_with_block_sums([&](int64_t i, int64_t j) {
+    const int64_t r = tiles.first(i), c = tiles.first(j);
+    counts.count(tiles, i, j, [&](const Ranks<T>* ranks) {
+      kernels<T>().softplus_sums(tiles.tile(i, j), problem.bias, softplus.of(j, r), sigmoid.of(j, r), ranks,
+                                 kept.tile(r, c), kept.stride);
+    });
   });
-  for (int64_t i = 0; i < n; i++) softplus[i] *= T(kLn2);
+  const Tensor sums = new_empty<T>({2, n});
+  T* sum = sums.template data_ptr<T>();
+  for (int64_t i = 0; i < n; i++) {
+    sum[i] = T(softplus.sum(i) * kLn2);
+    sum[n + i] = T(sigmoid.sum(i));
+  }
   return {sums, counts.tensor(n)};
 }
 

@@ -41,11 +41,12 @@ struct InfoNce : torch::autograd::Function<InfoNce> {
                                const OptionalTensor& negatives, bool normalize_negatives, double scale_number,
                                const OptionalTensor& scale_tensor, int64_t reduction, bool return_stats, bool, bool) {
     const bool query_gradient = query.requires_grad() || wants_gradient(scale_tensor);
-    auto [loss, stats, sums, key_means] =
-        call_below_autograd<cpu::info_nce>(name, query, positive, negatives, normalize_negatives, scale_number,
-                                           scale_tensor, reduction, return_stats, query_gradient, kKeep);
-    // A queue that needs no gradient is not kept: MoCo writes to it before the backward pass.
     const bool negatives_gradient = negatives ? negatives->requires_grad() : positive.requires_grad();
+    // The gradient of the query is made of key_means: pairs are kept for that of the negatives.
+    auto [loss, stats, sums, key_means] = call_below_autograd<cpu::info_nce>(
+        name, query, positive, negatives, normalize_negatives, scale_number, scale_tensor, reduction, return_stats,
+        query_gradient, /*keep=*/negatives_gradient);
+    // A queue that needs no gradient is not saved: MoCo writes to it before the backward pass.
     const Tensor saved_negatives = negatives_gradient ? or_undefined(negatives) : Tensor();
     ctx->save_for_backward({query, positive, saved_negatives, or_undefined(scale_tensor), sums, key_means});
     ctx->saved_data["in_batch"] = !negatives;

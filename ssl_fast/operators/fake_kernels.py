@@ -9,10 +9,8 @@ def _up_to(x, multiple):
     return (x + multiple - 1) // multiple * multiple
 
 
-def register(
-    kept_bytes: int, kept_row_group: int, kept_column_group: int, kept_least_dim: int, kept_sums_group: int
-) -> None:
-    """Called once the extension has defined the operators, with its kept_layout()."""
+def register(layout: dict[str, int]) -> None:
+    """Called once the extension has defined the operators, with its kept_layout(): how the C++ code keeps pairs."""
 
     def wide(x):
         return torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -23,14 +21,22 @@ def register(
 
     def kept_count(x, rows, columns, keep):
         # As in csrc/cpu/engine/kept_pairs.h.
-        if not keep or x.device.type != "cpu" or x.shape[1] < kept_least_dim:
+        if not keep or x.device.type != "cpu" or x.shape[1] < layout["least_dim"]:
             return 0
-        count = _up_to(rows, kept_row_group) * _up_to(columns, kept_column_group)
-        return count if count * wide(x).itemsize <= kept_bytes else 0
+
+        def padded(rows, columns):
+            return _up_to(rows, layout["row_group"]) * _up_to(columns, layout["column_group"])
+
+        count, itemsize = torch.sym_max(padded(rows, columns), padded(columns, rows)), wide(x).itemsize
+        budget = layout["bytes_wanted"]
+        if budget < 0:
+            of_rows = layout["times_rows"] * (rows + columns) * x.shape[1] * itemsize
+            budget = torch.sym_max(layout["bytes"], of_rows)
+        return count if count * itemsize <= budget else 0
 
     def sums_of(x, rows, kept=0):
         # The Triton kernels keep a row more (SUMS_ROWS in kernels/engine/constants.py).
-        shape = (_up_to(2 * rows, kept_sums_group) + kept,) if kept else (2 if x.device.type == "cpu" else 3, rows)
+        shape = (_up_to(2 * rows, layout["sums_group"]) + kept,) if kept else (2 if x.device.type == "cpu" else 3, rows)
         return x.new_empty(shape, dtype=wide(x))
 
     def scale_gradient(x, scale_tensor):
@@ -53,7 +59,9 @@ def register(
     ):  # fmt: skip
         rows, dim = query.shape
         key_means = query.new_empty((rows if query_gradient else 0, dim), dtype=wide(query))
-        sums = sums_of(query, rows, kept_count(query, rows, rows, keep and negatives is None))
+        candidates = rows if negatives is None else negatives.shape[0]
+        shared = negatives is None or negatives.dim() == 2
+        sums = sums_of(query, rows, kept_count(query, rows, candidates, keep and shared))
         return *loss_and_stats(query, rows, reduction, return_stats), sums, key_means
 
     @torch.library.register_fake("ssl_fast::info_nce_backward")

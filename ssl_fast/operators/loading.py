@@ -45,7 +45,7 @@ record: dict[str, Any] = {} if extension is None else json.loads(BUILD_RECORD.re
 
 
 if extension is not None:
-    fake_kernels.register(*extension.kept_layout())
+    fake_kernels.register(extension.kept_layout())
     if importlib.util.find_spec("triton") is not None:
         kernels.register("CUDA")
 

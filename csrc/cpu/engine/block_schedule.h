@@ -1,9 +1,11 @@
-// The order in which pairs of blocks of rows are computed. It proceeds in rounds, and in a round every block is in at
-// most one pair: threads therefore write to disjoint rows without locks. The number of blocks alone decides in which
-// order a block is paired with the others, so sums are the same bits at any thread count.
+// The order in which pairs of blocks of rows are computed. Where pairs add to rows that they share, it proceeds in
+// rounds, and in a round every block is in at most one pair: threads therefore write to disjoint rows without locks.
+// The number of blocks alone decides in which order a block is paired with the others, so sums are the same bits at any
+// thread count.
 #pragma once
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 #include <ATen/Parallel.h>
 
@@ -41,6 +43,18 @@ void visit_all_pairs(int64_t rows, int64_t columns, int64_t grain, const Visit& 
         rows <= columns ? visit(i, j) : visit(j, i);
       }
     });
+}
+
+// All these pairs, of one matrix (`same`) those with i <= j, where no two visits write to the same memory: in one
+// round.
+template <typename Visit>
+void visit_independent_pairs(int64_t rows, int64_t columns, bool same, int64_t grain, const Visit& visit) {
+  std::vector<std::pair<int64_t, int64_t>> pairs;
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t j = same ? i : 0; j < columns; j++) pairs.emplace_back(i, j);
+  at::parallel_for(0, pairs.size(), grain, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; k++) visit(pairs[k].first, pairs[k].second);
+  });
 }
 
 }  // namespace ssl_fast

@@ -1,6 +1,6 @@
-// What a forward pass keeps of every pair, its exponential or its sigmoid, for a backward pass that then needs no
-// product to have it again: a quarter of the products less. It is kept where all pairs fit a budget, a constant; else
-// memory stays O(N D), and the backward pass computes the pairs again.
+// What a forward pass keeps of every pair, its exponential, its sigmoid or its dot, for a backward pass that then needs
+// no product to have it again: a quarter of the products less, or a third. It is kept where all pairs fit a budget that
+// the shapes fix; else they are computed again.
 #pragma once
 #include "tensors.h"
 
@@ -11,12 +11,11 @@
 
 namespace ssl_fast {
 
-// The budget in bytes: 24 MB, which the last-level cache of many processors holds, or SSL_FAST_KEPT_MB; 0 keeps
-// nothing.
-inline int64_t kept_bytes() {
+// The budget in bytes that SSL_FAST_KEPT_MB sets, 0 for keeping nothing; -1 where it is not set.
+inline int64_t kept_bytes_wanted() {
   static const int64_t bytes = [] {
     const char* wanted = std::getenv("SSL_FAST_KEPT_MB");
-    if (!wanted) return int64_t(24) << 20;
+    if (!wanted) return int64_t(-1);
     char* end = nullptr;
     const long long megabytes = std::strtoll(wanted, &end, 10);
     TORCH_CHECK_VALUE(end != wanted && *end == 0 && megabytes >= 0 && megabytes < 1 << 20,
@@ -26,51 +25,70 @@ inline int64_t kept_bytes() {
   return bytes;
 }
 
-// Numbers of type T that keep all pairs of `rows` rows and `columns` columns of width dim; 0 where they are beyond the
-// budget, or a pair is computed again as fast as it is written and read.
-// The padding lets the vector kernels write whole vectors and whole groups of rows. The fake kernels
-// (ssl_fast/operators/fake_kernels.py) compute the same.
+// Unless that is set, pairs may take 24 MB, which the last-level cache of many processors holds, or a few times the
+// memory of their rows, so that memory stays O(N D).
+constexpr int64_t kKeptBytes = int64_t(24) << 20, kKeptTimesRows = 4;
+
+// A kept matrix is padded, so that the vector kernels write whole vectors and whole groups of rows. A pair of rows
+// shorter than kKeptLeastDim is computed again as fast as it is written and read.
 constexpr int64_t kKeptRowGroup = 8, kKeptColumnGroup = 48, kKeptLeastDim = 96;
 // The sums before the pairs are padded to this many numbers, a whole cache line.
 constexpr int64_t kKeptSumsGroup = 64;
+
+// Numbers of type T that keep all pairs of `rows` rows and `columns` columns of width dim, in either's order; 0 where
+// they are not kept. The fake kernels (ssl_fast/operators/fake_kernels.py) compute the same.
 template <typename T>
 int64_t kept_count(int64_t rows, int64_t columns, int64_t dim) {
-  const int64_t count = round_up(rows, kKeptRowGroup) * round_up(columns, kKeptColumnGroup);
-  return dim >= kKeptLeastDim && count * int64_t(sizeof(T)) <= kept_bytes() ? count : 0;
+  if (dim < kKeptLeastDim) return 0;
+  const auto padded = [](int64_t r, int64_t c) { return round_up(r, kKeptRowGroup) * round_up(c, kKeptColumnGroup); };
+  const int64_t count = std::max(padded(rows, columns), padded(columns, rows));
+  const int64_t budget =
+      kept_bytes_wanted() >= 0
+          ? kept_bytes_wanted()
+          : std::max<int64_t>(kKeptBytes, kKeptTimesRows * (rows + columns) * dim * int64_t(sizeof(T)));
+  return count * int64_t(sizeof(T)) <= budget ? count : 0;
 }
 
-// A matrix of kept pairs. A null pointer keeps nothing.
+// A matrix of kept pairs, of `count` numbers in all. A null pointer keeps nothing.
 template <typename T>
 struct KeptPairs {
   T* first = nullptr;
-  int64_t stride = 0;
+  int64_t stride = 0, count = 0;
 
   KeptPairs() = default;
-  KeptPairs(T* first, int64_t columns) : first(first), stride(round_up(columns, kKeptColumnGroup)) {}
-  // The matrix behind the 2 * count sums of a forward pass, if there is one.
-  KeptPairs(const at::Tensor& sums, int64_t count, int64_t columns) {
-    if (sums.dim() == 1) *this = {sums.template data_ptr<T>() + sums_before_pairs(count), columns};
+  KeptPairs(T* first, int64_t columns, int64_t count)
+      : first(first), stride(round_up(columns, kKeptColumnGroup)), count(count) {}
+  // The matrix behind the 2 * sum_count sums of a forward pass, if there is one.
+  KeptPairs(const at::Tensor& sums, int64_t sum_count, int64_t columns) {
+    const int64_t before = sums_before_pairs(sum_count);
+    if (sums.dim() == 1) *this = {sums.template data_ptr<T>() + before, columns, sums.size(0) - before};
   }
   // The matrix that is a tensor of its own, which may be empty.
   static KeptPairs of(const at::Tensor& kept, int64_t columns) {
-    return kept.numel() ? KeptPairs(kept.template data_ptr<T>(), columns) : KeptPairs();
+    return kept.numel() ? KeptPairs(kept.template data_ptr<T>(), columns, kept.numel()) : KeptPairs();
   }
   explicit operator bool() const { return first; }
   T* tile(int64_t row, int64_t column) const { return first ? first + row * stride + column : nullptr; }
 
-  // Two sums for each of `count` rows, padded.
-  static int64_t sums_before_pairs(int64_t count) { return round_up(2 * count, kKeptSumsGroup); }
+  // Zeros beyond the matrix of so many rows and columns, because an operator returns no undefined numbers.
+  void clear_padding(int64_t rows, int64_t columns) const {
+    for (int64_t i = 0; i < rows; i++) std::fill(tile(i, columns), tile(i, stride), T(0));
+    std::fill(tile(rows, 0), first + count, T(0));
+  }
+
+  // Two sums for each of sum_count rows, padded.
+  static int64_t sums_before_pairs(int64_t sum_count) { return round_up(2 * sum_count, kKeptSumsGroup); }
 };
 
 // What a forward pass leaves to its backward pass: sums (2, count), or where pairs are kept, one row of numbers: the
-// sums, then the matrix. `written` says whether the pairs will be written: an operator returns no undefined numbers.
+// sums, then the matrix.
 template <typename T>
-at::Tensor new_sums(int64_t count, int64_t kept, bool written) {
+at::Tensor new_sums(int64_t count, int64_t kept) {
   if (!kept) return new_empty<T>({2, count});
   const int64_t before = KeptPairs<T>::sums_before_pairs(count);
   const at::Tensor sums = new_empty<T>({before + kept});
   T* first = sums.template data_ptr<T>();
-  std::fill(first + 2 * count, first + (written ? before : before + kept), T(0));
+  std::fill(first + 2 * count, first + before, T(0));
   return sums;
 }
 

@@ -3,6 +3,7 @@
 // Tiles have keys as rows, so that keys are read where they lie, and queries as columns, so that maxima and sums are
 // vectors.
 #pragma once
+#include "kept_pairs.h"
 #include "scale.h"
 #include "unit_rows.h"
 
@@ -60,6 +61,35 @@ class Keys {
   const int64_t width, count;
 };
 
+// The dots of keys (rows) and queries (columns) that are kept, if they are: the first pass writes them, others read
+// them, perhaps as those of queries and keys.
+template <typename T>
+struct KeptDots {
+  KeptPairs<T> pairs;
+  bool read = false, transposed = false;
+
+  static KeptDots written(const KeptPairs<T>& pairs) { return {pairs, false, false}; }
+  static KeptDots read_from(const KeptPairs<T>& pairs, bool transposed = false) {
+    return {pairs, bool(pairs), transposed};
+  }
+
+  void write(const T* tile, int64_t row, int64_t column, int64_t m, int64_t n) const {
+    for (int64_t r = 0; r < m; r++) std::copy_n(tile + r * kTile, n, pairs.tile(row + r, column));
+  }
+  void read_into(T* tile, int64_t row, int64_t column, int64_t m, int64_t n) const {
+    if (!transposed) {
+      for (int64_t r = 0; r < m; r++) std::copy_n(pairs.tile(row + r, column), n, tile + r * kTile);
+      return;
+    }
+    constexpr int64_t square = 64 / sizeof(T);  // as many numbers as a cache line has
+    for (int64_t c = 0; c < n; c += square)
+      for (int64_t first = 0; first < m; first += square)
+        for (int64_t k = c; k < std::min(n, c + square); k++)
+          for (int64_t r = first; r < std::min(m, first + square); r++)
+            tile[r * kTile + k] = *pairs.tile(column + k, row + r);
+  }
+};
+
 // Queries `first` .. `first + n` of unit rows, packed as the columns of tiles.
 template <typename T>
 struct QueryBlock {
@@ -67,7 +97,16 @@ struct QueryBlock {
   int64_t first, n, dim;
   T sign, magnitude;  // of log2_scale; tiles hold sign * dot
   Mask<T> mask;       // of all keys (rows) and all queries (columns)
+  KeptDots<T> kept;   // as the tiles hold them
 };
+
+// Fills the tile (m keys from first_key on, queries) with sign * dot.
+template <typename T>
+void fill_dots(const QueryBlock<T>& queries, const KeyBlock<T>& keys, int64_t first_key, int64_t m, T* tile) {
+  if (queries.kept.read) return queries.kept.read_into(tile, first_key, queries.first, m, queries.n);
+  kernels<T>().scores({keys.rows, keys.stride, queries.columns, m, queries.n, queries.dim, queries.sign}, tile);
+  if (queries.kept.pairs) queries.kept.write(tile, first_key, queries.first, m, queries.n);
+}
 
 // Puts `value` where a pair of the tile does not count.
 template <typename T>
@@ -95,7 +134,7 @@ struct OnlineSoftmax {
     for (int64_t first = begin; first < end; first += kTile) {
       const int64_t n = std::min(kTile, end - first);
       const KeyBlock<T> block = keys.block(first, n, scratch);
-      kernel.scores({block.rows, block.stride, queries.columns, n, queries.n, queries.dim, queries.sign}, tile);
+      fill_dots(queries, block, first, n, tile);
       exclude(queries.mask.of_tile(first, queries.first), tile, n, queries.n, -std::numeric_limits<T>::infinity());
       if (counts) kernel.count_columns(tile, n, queries.n, thresholds, counts);
       const bool rose = kernel.online_columns(tile, n, queries.n, queries.magnitude, maxima, tile_sums, factors);
@@ -136,9 +175,10 @@ struct QueryKeyTiles {
   const Scale scale;
   const Mask<T> mask;       // of keys (rows) and queries (columns)
   const T sign, magnitude;  // of the scale as the tiles use it
+  const KeptDots<T> kept;   // of shared keys
 
   QueryKeyTiles(const UnitRows<T>& query, const at::Tensor& key_rows, bool normalize_keys, const Scale& scale,
-                const Mask<T>& mask)
+                const Mask<T>& mask, const KeptDots<T>& kept = {})
       : query(query),
         key_rows(key_rows),
         paired(key_rows.defined() && key_rows.dim() == 3),
@@ -146,12 +186,15 @@ struct QueryKeyTiles {
         scale(scale),
         mask(mask),
         sign(T(scale.sign())),
-        magnitude(sign * T(scale.log2_scale)) {}
+        magnitude(sign * T(scale.log2_scale)),
+        kept(kept) {
+    if (kept.pairs && !kept.read) kept.pairs.clear_padding(key_count(), n());
+  }
 
   // Keys that are unit rows already, or rows to be taken as they are.
   static QueryKeyTiles of_unit_rows(const UnitRows<T>& query, const UnitRows<T>& key, const Scale& scale,
-                                    const Mask<T>& mask) {
-    return {query, key.rows.slice(0, 0, key.n), false, scale, mask};
+                                    const Mask<T>& mask, const KeptDots<T>& kept) {
+    return {query, key.rows.slice(0, 0, key.n), false, scale, mask, kept};
   }
 
   int64_t n() const { return query.n; }
@@ -171,8 +214,8 @@ struct QueryKeyTiles {
   // Query block b packed as columns, into `columns` (kTile * dim).
   QueryBlock<T> queries(int64_t b, T* columns) const {
     const int64_t first = b * query_block(), count = std::min(query_block(), n() - first);
-    kernels<T>().pack(query.row(first), query.width, count, query.dim, columns);
-    return {columns, first, count, query.dim, sign, magnitude, mask};
+    if (!kept.read) kernels<T>().pack(query.row(first), query.width, count, query.dim, columns);
+    return {columns, first, count, query.dim, sign, magnitude, mask, kept};
   }
 
   int64_t pieces() const {

@@ -5,10 +5,15 @@
 #include "kept_pairs.h"
 #include "online_softmax.h"
 
+#include <atomic>
 #include <cmath>
 #include <vector>
 
 namespace ssl_fast {
+
+// Up to so many blocks a side each have sums of their own (BlockSums), and no tile waits for another: rounds of few
+// blocks leave threads without work. Of more blocks the memory would no longer be small beside the rows.
+constexpr int64_t kMostBlocksApart = 64;
 
 template <typename T>
 struct SymmetricTiles {
@@ -55,27 +60,54 @@ struct SymmetricTiles {
   // Calls visit(i, j) for every pair of blocks; where both sets are the same rows, once for (i, j) and (j, i).
   template <typename Visit>
   void each(const Visit& visit) const {
-    const int64_t grain = ssl_fast::grain(4. * block * block * rows.dim);
     if (same_rows)
-      visit_symmetric_pairs(count(rows.n), grain, visit);
+      visit_symmetric_pairs(count(rows.n), tile_grain(), visit);
     else
-      visit_all_pairs(count(rows.n), count(columns.n), grain, visit);
+      visit_all_pairs(count(rows.n), count(columns.n), tile_grain(), visit);
   }
+
+  // The same for visits that write their sums to BlockSums.
+  template <typename Visit>
+  void each_with_block_sums(const Visit& visit) const {
+    if (std::max(count(rows.n), count(columns.n)) > kMostBlocksApart) return each(visit);
+    visit_independent_pairs(count(rows.n), count(columns.n), same_rows, tile_grain(), visit);
+  }
+
+  // How many tiles are worth a thread.
+  int64_t tile_grain() const { return grain(4. * block * block * rows.dim); }
 };
 
-// Zeros where the matrix of kept pairs is not written: beyond its rows and columns, and where both sets are the same
+// Sums over the pairs of each of n rows, of `tiles` rows or columns. What the blocks of the other side add is kept
+// apart while they are few, so that no two tiles write to the same memory. It is then summed in the order of the
+// blocks.
+template <typename T>
+class BlockSums {
+ public:
+  BlockSums(int64_t n, int64_t blocks) : n_(n), lines_(blocks > kMostBlocksApart ? 1 : blocks), sums_(lines_ * n) {}
+
+  // The sums of rows `row` on over block `block` of the other side.
+  T* of(int64_t block, int64_t row) { return sums_.data() + (lines_ > 1 ? block * n_ : 0) + row; }
+
+  double sum(int64_t row) const {
+    double sum = 0;
+    for (int64_t line = 0; line < lines_; line++) sum += sums_[line * n_ + row];
+    return sum;
+  }
+
+ private:
+  const int64_t n_, lines_;
+  std::vector<T> sums_;  // (lines, n)
+};
+
+// Zeros where no tile writes to the matrix of kept pairs: beyond its rows and columns, and where both sets are the same
 // rows, in the blocks below the diagonal.
 template <typename T>
 void clear_unwritten(const SymmetricTiles<T>& tiles) {
   if (!tiles.kept) return;
-  const int64_t stride = tiles.kept.stride, columns = tiles.columns.n;
-  at::parallel_for(0, round_up(tiles.rows.n, kKeptRowGroup), grain(1. * stride), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) {
-      T* row = tiles.kept.tile(i, 0);
-      if (i >= tiles.rows.n) std::fill_n(row, stride, T(0));
-      if (tiles.same_rows) std::fill_n(row, std::min(i / tiles.block * tiles.block, stride), T(0));
-      std::fill(row + columns, row + stride, T(0));
-    }
+  tiles.kept.clear_padding(tiles.rows.n, tiles.columns.n);
+  if (!tiles.same_rows) return;
+  at::parallel_for(0, tiles.rows.n, grain(0.5 * tiles.rows.n), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) std::fill_n(tiles.kept.tile(i, 0), i / tiles.block * tiles.block, T(0));
   });
 }
 
@@ -105,42 +137,48 @@ struct RankCounts {
     return out;
   }
 
-  // What the tile (i, j) counts, into out; on the diagonal of a symmetric matrix for its rows alone. Returns whether
-  // anything is counted.
-  bool of_tile(const SymmetricTiles<T>& tiles, int64_t i, int64_t j, Ranks<T>& out) {
-    if (positives.empty()) return false;
+  // Calls use(ranks) with what the tile (i, j) is to count, on the diagonal of a symmetric matrix for its rows alone;
+  // null where nothing is counted.
+  template <typename Use>
+  void count(const SymmetricTiles<T>& tiles, int64_t i, int64_t j, const Use& use) {
+    if (positives.empty()) return use(nullptr);
     const int64_t r = tiles.first(i), c = tiles.first(j);
     std::vector<int64_t>& columns = tiles.same_rows ? of_rows : of_columns;
     const bool both = !columns.empty() && !(tiles.same_rows && i == j);
-    out = {positives.data() + r, positives.data() + c, of_rows.data() + r, both ? columns.data() + c : nullptr};
-    return true;
+    int64_t rows_above[kTile] = {}, columns_above[kTile] = {};
+    const Ranks<T> ranks{positives.data() + r, positives.data() + c, rows_above, both ? columns_above : nullptr};
+    use(&ranks);
+    add(rows_above, tiles.size(tiles.rows.n, i), of_rows.data() + r);
+    if (both) add(columns_above, tiles.size(tiles.columns.n, j), columns.data() + c);
+  }
+
+ private:
+  // Other tiles may add to the same counts at the same time; the order of whole numbers does not matter.
+  static void add(const int64_t* counts, int64_t n, int64_t* sums) {
+    for (int64_t i = 0; i < n; i++)
+      if (counts[i]) std::atomic_ref(sums[i]).fetch_add(counts[i], std::memory_order_relaxed);
   }
 };
-
-// Adds the sums of E to row_sums (rows) and, unless null, to column_sums (columns). For the same rows the two are
-// one.
-template <typename T>
-void add_fixed_shift_sums(const SymmetricTiles<T>& tiles, T* row_sums, T* column_sums, RankCounts<T>& counts) {
-  clear_unwritten(tiles);
-  tiles.each([&](int64_t i, int64_t j) {
-    Ranks<T> ranks{};
-    const bool ranked = counts.of_tile(tiles, i, j, ranks);
-    const bool both = column_sums && !(tiles.same_rows && i == j);
-    kernels<T>().exp_sums(tiles.tile(i, j), tiles.shift, row_sums + tiles.first(i),
-                          both ? column_sums + tiles.first(j) : nullptr, ranked ? &ranks : nullptr,
-                          tiles.kept.tile(tiles.first(i), tiles.first(j)), tiles.kept.stride);
-  });
-}
 
 // log2 of the sums of exp2(score), of the rows and, with `columns`, then of the columns; for the same rows, of these
 // once.
 template <typename T>
 std::vector<double> fixed_shift_log_sums(const SymmetricTiles<T>& tiles, bool columns, RankCounts<T>& counts) {
-  const bool both = columns && !tiles.same_rows;
-  std::vector<T> sums(tiles.rows.n + (both ? tiles.columns.n : 0));
-  add_fixed_shift_sums(tiles, sums.data(), columns ? sums.data() + (both ? tiles.rows.n : 0) : nullptr, counts);
+  clear_unwritten(tiles);
+  const int64_t n = tiles.rows.n, m = tiles.same_rows || !columns ? 0 : tiles.columns.n;
+  BlockSums<T> of_rows(n, tiles.count(tiles.columns.n)), of_columns(m, tiles.count(n));
+  BlockSums<T>& down = tiles.same_rows ? of_rows : of_columns;
+  tiles.each_with_block_sums([&](int64_t i, int64_t j) {
+    const int64_t r = tiles.first(i), c = tiles.first(j);
+    const bool both = tiles.same_rows ? i != j : columns;
+    counts.count(tiles, i, j, [&](const Ranks<T>* ranks) {
+      kernels<T>().exp_sums(tiles.tile(i, j), tiles.shift, of_rows.of(j, r), both ? down.of(i, c) : nullptr, ranks,
+                            tiles.kept.tile(r, c), tiles.kept.stride);
+    });
+  });
   std::vector<double> out;
-  for (const T sum : sums) out.push_back(std::log2(double(sum)) + tiles.shift);
+  for (int64_t i = 0; i < n; i++) out.push_back(std::log2(of_rows.sum(i)) + tiles.shift);
+  for (int64_t i = 0; i < m; i++) out.push_back(std::log2(of_columns.sum(i)) + tiles.shift);
   return out;
 }
 
@@ -152,7 +190,8 @@ std::vector<double> symmetric_log_sums(const UnitRows<T>& unit, const Scale& sca
   if (scale.allows_fixed_shift(unit.normalized))
     return fixed_shift_log_sums(SymmetricTiles<T>(unit, unit, scale, mask, kept), true, counts);
   std::vector<double> out(unit.n);
-  const PartialSums<T> partial(QueryKeyTiles<T>::of_unit_rows(unit, unit, scale, mask), false, counts.positives);
+  const auto tiles = QueryKeyTiles<T>::of_unit_rows(unit, unit, scale, mask, KeptDots<T>::written(kept));
+  const PartialSums<T> partial(tiles, false, counts.positives);
   for (int64_t i = 0; i < unit.n; i++) {
     out[i] = partial.log_sum(i);
     if (!counts.positives.empty()) counts.of_rows[i] = partial.rank(i);

@@ -22,7 +22,7 @@ void fill_weights(const QueryBlock<T>& queries, const KeyBlock<T>& keys, int64_t
   std::copy_n(of_queries.log_sums + queries.first, queries.n, log_sums);
   std::copy_n(of_queries.gradients + queries.first, queries.n, gradients);
   const bool both = of_keys.log_sums;
-  kernels<T>().scores({keys.rows, keys.stride, queries.columns, m, queries.n, queries.dim, queries.sign}, tile);
+  fill_dots(queries, keys, first_key, m, tile);
   kernels<T>().softmax_weights(tile, m, queries.n, queries.magnitude, log_sums, gradients,
                                both ? of_keys.log_sums + first_key : nullptr,
                                both ? of_keys.gradients + first_key : nullptr);
@@ -88,6 +88,43 @@ T gradient_unit(const std::vector<T>& gradients) {
   return largest > 0 && std::isfinite(largest) ? T(std::exp2(std::ilogb(largest))) : T(1);
 }
 
+// Threads share rows in groups of this many, so that each begins at a whole vector of every SIMD level.
+constexpr int64_t kOwnRowGroup = 16;
+
+// Of kept pairs: adds to each row of out (n, width), of the columns if of_columns, else of the rows, the sum over the
+// other side of weight * row of that side. A thread owns its rows of out, and there are no rounds.
+template <typename T>
+void add_kept_rows(const SymmetricTiles<T>& tiles, bool of_columns, const T* row_weights, const T* column_weights,
+                   T* out) {
+  const UnitRows<T>&own = of_columns ? tiles.columns : tiles.rows, &other = of_columns ? tiles.rows : tiles.columns;
+  const int64_t width = own.width, group = kOwnRowGroup;
+  const auto add = [&](int64_t row, int64_t m, int64_t first, int64_t n, T* tile) {
+    // Of a pair of the same rows, what is kept lies in the block of the smaller row.
+    const bool transposed = of_columns || (tiles.same_rows && first < row / tiles.block * tiles.block);
+    const int64_t r = transposed ? first : row, c = transposed ? row : first;
+    const auto& kernel = kernels<T>();
+    kernel.weigh_kept(tiles.kept.tile(r, c), tiles.kept.stride, transposed ? n : m, transposed ? m : n, row_weights + r,
+                      column_weights + c, tile);
+    const auto add_product = transposed ? kernel.add_columns : kernel.add_rows;
+    add_product(tile, m, n, other.row(first), width, width, out + row * width);
+  };
+  at::parallel_for(0, (own.n + group - 1) / group, grain(2. * group * other.n * width),
+                   [&](int64_t begin, int64_t end) {
+                     const at::Tensor memory = new_empty<T>({kTile + kTileSlack, kTile});
+                     // Tiles of the same rows end at the diagonal's block on both sides, the others where they are
+                     // full.
+                     const int64_t last = std::min(own.n, end * group);
+                     for (int64_t row = begin * group, m; row < last; row += m) {
+                       const int64_t block = row / tiles.block * tiles.block;
+                       m = std::min({kTile, last - row, tiles.same_rows ? block + tiles.block - row : kTile});
+                       for (int64_t first = 0, n; first < other.n; first += n) {
+                         n = std::min(kTile, (tiles.same_rows && first < block ? block : other.n) - first);
+                         add(row, m, first, n, memory.template data_ptr<T>());
+                       }
+                     }
+                   });
+}
+
 // With the fixed shift, or none: adds to d_rows (rows, width) of each row the sum over the columns of weight * column,
 // and to d_columns that of each column over the rows; either may be null. Where both sets are the same rows, the two
 // are one. A kept pair's weight is what was kept times the sum of row_weights and column_weights; weights(tile input,
@@ -95,6 +132,11 @@ T gradient_unit(const std::vector<T>& gradients) {
 template <typename T, typename Weights>
 void add_weighted_rows(const SymmetricTiles<T>& tiles, T* d_rows, T* d_columns, const T* row_weights,
                        const T* column_weights, const Weights& weights) {
+  if (tiles.kept) {
+    if (d_rows) add_kept_rows(tiles, false, row_weights, column_weights, d_rows);
+    if (d_columns && !tiles.same_rows) add_kept_rows(tiles, true, row_weights, column_weights, d_columns);
+    return;
+  }
   const at::Tensor memory = new_empty<T>({at::get_num_threads(), kTile + kTileSlack, kTile});
   const int64_t width = tiles.rows.width;
   tiles.each([&](int64_t i, int64_t j) {
@@ -102,10 +144,7 @@ void add_weighted_rows(const SymmetricTiles<T>& tiles, T* d_rows, T* d_columns, 
     T* tile = memory.template data_ptr<T>() + at::get_thread_num() * memory.stride(0);
     const int64_t r = tiles.first(i), c = tiles.first(j);
     const int64_t m = tiles.size(tiles.rows.n, i), n = tiles.size(tiles.columns.n, j);
-    if (tiles.kept)
-      kernel.weigh_kept(tiles.kept.tile(r, c), tiles.kept.stride, m, n, row_weights + r, column_weights + c, tile);
-    else
-      weights(tiles.tile(i, j), r, c, tile);
+    weights(tiles.tile(i, j), r, c, tile);
     if (d_rows) kernel.add_rows(tile, m, n, tiles.columns.row(c), width, width, d_rows + r * width);
     if (d_columns && !(tiles.same_rows && i == j))
       kernel.add_columns(tile, n, m, tiles.rows.row(r), width, width, d_columns + c * width);
@@ -137,7 +176,8 @@ T add_symmetric_weighted_rows(const UnitRows<T>& unit, const Scale& scale, const
                               const KeptPairs<T>& kept, const std::vector<T>& g, const T* log_sums, T* du) {
   if (!scale.allows_fixed_shift(unit.normalized)) {
     const SavedSums<T> both{log_sums, g.data()};
-    add_weighted_keys(QueryKeyTiles<T>::of_unit_rows(unit, unit, scale, mask), both, both, du);
+    const auto tiles = QueryKeyTiles<T>::of_unit_rows(unit, unit, scale, mask, KeptDots<T>::read_from(kept));
+    add_weighted_keys(tiles, both, both, du);
     return 1;
   }
   const SymmetricTiles<T> tiles(unit, unit, scale, mask, kept);
