@@ -132,8 +132,7 @@ class _Classes:
         else:
             loss_rows = calls.positive_loss(lse, same / number, request.scale, "none", in_denominator=False)
         # A row without a positive has a loss of 0. A row that holds NaN has NaN, also where it is alone in its class.
-        of_itself = calls.pair_similarity(self.z.detach(), self.z.detach(), request.normalize, request.normalize)
-        loss_rows = torch.where((positives > 0) | lse.isnan(), loss_rows.to(of_itself.dtype), of_itself * 0)
+        loss_rows = torch.where((positives > 0) | lse.isnan(), loss_rows.to(same.dtype), same.detach() * 0)
         loss = request.reduce(loss_rows, None if count_without_positive else positives > 0)
         if best is None:
             return loss

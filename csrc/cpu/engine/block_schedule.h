@@ -46,14 +46,16 @@ void visit_all_pairs(int64_t rows, int64_t columns, int64_t grain, const Visit& 
 }
 
 // All these pairs, of one matrix (`same`) those with i <= j, where no two visits write to the same memory: in one
-// round.
+// round. They are dealt out in turn, because the last block of a side may be small.
 template <typename Visit>
 void visit_independent_pairs(int64_t rows, int64_t columns, bool same, int64_t grain, const Visit& visit) {
   std::vector<std::pair<int64_t, int64_t>> pairs;
   for (int64_t i = 0; i < rows; i++)
     for (int64_t j = same ? i : 0; j < columns; j++) pairs.emplace_back(i, j);
-  at::parallel_for(0, pairs.size(), grain, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; k++) visit(pairs[k].first, pairs[k].second);
+  const int64_t count = pairs.size(), hands = std::min<int64_t>(at::get_num_threads(), (count + grain - 1) / grain);
+  at::parallel_for(0, hands, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t hand = begin; hand < end; hand++)
+      for (int64_t k = hand; k < count; k += hands) visit(pairs[k].first, pairs[k].second);
   });
 }
 
