@@ -77,8 +77,7 @@ Tensor backward(const Tensor& gradient, const Tensor& x, const Tensor& labels) {
       const T* u = unit.row(i);
       for (int64_t d = 0; d < unit.dim; d++)
         du[d] = g[i] * (sum[place + d] - u[d]) + (weighted_sum[place + d] - g[i] * u[d]);
-      unit.backward(i, du.data());
-      writer.write(i, du.data(), unit.inverse_norm(i));
+      unit.backward(i, T(1), du.data(), writer, i, du.data());
     }
   });
   return out;

@@ -228,14 +228,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem<T>& problem, c
     for (int64_t i = begin; i < end; i++) {
       const T *q = problem.query.row(i), *k = problem.positive.row(i);
       if (with_query) {
-        for (int64_t d = 0; d < dim; d++) row[d] = s * g[i] * (means[i * dim + d] - rest[i] * k[d]);
-        along[i] = problem.query.backward(i, row.data());
-        query_writer.write(i, row.data(), problem.query.inverse_norm(i));
+        for (int64_t d = 0; d < dim; d++) row[d] = means[i * dim + d] - rest[i] * k[d];
+        along[i] = problem.query.backward(i, s * g[i], row.data(), query_writer, i, row.data());
       }
       if (problem.in_batch) continue;
-      for (int64_t d = 0; d < dim; d++) row[d] = -s * g[i] * rest[i] * q[d];
-      problem.positive.backward(i, row.data());
-      positive_writer.write(i, row.data(), problem.positive.inverse_norm(i));
+      problem.positive.backward(i, -s * g[i] * rest[i], q, positive_writer, i, row.data());
     }
   });
   Tensor dn = at::empty({0}, query.options());

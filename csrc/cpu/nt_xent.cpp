@@ -100,9 +100,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor
       const int64_t p = partner(i, n);
       const T s = T(scale.s), pull = g[i] * sum[n + i] + g[p] * sum[n + p];
       const T* u = unit.row(p);
-      for (int64_t k = 0; k < unit.dim; k++) d[k] = s * (d[k] * du_unit - pull * u[k]);
-      along[i] = unit.backward(i, d);
-      writers[i >= n / 2].write(i % (n / 2), d, unit.inverse_norm(i));
+      for (int64_t k = 0; k < unit.dim; k++) d[k] = d[k] * du_unit - pull * u[k];
+      along[i] = unit.backward(i, s, d, writers[i >= n / 2], i % (n / 2), d);
     }
   });
   double s_dL_ds = 0;

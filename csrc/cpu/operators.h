@@ -108,17 +108,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_softplus_backward(const Te
 
 // Returns the loss, () or (R N).
 Tensor positive_loss(const Tensor& lse,              // (R N), float64
-                     const Tensor& positive,         // (N)
+                     const Tensor& positive,         // (N) or (N, P)
                      const OptionalTensor& weights,  // (N)
-                     bool in_denominator, double scale_number,
+                     bool in_denominator, bool mean_in_log, double scale_number,
                      const OptionalTensor& scale_tensor,  // ()
                      int64_t reduction);
-// Returns the gradients of lse (R N), positive (N) and the scale ().
+// Returns the gradients of lse (R N), positive and the scale ().
 std::tuple<Tensor, Tensor, Tensor> positive_loss_backward(const Tensor& gradient,         // () or (R N)
                                                           const Tensor& lse,              // (R N), float64
-                                                          const Tensor& positive,         // (N)
+                                                          const Tensor& positive,         // (N) or (N, P)
                                                           const OptionalTensor& weights,  // (N)
-                                                          bool in_denominator, double scale_number,
+                                                          bool in_denominator, bool mean_in_log, double scale_number,
                                                           const OptionalTensor& scale_tensor,  // ()
                                                           int64_t reduction);
 

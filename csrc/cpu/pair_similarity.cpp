@@ -22,11 +22,9 @@ Tensor gradient_of(const Tensor& x, const UnitRows<T>& unit, const UnitRows<T>& 
   Tensor out = at::empty(x.sizes(), x.options());
   const RowWriter<T> writer(out);
   at::parallel_for(0, unit.n, grain(16. * unit.dim), [&](int64_t begin, int64_t end) {
-    std::vector<T> row(unit.dim);
+    std::vector<T> scratch(unit.dim);
     for (int64_t i = begin; i < end; i++) {
-      for (int64_t d = 0; d < unit.dim; d++) row[d] = g[i] * other.row(i)[d];
-      unit.backward(i, row.data());
-      writer.write(i, row.data(), unit.inverse_norm(i));
+      unit.backward(i, g[i], other.row(i), writer, i, scratch.data());
     }
   });
   return out;

@@ -141,14 +141,15 @@ struct PositiveLoss : torch::autograd::Function<PositiveLoss> {
   static constexpr size_t kWeights = 2;  // place of the argument, which gets no gradient
 
   static Tensor forward(AutogradContext* ctx, const Tensor& lse, const Tensor& positive, const OptionalTensor& weights,
-                        bool in_denominator, double scale_number, const OptionalTensor& scale_tensor,
+                        bool in_denominator, bool mean_in_log, double scale_number, const OptionalTensor& scale_tensor,
                         int64_t reduction) {
     ctx->save_for_backward({lse, positive, or_undefined(weights), or_undefined(scale_tensor)});
     ctx->saved_data["in_denominator"] = in_denominator;
+    ctx->saved_data["mean_in_log"] = mean_in_log;
     ctx->saved_data["scale"] = scale_number;
     ctx->saved_data["reduction"] = reduction;
-    return call_below_autograd<cpu::positive_loss>(name, lse, positive, weights, in_denominator, scale_number,
-                                                   scale_tensor, reduction);
+    return call_below_autograd<cpu::positive_loss>(name, lse, positive, weights, in_denominator, mean_in_log,
+                                                   scale_number, scale_tensor, reduction);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
@@ -157,8 +158,9 @@ struct PositiveLoss : torch::autograd::Function<PositiveLoss> {
     auto [dlse, dpositive, dscale] =
         find<cpu::positive_loss_backward>("ssl_fast::positive_loss_backward")
             .call(gradients[0], saved[0], saved[1], optional(saved[2]), ctx->saved_data["in_denominator"].toBool(),
-                  ctx->saved_data["scale"].toDouble(), scale_tensor, ctx->saved_data["reduction"].toInt());
-    return {dlse, dpositive, {}, {}, {}, scale_tensor ? dscale : Tensor(), {}};
+                  ctx->saved_data["mean_in_log"].toBool(), ctx->saved_data["scale"].toDouble(), scale_tensor,
+                  ctx->saved_data["reduction"].toInt());
+    return {dlse, dpositive, {}, {}, {}, {}, scale_tensor ? dscale : Tensor(), {}};
   }
 };
 

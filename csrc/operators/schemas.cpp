@@ -94,15 +94,17 @@ TORCH_LIBRARY(ssl_fast, m) {
 
   // The loss of rows from lse (R N), float64, and the similarities of their positives, positive (N). weights (N), or
   // none for 1, get no gradient. Row i has the positive k = i mod N, and x_i = lse_i - s weights_k positive_k. Its loss
-  // is x_i, or where the positive is in the denominator too, softplus(x_i). On the CPU alone: elsewhere
-  // positive_loss in ssl_fast/operators/calls.py is plain PyTorch.
+  // is x_i, or where the positive is in the denominator too, softplus(x_i). Rows with P positives each, (N, P), have
+  // A_k = log sum_p exp(s positive_kp) in the place of the one logit, and their loss grows by A_k - mean_p
+  // s positive_kp, or with mean_in_log by log P. On the CPU alone: elsewhere positive_loss in
+  // ssl_fast/operators/calls.py is plain PyTorch.
   m.def(
-      "positive_loss(Tensor lse, Tensor positive, Tensor? weights, bool in_denominator, float scale,"
+      "positive_loss(Tensor lse, Tensor positive, Tensor? weights, bool in_denominator, bool mean_in_log, float scale,"
       " Tensor? scale_tensor, int reduction) -> Tensor");
-  // Returns the gradients of lse (R N), positive (N) and the scale ().
+  // Returns the gradients of lse (R N), positive and the scale ().
   m.def(
       "positive_loss_backward(Tensor gradient, Tensor lse, Tensor positive, Tensor? weights, bool in_denominator,"
-      " float scale, Tensor? scale_tensor, int reduction)"
+      " bool mean_in_log, float scale, Tensor? scale_tensor, int reduction)"
       " -> (Tensor lse, Tensor positive, Tensor scale)");
 
   // target = momentum * target + (1 - momentum) * source, tensors of any shapes; integers are copied. momentum is not

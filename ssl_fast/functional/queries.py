@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
@@ -12,7 +11,7 @@ from .. import checks, reference
 from ..formulas.classes import dense
 from ..formulas.loss_parts import symmetric_sum
 from ..formulas.rows import rows_of
-from ..formulas.sums import logsumexp, softplus, total
+from ..formulas.sums import total
 from ..memory.queue import NegativeQueue
 from ..operators import calls
 from ..operators.codes import ALL, IDS_DIFFER, NOT_SELF
@@ -256,8 +255,7 @@ def _several_positives(
     flat = positives.flatten(0, 1)  # (N P, D)
     of_positives = calls.pair_similarity(
         query.repeat_interleave(each, 0), flat, request.normalize, request.normalize
-    ).view(count, each)
-    logits = calls.scores(of_positives, scale)  # (N, P), float64
+    ).view(count, each)  # (N, P)
     in_batch, mask = rows is None, ALL
     ids: Ids = (None, None)
     if rows is None:
@@ -267,13 +265,12 @@ def _several_positives(
         rows = rows.clone()  # autograd keeps these rows, and MoCo enqueues before the backward pass
     best = _best(of_positives.detach(), scale) if request.return_stats else None
     lse, above = batch.lse(query, rows, mask, scale, ids, (request.normalize, normalize_rows), best)
-    of_all = logsumexp(logits)
-    attraction = of_all - logits.mean(1) if form == "out" else math.log(each)
-    loss_rows = (softplus(lse - of_all) + attraction).to(of_positives.dtype)
-    loss = request.reduce(loss_rows)
+    mean_in_log = form == "in"
+    loss = request.positive_loss(lse, of_positives, mean_in_log=mean_in_log)
     if not request.return_stats:
         return loss
     with torch.no_grad():
+        loss_rows = calls.positive_loss(lse, of_positives, scale, "none", mean_in_log=mean_in_log)
         u, v = rows_of(query, request.normalize).sum(0), rows_of(rows, normalize_rows).sum(0)
         excluded, left_out = (total(of_positives.double()), count * each) if in_batch else (0, 0)
         pairs = count * (batch.total * each if in_batch else rows.shape[0]) - left_out

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..formulas.classes import same_class_similarity
 from ..formulas.rows import finite_rows
 from ..formulas.statistics import ContrastiveStats
-from ..formulas.sums import reduce, softplus
+from ..formulas.sums import logsumexp, reduce, softplus
 from .codes import REDUCTIONS
 
 if TYPE_CHECKING:
@@ -110,19 +110,22 @@ def positive_loss(
     reduction: str,
     positive_weights: Tensor | None = None,
     in_denominator: bool = True,
+    mean_in_log: bool = False,
 ) -> Tensor:
     """The reduced losses of rows from their log-sum-exps and their positives' similarities.
 
     Args:
         lse: (R N,) float64 over the negatives, R rows for each of `positive`, one view below the other.
-        positive: (N,) similarities.
+        positive: (N,) similarities, or (N, P) of several positives: A = log sum_p exp(s p) is then the one positive's
+            logit, and the mean over them is of their losses, or with mean_in_log of their exponentials.
         positive_weights: (N,) w, without gradient; None is 1.
         in_denominator: whether the positive is there too, softplus(lse - s w p), or not, lse - s w p.
     """
     if lse.device.type != "cpu":
-        return composed_positive_loss(lse, positive, scale, reduction, positive_weights, in_denominator)
-    code = REDUCTIONS.index(reduction)
-    return torch.ops.ssl_fast.positive_loss(lse, positive, positive_weights, in_denominator, *split(scale), code)
+        return composed_positive_loss(lse, positive, scale, reduction, positive_weights, in_denominator, mean_in_log)
+    return torch.ops.ssl_fast.positive_loss(
+        lse, positive, positive_weights, in_denominator, mean_in_log, *split(scale), REDUCTIONS.index(reduction)
+    )
 
 
 def composed_positive_loss(
@@ -132,12 +135,18 @@ def composed_positive_loss(
     reduction: str,
     positive_weights: Tensor | None = None,
     in_denominator: bool = True,
+    mean_in_log: bool = False,
 ) -> Tensor:
     """`positive_loss` in plain PyTorch, on any device."""
-    weighted = positive if positive_weights is None else positive_weights * positive
+    logits = scores(positive if positive_weights is None else positive_weights * positive, scale)
+    several, views = positive.dim() == 2, lse.shape[0] // positive.shape[0]
+    of_all = logsumexp(logits) if several else logits
     # The positive's part last: what it leaves of the loss may be tiny.
-    x = lse - scores(weighted, scale).repeat(lse.shape[0] // positive.shape[0])
-    return reduce((softplus(x) if in_denominator else x).to(positive.dtype), reduction)
+    x = lse - of_all.repeat(views)
+    rows = softplus(x) if in_denominator else x
+    if several:
+        rows = rows + (math.log(positive.shape[1]) if mean_in_log else (of_all - logits.mean(1)).repeat(views))
+    return reduce(rows.to(positive.dtype), reduction)
 
 
 def pair_similarity(a: Tensor, b: Tensor, normalize_a: bool = True, normalize_b: bool = True) -> Tensor:

@@ -126,11 +126,11 @@ def register(layout: dict[str, int]) -> None:
         )  # fmt: skip
 
     @torch.library.register_fake("ssl_fast::positive_loss")
-    def _(lse, positive, weights, in_denominator, scale, scale_tensor, reduction):
+    def _(lse, positive, weights, in_denominator, mean_in_log, scale, scale_tensor, reduction):
         return positive.new_empty(lse.shape if reduction == 0 else ())
 
     @torch.library.register_fake("ssl_fast::positive_loss_backward")
-    def _(gradient, lse, positive, weights, in_denominator, scale, scale_tensor, reduction):
+    def _(gradient, lse, positive, weights, in_denominator, mean_in_log, scale, scale_tensor, reduction):
         return lse.new_empty(lse.shape), given(positive, True), scale_gradient(positive, scale_tensor)
 
     @torch.library.register_fake("ssl_fast::ema_update_")

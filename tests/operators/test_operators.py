@@ -55,7 +55,11 @@ def test_the_operator_itself_refuses_shapes_it_would_misread(name, arguments):
             (torch.ones(4, 5), torch.ones(4, 5), True, 10.0, None, torch.zeros(()), torch.ones(4)),
             6,
         ),
-        ("positive_loss", (torch.ones(8, dtype=torch.float64), torch.ones(4), torch.ones(4), False, 10.0, None, 1), 2),
+        (
+            "positive_loss",
+            (torch.ones(8, dtype=torch.float64), torch.ones(4), torch.ones(4), False, False, 10.0, None, 1),
+            2,
+        ),
     ],
 )
 def test_only_what_gets_a_gradient_makes_a_graph(name, arguments, place):

@@ -15,9 +15,7 @@ double rows_backward(const UnitRows<T>& rows, const at::Tensor& du, T s, const a
     for (int64_t i = begin; i < end; i++) {
       T* d = first + i * rows.width;
       change(i, d);
-      for (int64_t k = 0; k < rows.dim; k++) d[k] *= s;
-      along[i] = rows.backward(i, d);
-      if (out.numel()) writer.write(i, d, rows.inverse_norm(i));
+      along[i] = rows.backward(i, s, d, writer, i, d);
     }
   });
   double sum = 0;
@@ -43,11 +41,13 @@ void keys_backward(const QueryKeyTiles<T>& tiles, const SavedSums<T>& of_queries
         for (int64_t j = 0; j < count; j++) {
           T* d = sums + j * width;
           add_to(first + j, d);
-          for (int64_t k = 0; k < dim; k++) d[k] *= s;
+          T* dx = writer.place(first + j, d);
           const T inverse_norm = tiles.normalize_keys ? inverse_norms[j] : T(1);
           if (tiles.normalize_keys)
-            kernels<T>().normalize_backward(block.rows + j * block.stride, d, dim, inverse_norm);
-          writer.write(first + j, d, inverse_norm);
+            kernels<T>().normalize_backward(block.rows + j * block.stride, d, s, dim, inverse_norm, dx);
+          else
+            for (int64_t k = 0; k < dim; k++) dx[k] = s * d[k];
+          writer.write(first + j, dx, inverse_norm);
         }
       });
 }

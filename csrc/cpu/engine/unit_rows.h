@@ -67,8 +67,13 @@ class RowWriter {
     with_type(x, [&](auto* data) { data_ = data; });
   }
 
+  // Where row i is to be computed, for `write`: in the tensor itself if it holds numbers of type T, else in scratch
+  // (dim).
+  T* place(int64_t i, T* scratch) const { return direct() ? static_cast<T*>(data_) + i * dim_ : scratch; }
+
   // Writes row (dim) as row i. inverse_norm: 1 / max(|x|, eps) of the input row, or 1 where it was not normalised.
   void write(int64_t i, T* row, T inverse_norm) const {
+    if (direct() && row == place(i, nullptr)) return;
     switch (dtype_) {
       case at::kFloat: return convert<float>(i, row);
       case at::kDouble: return convert<double>(i, row);
@@ -82,6 +87,8 @@ class RowWriter {
   }
 
  private:
+  bool direct() const { return dtype_ == c10::CppTypeToScalarType<T>::value; }
+
   template <typename S>
   void convert(int64_t i, const T* row) const {
     S* out = static_cast<S*>(data_) + i * dim_;
@@ -143,11 +150,18 @@ struct UnitRows {
   T* row(int64_t i) const { return data_ + i * width; }
   T inverse_norm(int64_t i) const { return normalized ? norms_[i] : T(1); }
 
-  // Turns d (dim), the gradient of row i of `rows`, into the gradient of the row as given. Returns <u_i, d>.
-  T backward(int64_t i, T* d) const {
-    if (normalized) return kernels<T>().normalize_backward(row(i), d, dim, norms_[i]);
-    T along = 0;
-    kernels<T>().dots(row(i), d, width, 1, dim, &along);
+  // Writes as row `out_row` of the writer the gradient of row i as it was given, where that of row i of `rows` is
+  // factor * d (dim). d may be overwritten where it is scratch. Returns factor * <u_i, d>.
+  T backward(int64_t i, T factor, const T* d, const RowWriter<T>& writer, int64_t out_row, T* scratch) const {
+    T *out = writer.place(out_row, scratch), along = 0;
+    if (normalized) {
+      along = kernels<T>().normalize_backward(row(i), d, factor, dim, norms_[i], out);
+    } else {
+      kernels<T>().dots(row(i), d, width, 1, dim, &along);
+      along *= factor;
+      for (int64_t k = 0; k < dim; k++) out[k] = factor * d[k];
+    }
+    writer.write(out_row, out, inverse_norm(i));
     return along;
   }
 

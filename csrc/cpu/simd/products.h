@@ -39,13 +39,14 @@ static inline __attribute__((always_inline)) void multiply(const T* a, int64_t a
 template <typename T>
 constexpr int64_t kGroup = VECTORS * kLanes<T>;
 
-// Packs a square of at most kLanes rows (count) and numbers of each (steps) as columns; columns from count on are zero.
-template <typename T>
+// Packs a square of at most kLanes rows (count) and numbers of each (steps) as columns, Group numbers apart; columns
+// from count on are zero.
+template <typename T, int64_t Group = kGroup<T>>
 static inline void pack_square(const T* rows, int64_t row_stride, int64_t count, int64_t steps, T* columns) {
   constexpr int L = kLanes<T>;
   if (count < L || steps < L) {
     for (int64_t k = 0; k < steps; k++)
-      for (int64_t c = 0; c < L; c++) columns[k * kGroup<T> + c] = c < count ? rows[c * row_stride + k] : T(0);
+      for (int64_t c = 0; c < L; c++) columns[k * Group + c] = c < count ? rows[c * row_stride + k] : T(0);
     return;
   }
   Vec<T> square[L];
@@ -53,7 +54,7 @@ static inline void pack_square(const T* rows, int64_t row_stride, int64_t count,
   for (int c = 0; c < L; c++) square[c] = load(rows + c * row_stride);
   transpose<T, 1>(square, std::make_integer_sequence<int, L>());
 #pragma GCC unroll 16
-  for (int k = 0; k < L; k++) store<T>(columns + k * kGroup<T>, square[k]);
+  for (int k = 0; k < L; k++) store<T>(columns + k * Group, square[k]);
 }
 
 template <typename T>
@@ -72,9 +73,33 @@ static void pack(const T* rows, int64_t row_stride, int64_t n, int64_t dim, T* c
 // A longer dot is a sum of parts of this length, because one chain of 4096 terms would lose three digits.
 constexpr int64_t kChain = 256;
 
+// The dots of as many pairs of rows as a vector has lanes. Squares of both are transposed, so that each lane is the
+// chain of one pair.
+template <typename T>
+static void dots_of_lanes(const T* a, const T* b, int64_t row_stride, int64_t dim, T* out) {
+  constexpr int L = kLanes<T>;
+  Vec<T> sum = {};
+  for (int64_t first = 0; first < dim; first += kChain) {
+    const int64_t last = least(first + kChain, dim);
+    Vec<T> part = {};
+    T left[L * L], right[L * L];
+    for (int64_t d = first; d < last; d += L) {
+      const int64_t steps = least(L, last - d);
+      pack_square<T, L>(a + d, row_stride, L, steps, left);
+      pack_square<T, L>(b + d, row_stride, L, steps, right);
+      for (int64_t k = 0; k < steps; k++) part += load(left + k * L) * load(right + k * L);
+    }
+    sum += part;
+  }
+  store<T>(out, sum);
+}
+
 template <typename T>
 static void dots(const T* a, const T* b, int64_t row_stride, int64_t n, int64_t dim, T* out) {
-  for (int64_t i = 0; i < n; i += ROWS) {
+  int64_t whole = 0;
+  for (; whole + kLanes<T> <= n; whole += kLanes<T>)
+    dots_of_lanes(a + whole * row_stride, b + whole * row_stride, row_stride, dim, out + whole);
+  for (int64_t i = whole; i < n; i += ROWS) {
     T acc[ROWS] = {};
     int64_t place[ROWS];
     for (int r = 0; r < ROWS; r++) place[r] = least(i + r, n - 1) * row_stride;

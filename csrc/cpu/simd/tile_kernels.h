@@ -17,9 +17,9 @@ struct Kernels {
   T (*normalize)(const T* x, T* u, int64_t dim);
   // Whether a row holds neither NaN nor Inf.
   bool (*finite)(const T* x, int64_t dim);
-  // Overwrites du (dim) with dx = (du - u <u, du>) * inverse_norm; where the norm was clamped to eps, with
-  // du * inverse_norm. Returns <u, du>, of which the scale's gradient is made.
-  T (*normalize_backward)(const T* u, T* du, int64_t dim, T inverse_norm);
+  // With du = factor * d (dim), the gradient of a unit row: dx = (du - u <u, du>) * inverse_norm, or where the norm was
+  // clamped to eps, du * inverse_norm. dx may be d. Returns <u, du>, of which the scale's gradient is made.
+  T (*normalize_backward)(const T* u, const T* d, T factor, int64_t dim, T inverse_norm, T* dx);
   // t = momentum * t + rest * s for n entries.
   void (*average)(T* t, const T* s, int64_t n, T momentum, T rest);
   // Packs rows (n, dim) as columns, in groups; the rest of the last group is zero.

@@ -73,10 +73,13 @@ static T normalize(const T* x, T* u, int64_t dim) {
 }
 
 template <typename T>
-static T normalize_backward(const T* u, T* du, int64_t dim, T inverse_norm) {
-  const T along = sum_products(u, du, dim);
+static T normalize_backward(const T* u, const T* d, T factor, int64_t dim, T inverse_norm, T* dx) {
+  const T along = factor * sum_products(u, d, dim);
   const T projected = inverse_norm < T(1 / kEps) ? along : T(0);
-  for (int64_t d = 0; d < dim; d++) du[d] = (du[d] - u[d] * projected) * inverse_norm;
+  int64_t k = 0;
+  for (; k + kLanes<T> <= dim; k += kLanes<T>)
+    store<T>(dx + k, (load(d + k) * factor - load(u + k) * projected) * inverse_norm);
+  for (; k < dim; k++) dx[k] = (d[k] * factor - u[k] * projected) * inverse_norm;
   return along;
 }
 
