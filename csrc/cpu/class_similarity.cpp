@@ -49,12 +49,18 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& labels) {
   Tensor similarities = new_empty<T>({unit.n}), positives = at::empty({unit.n}, at::kLong);
   T* out = similarities.template data_ptr<T>();
   at::parallel_for(0, unit.n, grain(8. * unit.dim), [&](int64_t begin, int64_t end) {
-    std::vector<T> others(unit.width);
-    for (int64_t i = begin; i < end; i++) {
-      const T* class_sum = sum + classes.of[i] * unit.width;
-      for (int64_t d = 0; d < unit.dim; d++) others[d] = class_sum[d] - unit.row(i)[d];
-      kernels<T>().dots(unit.row(i), others.data(), unit.width, 1, unit.dim, out + i);
-      positives.data_ptr<int64_t>()[i] = classes.sizes[classes.of[i]] - 1;
+    // Dots of several rows are computed together, one in each lane.
+    const int64_t group = 16;
+    std::vector<T> others(group * unit.width);
+    for (int64_t first = begin; first < end; first += group) {
+      const int64_t count = std::min(group, end - first);
+      for (int64_t i = first; i < first + count; i++) {
+        const T *class_sum = sum + classes.of[i] * unit.width, *u = unit.row(i);
+        T* other = others.data() + (i - first) * unit.width;
+        for (int64_t d = 0; d < unit.dim; d++) other[d] = class_sum[d] - u[d];
+        positives.data_ptr<int64_t>()[i] = classes.sizes[classes.of[i]] - 1;
+      }
+      kernels<T>().dots(unit.row(first), others.data(), unit.width, count, unit.dim, out + first);
     }
   });
   return {similarities, positives};
