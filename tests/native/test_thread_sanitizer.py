@@ -74,7 +74,7 @@ def test_no_race(objects, tmp_path):
     assert answer.returncode == 0, (answer.stdout + answer.stderr)[-8000:]
     assert "ThreadSanitizer" not in answer.stderr
     for operator in torch_operators():
-        assert answer.stdout.count(f"{operator} ") == 6  # dtypes and scales
+        assert answer.stdout.count(f"{operator} ") == 8  # types with their widths, and scales
 
 
 def torch_operators() -> set[str]:
