@@ -180,11 +180,11 @@ template <typename T>
 void negatives_backward(const Problem<T>& problem, const std::vector<T>& g, const Tensor& sums, const Tensor& out) {
   const int64_t n = problem.n();
   const T *log_sums = sums.template data_ptr<T>(), *rest = log_sums + n;
-  // Adds what key j gets as the positive of query j, in units of `unit`.
-  const auto add_positive = [&](int64_t j, T* sum, T unit) {
+  // Multiplies the sum of key j by g_unit again, and adds what the key gets as the positive of query j.
+  const auto add_positive = [&](int64_t j, T* sum, T g_unit) {
     const T pull = g[j] * rest[j];
     const T* q = problem.query.row(j);
-    for (int64_t d = 0; d < problem.dim(); d++) sum[d] = sum[d] * unit - pull * q[d];
+    for (int64_t d = 0; d < problem.dim(); d++) sum[d] = sum[d] * g_unit - pull * q[d];
   };
   if (!problem.fixed_shift) {
     keys_backward<T>(problem.tiles, {log_sums, g.data()}, out, [&](int64_t j, T* sum) {
@@ -193,16 +193,17 @@ void negatives_backward(const Problem<T>& problem, const std::vector<T>& g, cons
     return;
   }
   const SymmetricTiles<T> pairs = problem.tiles_of(problem.kept);
-  const T unit = gradient_unit(g);
-  const std::vector<T> weights = fixed_shift_weights(pairs, g.data(), unit, log_sums, n), zeros(problem.candidates().n);
+  const T g_unit = gradient_unit(g);
+  const std::vector<T> weights = fixed_shift_weights(pairs, g.data(), g_unit, log_sums, n),
+                       zeros(problem.candidates().n);
   const UnitRows<T>& candidates = problem.candidates();
   const Tensor du = new_zeros<T>({candidates.n, candidates.width});
   add_exp_weighted_rows<T>(pairs, nullptr, du.template data_ptr<T>(), weights.data(), zeros.data());
   if (problem.in_batch)
     rows_backward(candidates, du, T(problem.tiles.scale.s), out,
-                  [&](int64_t j, T* sum) { add_positive(j, sum, unit); });
+                  [&](int64_t j, T* sum) { add_positive(j, sum, g_unit); });
   else
-    rows_backward(candidates, du, T(problem.tiles.scale.s) * unit, out);
+    rows_backward(candidates, du, T(problem.tiles.scale.s) * g_unit, out);
 }
 
 template <typename T>

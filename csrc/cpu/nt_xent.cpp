@@ -16,27 +16,27 @@ namespace {
 // The rows of the first view are 0 .. n / 2, those of the second follow in the same order.
 inline int64_t partner(int64_t i, int64_t n) { return i < n / 2 ? i + n / 2 : i - n / 2; }
 template <typename T>
-Mask<T> negatives_of(const UnitRows<T>& unit) {
-  return Mask<T>::of(kNotSelfNorPartner, unit.n / 2);
+Mask<T> negatives_of(const UnitRows<T>& rows) {
+  return Mask<T>::of(kNotSelfNorPartner, rows.n / 2);
 }
 
 template <typename T>
 UnitRows<T> both_views(const Tensor& z1, const Tensor& z2) {
-  UnitRows<T> unit(2 * z1.size(0), z1.size(1));
-  unit.fill(z1, 0);
-  unit.fill(z2, z1.size(0));
-  return unit;
+  UnitRows<T> rows(2 * z1.size(0), z1.size(1));
+  rows.fill(z1, 0);
+  rows.fill(z2, z1.size(0));
+  return rows;
 }
 
 // The sum of <u_i, u_k> over all i and all k other than i and p(i), in O(N D): of the square of the sum of all rows,
 // less the terms that do not count.
 template <typename T>
-double negative_similarity_sum(const UnitRows<T>& unit, double positive_sum) {
-  std::vector<double> total(unit.dim);
+double negative_similarity_sum(const UnitRows<T>& rows, double positive_sum) {
+  std::vector<double> total(rows.dim);
   double all = 0, itself = 0;
-  for (int64_t i = 0; i < unit.n; i++) {
-    const T* u = unit.row(i);
-    for (int64_t d = 0; d < unit.dim; d++) {
+  for (int64_t i = 0; i < rows.n; i++) {
+    const T* u = rows.row(i);
+    for (int64_t d = 0; d < rows.dim; d++) {
       total[d] += u[d];
       itself += double(u[d]) * u[d];
     }
@@ -48,17 +48,17 @@ double negative_similarity_sum(const UnitRows<T>& unit, double positive_sum) {
 template <typename T>
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& z1, const Tensor& z2, const Scale& scale, int64_t reduction,
                                            bool return_stats, bool keep) {
-  const UnitRows<T> unit = both_views<T>(z1, z2);
-  const int64_t n = unit.n;
-  const std::vector<T> similarities = pair_similarities(unit, unit, n / 2);
+  const UnitRows<T> rows = both_views<T>(z1, z2);
+  const int64_t n = rows.n;
+  const std::vector<T> similarities = pair_similarities(rows, rows, n / 2);
   RankCounts<T> counts;
   if (return_stats) {
     counts.of_rows.resize(n);
     for (int64_t i = 0; i < n; i++) counts.positives.push_back(T(scale.sign()) * similarities[i % (n / 2)]);
   }
-  const Tensor sums = new_sums<T>(n, keep ? kept_count<T>(n, n, unit.dim) : 0);  // log2 Z_i, then r_i
+  const Tensor sums = new_sums<T>(n, keep ? kept_count<T>(n, n, rows.dim) : 0);  // log2 Z_i, then r_i
   const std::vector<double> log_sums =
-      symmetric_log_sums(unit, scale, negatives_of(unit), KeptPairs<T>(sums, n, n), counts);
+      symmetric_log_sums(rows, scale, negatives_of(rows), KeptPairs<T>(sums, n, n), counts);
   std::vector<double> loss_rows(n);
   T* sum = sums.template data_ptr<T>();
   double positive_sum = 0;
@@ -72,7 +72,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& z1, const Tensor& z2, c
     positive_sum += similarity;
   }
   Tensor stats = return_stats ? contrastive_stats<T>(loss_rows, counts.of_rows, positive_sum,
-                                                     negative_similarity_sum(unit, positive_sum), n - 2)
+                                                     negative_similarity_sum(rows, positive_sum), n - 2)
                               : new_empty<T>({0});
   return {reduce<T>(loss_rows, reduction), stats, sums};
 }
@@ -83,25 +83,25 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor
                                             const Tensor& sums) {
   check_upstream(gradient, reduction, 2 * z1.size(0));
   check_sums<T>(sums, 2 * z1.size(0), kept_count<T>(2 * z1.size(0), 2 * z1.size(0), z1.size(1)));
-  const UnitRows<T> unit = both_views<T>(z1, z2);
-  const int64_t n = unit.n;
+  const UnitRows<T> rows = both_views<T>(z1, z2);
+  const int64_t n = rows.n;
   const std::vector<T> g = row_gradients<T>(gradient, reduction, n);
   const T* sum = sums.template data_ptr<T>();
-  Tensor du = new_zeros<T>({n, unit.width});
+  Tensor du = new_zeros<T>({n, rows.width});
   T* du_rows = du.template data_ptr<T>();
-  const T du_unit =
-      add_symmetric_weighted_rows(unit, scale, negatives_of(unit), KeptPairs<T>(sums, n, n), g, sum, du_rows);
+  const T g_unit =
+      add_symmetric_weighted_rows(rows, scale, negatives_of(rows), KeptPairs<T>(sums, n, n), g, sum, du_rows);
   const std::array<Tensor, 2> dz = {at::empty(z1.sizes(), z1.options()), at::empty(z2.sizes(), z2.options())};
   const std::array<RowWriter<T>, 2> writers = {RowWriter<T>(dz[0]), RowWriter<T>(dz[1])};
   std::vector<double> along(n);
-  at::parallel_for(0, n, grain(16. * unit.dim), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, n, grain(16. * rows.dim), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
-      T* d = du_rows + i * unit.width;
+      T* d = du_rows + i * rows.width;
       const int64_t p = partner(i, n);
       const T s = T(scale.s), pull = g[i] * sum[n + i] + g[p] * sum[n + p];
-      const T* u = unit.row(p);
-      for (int64_t k = 0; k < unit.dim; k++) d[k] = d[k] * du_unit - pull * u[k];
-      along[i] = unit.backward(i, s, d, writers[i >= n / 2], i % (n / 2), d);
+      const T* u = rows.row(p);
+      for (int64_t k = 0; k < rows.dim; k++) d[k] = d[k] * g_unit - pull * u[k];
+      along[i] = rows.backward(i, s, d, writers[i >= n / 2], i % (n / 2), d);
     }
   });
   double s_dL_ds = 0;

@@ -1,8 +1,9 @@
 // The primitive: lse_i = log sum_k exp(s <u_i, v_k>) over the pairs that the mask allows, and its gradient.
 // With P the softmax of the rows and Q of the columns, W_ik = g_i P_ik + h_k Q_ik:
-//   dU_i = s sum_k W_ik v_k,  dV_k = s sum_i W_ik u_i;  where v is u, dU_i is the sum of both.
-// With the fixed shift all pairs are computed in tiles, those of rows with each other once for both (half the
-// products). With a running maximum the sums of rows and of columns are two passes.
+//   dU_i = s sum_k W_ik v_k,  dV_k = s sum_i W_ik u_i.
+// Where only sums of rows are asked for, h is 0. Where b is not given, the rows of a meet each other: v is u, h is 0,
+// and the gradient of row i is dU_i + dV_i. With the fixed shift a tile serves its rows and its columns, and rows that
+// meet each other need half the tiles. With a running maximum the sums of rows and those of columns take a pass each.
 #include "../operators/checks.h"
 #include "engine/input_gradients.h"
 #include "engine/loss_rows.h"
@@ -23,9 +24,10 @@ struct Problem {
   bool symmetric() const { return !b; }
   int64_t n() const { return a.size(0); }
   int64_t m() const { return b ? b->size(0) : n(); }
-  int64_t sums() const { return n() + (columns ? m() : 0); }
-  // Whether all pairs are computed with the fixed shift. In one direction that takes a copy of all columns, which a few
-  // rows are not worth.
+  // How many log sums there are: of the rows and, where asked for, of the columns.
+  int64_t sum_count() const { return n() + (columns ? m() : 0); }
+  // Whether all pairs are computed with the fixed shift. It needs a copy of all columns as unit rows. In one direction
+  // that copy does not pay for few rows, since the running maximum reads the columns a block at a time.
   bool fixed_shift() const {
     const bool worth_it = !b || columns || n() >= 32;
     return worth_it && scale.allows_fixed_shift(normalize_a && (!b || normalize_b));
@@ -38,19 +40,23 @@ struct Problem {
     TORCH_CHECK_VALUE(mask >= kAll && mask <= kIdsEqual, "mask: expected 0 to 3, got ", mask);
     TORCH_CHECK_VALUE(b || !columns, "columns: expected b to be given");
     const bool with_ids = mask >= kIdsDiffer;
-    TORCH_CHECK_VALUE(fits(ids_a, with_ids, n()) && fits(ids_b, with_ids && b, m()),
+    TORCH_CHECK_VALUE(ids_fit(ids_a, with_ids, n()) && ids_fit(ids_b, with_ids && b, m()),
                       "ids: expected int64 of as many rows as a and b where the mask has ids, else none");
   }
-  static bool fits(const OptionalTensor& ids, bool wanted, int64_t count) {
+  // Whether ids are int64 (count) where they are wanted, and not given where they are not.
+  static bool ids_fit(const OptionalTensor& ids, bool wanted, int64_t count) {
     if (!ids || !wanted) return !ids && !wanted;
     return ids->dim() == 1 && ids->size(0) == count && ids->scalar_type() == at::kLong;
   }
-  // The pairs behind the sums of a forward pass: of a and b with the fixed shift, else of keys b and queries a.
+  // The pairs that follow the sums of a forward pass, if they were kept. With the fixed shift the matrix has a as rows
+  // and b as columns; with a running maximum the keys, b, are its rows, and the queries, a, its columns. Where a meets
+  // itself, both are n x n.
   template <typename T>
-  KeptPairs<T> kept(const Tensor& saved) const {
-    return {saved, sums(), fixed_shift() || symmetric() ? m() : n()};
+  KeptPairs<T> kept(const Tensor& sums) const {
+    return {sums, sum_count(), fixed_shift() ? m() : n()};
   }
-  // The mask of rows a and columns b.
+  // The mask of rows a and columns b. Tiles of queries and keys have the keys as rows: where b is the keys, they take
+  // this mask transposed.
   template <typename T>
   Mask<T> mask_of(const Ids<T>& ids) const {
     const MaskCode code = mask == kIdsEqual && symmetric() ? kIdsEqualNotSelf : MaskCode(mask);
@@ -72,7 +78,7 @@ struct Forward {
         ids(int64_values(problem.ids_a), int64_values(problem.ids_b)),
         mask(problem.mask_of(ids)),
         counts(positive, problem.scale, problem.n(), problem.columns),
-        sums(new_sums<T>(problem.sums(), keep ? kept_count<T>(problem.n(), problem.m(), problem.a.size(1)) : 0)) {
+        sums(new_sums<T>(problem.sum_count(), keep ? kept_count<T>(problem.n(), problem.m(), problem.a.size(1)) : 0)) {
     TORCH_CHECK_VALUE(!positive || !problem.columns || problem.n() == problem.m(),
                       "positive: expected as many columns as rows, got ", problem.n(), " and ", problem.m());
     const UnitRows<T> rows(problem.a, problem.normalize_a);
@@ -115,15 +121,16 @@ struct Forward {
   }
 
   std::tuple<Tensor, Tensor, Tensor, Tensor> results() const {
-    const int64_t n = problem.n(), count = problem.sums();
+    const int64_t n = problem.n(), count = problem.sum_count();
     Tensor lse = new_empty<double>({n}), column_lse = new_empty<double>({count - n});
+    // Each log sum is saved as two numbers: rounded to T, and what rounding took from it.
     T *high = sums.template data_ptr<T>(), *low = high + count;
     for (int64_t i = 0; i < count; i++) {
       const double log_sum = log_sums[i];
       (i < n ? lse : column_lse).template data_ptr<double>()[i < n ? i : i - n] = log_sum * kLn2;
       // The log sum of a row without pairs is -Inf; it is saved as 0, because the row has no weights and any finite
-      // number will do. A log sum may be as large as |s| = 1000, and an error of its rounding would be in all weights,
-      // so what rounding took from it is saved too.
+      // number will do. A log sum is about as large as |s|, for example 1000, and the error of its rounding would be in
+      // all weights of the row: hence the second number.
       const double whole = std::isinf(log_sum) ? 0 : log_sum;
       high[i] = T(whole);
       low[i] = T(whole - high[i]);
@@ -139,7 +146,7 @@ struct Backward {
   const Mask<T> mask;
   const bool a_gradient, b_gradient;
   const KeptPairs<T> kept;
-  const T *high, *low;
+  const T *high, *low;     // log sums of rows, then of columns, as the forward pass saved them
   std::vector<T> weights;  // upstream gradients of rows, then of columns, corrected by what rounding took from log sums
   Tensor da, db;
   double s_dL_ds = 0;
@@ -153,7 +160,7 @@ struct Backward {
         b_gradient(b_gradient && problem.b),
         kept(problem.kept<T>(sums)),
         high(sums.template data_ptr<T>()),
-        low(high + problem.sums()),
+        low(high + problem.sum_count()),
         weights(row_gradients<T>(gradient, kNone, problem.n())),
         da(at::empty({0}, problem.a.options())),
         db(at::empty({0}, (problem.b ? *problem.b : problem.a).options())) {
@@ -168,9 +175,9 @@ struct Backward {
     const bool for_rows = a_gradient || scale_gradient;
     if (problem.symmetric()) {
       const Tensor du = new_zeros<T>({rows.n, rows.width});
-      const T unit =
+      const T g_unit =
           add_symmetric_weighted_rows(rows, problem.scale, mask, kept, weights, high, du.template data_ptr<T>());
-      s_dL_ds = rows_backward(rows, du, T(problem.scale.s) * unit, da) / 2;  // du holds each pair from both sides
+      s_dL_ds = rows_backward(rows, du, T(problem.scale.s) * g_unit, da) / 2;  // du holds each pair from both sides
     } else if (problem.columns || problem.fixed_shift()) {
       both_sides(rows, for_rows);
     } else {
@@ -185,11 +192,11 @@ struct Backward {
     T *d_rows = for_rows ? du.template data_ptr<T>() : nullptr,
       *d_columns = b_gradient ? dv.template data_ptr<T>() : nullptr;
     const T* g = weights.data();
-    T unit = 1;
+    T g_unit = 1;
     if (problem.fixed_shift()) {
       const SymmetricTiles<T> tiles(rows, columns, problem.scale, mask, kept);
-      unit = gradient_unit(weights);
-      std::vector<T> w = fixed_shift_weights(tiles, g, unit, high, problem.sums());
+      g_unit = gradient_unit(weights);
+      std::vector<T> w = fixed_shift_weights(tiles, g, g_unit, high, problem.sum_count());
       w.resize(rows.n + columns.n);  // in one direction columns have no weights of their own
       add_exp_weighted_rows(tiles, d_rows, d_columns, w.data(), w.data() + rows.n);
     } else {
@@ -201,7 +208,7 @@ struct Backward {
       if (d_rows) add_weighted_keys(column_keys, of_rows, of_columns, d_rows);
       if (d_columns) add_weighted_keys(row_keys, of_columns, of_rows, d_columns);
     }
-    const T s = T(problem.scale.s) * unit;
+    const T s = T(problem.scale.s) * g_unit;
     if (for_rows) s_dL_ds = rows_backward(rows, du, s, da);
     if (b_gradient) rows_backward(columns, dv, s, db);
   }
@@ -249,7 +256,7 @@ std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward(
   check_upstream(gradient, kNone, problem.n());
   if (column_gradient) check_upstream(*column_gradient, kNone, problem.m());
   return in_compute_type(a, [&]<typename T>() -> std::tuple<Tensor, Tensor, Tensor> {
-    check_sums<T>(sums, problem.sums(), kept_count<T>(problem.n(), problem.m(), problem.a.size(1)));
+    check_sums<T>(sums, problem.sum_count(), kept_count<T>(problem.n(), problem.m(), problem.a.size(1)));
     const Backward<T> result(problem, gradient, column_gradient, sums, a_gradient, b_gradient,
                              scale_tensor.has_value());
     return {result.da, result.db, scale_gradient<T>(result.s_dL_ds, problem.scale, scale_tensor)};

@@ -1,5 +1,7 @@
-// The order in which pairs of blocks of rows are computed. Where pairs add to rows that they share, it proceeds in
-// rounds, and in a round every block is in at most one pair: threads therefore write to disjoint rows without locks.
+// The order in which pairs of blocks of rows are computed. Where a visit of the pair (i, j) adds to the rows of both
+// blocks, pairs are visited in rounds, and in a round every block is in at most one pair: threads therefore write to
+// disjoint rows without locks. Where no two visits write to the same memory, there is one round of all pairs.
+// In all functions grain is that of at::parallel_for: the fewest pairs for which a thread is started.
 // The number of blocks alone decides in which order a block is paired with the others, so sums are the same bits at any
 // thread count.
 #pragma once
@@ -12,7 +14,7 @@
 namespace ssl_fast {
 
 // All pairs of the blocks of one matrix, as a round-robin tournament by the circle method: calls visit(i, j) for all
-// i < j, then visit(i, i) for all i. grain: how many pairs are worth a thread.
+// i < j, then visit(i, i) for all i.
 template <typename Visit>
 void visit_symmetric_pairs(int64_t blocks, int64_t grain, const Visit& visit) {
   const int64_t seats = blocks + blocks % 2;  // with an odd number, one block sits out in each round
@@ -45,17 +47,19 @@ void visit_all_pairs(int64_t rows, int64_t columns, int64_t grain, const Visit& 
     });
 }
 
-// All these pairs, of one matrix (`same`) those with i <= j, where no two visits write to the same memory: in one
-// round. They are dealt out in turn, because the last block of a side may be small.
+// Visits all pairs in one round, for visits of which no two write to the same memory; where both sides are the same
+// matrix (`same`), only those with i <= j. There are at most as many tasks as threads, and task t of T visits the pairs
+// t, t + T, t + 2 T and so on: the last block of a side may be small, and one thread would get a stretch of small
+// pairs.
 template <typename Visit>
 void visit_independent_pairs(int64_t rows, int64_t columns, bool same, int64_t grain, const Visit& visit) {
   std::vector<std::pair<int64_t, int64_t>> pairs;
   for (int64_t i = 0; i < rows; i++)
     for (int64_t j = same ? i : 0; j < columns; j++) pairs.emplace_back(i, j);
-  const int64_t count = pairs.size(), hands = std::min<int64_t>(at::get_num_threads(), (count + grain - 1) / grain);
-  at::parallel_for(0, hands, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t hand = begin; hand < end; hand++)
-      for (int64_t k = hand; k < count; k += hands) visit(pairs[k].first, pairs[k].second);
+  const int64_t count = pairs.size(), tasks = std::min<int64_t>(at::get_num_threads(), (count + grain - 1) / grain);
+  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; task++)
+      for (int64_t k = task; k < count; k += tasks) visit(pairs[k].first, pairs[k].second);
   });
 }
 

@@ -230,9 +230,9 @@ struct QueryKeyTiles {
     at::parallel_for(0, query_blocks() * count, grain(4. * query_block() * length * query.dim),
                      [&](int64_t begin, int64_t end) {
                        Workspace<T> space(query);
-                       for (int64_t unit = begin; unit < end; unit++) {
-                         const int64_t piece = unit % count, first = std::min(piece * length, keys);
-                         use(unit / count, piece, first, std::min(first + length, keys), space);
+                       for (int64_t item = begin; item < end; item++) {
+                         const int64_t piece = item % count, first = std::min(piece * length, keys);
+                         use(item / count, piece, first, std::min(first + length, keys), space);
                        }
                      });
   }

@@ -11,17 +11,18 @@
 
 namespace ssl_fast {
 
-// Up to so many blocks a side each have sums of their own (BlockSums), and no tile waits for another: rounds of few
-// blocks leave threads without work. Of more blocks the memory would no longer be small beside the rows.
+// Up to so many blocks a side, each row has a sum for every block of the other side (BlockSums), and no tile waits for
+// another: rounds of few blocks would leave threads without work. With more blocks these sums, one number for each row
+// and block, could take more memory than the rows.
 constexpr int64_t kMostBlocksApart = 64;
 
 template <typename T>
 struct SymmetricTiles {
   const UnitRows<T>&rows, &columns;
   const Mask<T> mask;
-  const bool same_rows;  // whether the columns are the rows themselves
+  const bool same_rows;  // whether both references are to one UnitRows; equal values in two of them do not count
   const at::Tensor packed;
-  const T scale, shift;     // in powers of two
+  const T scale, shift;     // s log2(e) and its size, because scores are the log2 of what is summed
   const int64_t block;      // rows or columns of a tile
   const KeptPairs<T> kept;  // what the forward pass writes and the backward pass reads; may be none
 
@@ -37,7 +38,8 @@ struct SymmetricTiles {
         block(block_size(std::max(rows.n, columns.n), rows.dim)),
         kept(kept) {}
 
-  // By the shapes alone, never by the threads: it fixes the order of sums.
+  // How many rows or columns a tile has, where the larger side has n rows. It fixes the order of sums, so it depends on
+  // the shapes, the type and the SIMD level, never on the threads.
   static int64_t block_size(int64_t n, int64_t dim) {
     const int64_t group = kernels<T>().column_group;
     // Few short rows are one block, for one thread; few long ones are worth two threads.
@@ -73,30 +75,31 @@ struct SymmetricTiles {
     visit_independent_pairs(count(rows.n), count(columns.n), same_rows, tile_grain(), visit);
   }
 
-  // How many tiles are worth a thread.
+  // The fewest tiles for which a thread is started.
   int64_t tile_grain() const { return grain(4. * block * block * rows.dim); }
 };
 
-// Sums over the pairs of each of n rows, of `tiles` rows or columns. What the blocks of the other side add is kept
-// apart while they are few, so that no two tiles write to the same memory. It is then summed in the order of the
-// blocks.
+// Sums over the pairs of each row of one side (n rows) with the blocks of the other side. While these blocks are few,
+// each has a sum of its own for every row, so that no two tiles write to the same memory, and `sum` adds them up in the
+// order of the blocks. With more blocks there is one sum for every row, and tiles add to it in rounds.
 template <typename T>
 class BlockSums {
  public:
-  BlockSums(int64_t n, int64_t blocks) : n_(n), lines_(blocks > kMostBlocksApart ? 1 : blocks), sums_(lines_ * n) {}
+  BlockSums(int64_t n, int64_t blocks)
+      : n_(n), sums_per_row_(blocks > kMostBlocksApart ? 1 : blocks), sums_(sums_per_row_ * n) {}
 
-  // The sums of rows `row` on over block `block` of the other side.
-  T* of(int64_t block, int64_t row) { return sums_.data() + (lines_ > 1 ? block * n_ : 0) + row; }
+  // Where the sums of rows `row`, `row` + 1, ... over block `block` of the other side are.
+  T* of(int64_t block, int64_t row) { return sums_.data() + (sums_per_row_ > 1 ? block * n_ : 0) + row; }
 
   double sum(int64_t row) const {
     double sum = 0;
-    for (int64_t line = 0; line < lines_; line++) sum += sums_[line * n_ + row];
+    for (int64_t block = 0; block < sums_per_row_; block++) sum += sums_[block * n_ + row];
     return sum;
   }
 
  private:
-  const int64_t n_, lines_;
-  std::vector<T> sums_;  // (lines, n)
+  const int64_t n_, sums_per_row_;
+  std::vector<T> sums_;  // (sums_per_row, n)
 };
 
 // Zeros where no tile writes to the matrix of kept pairs: beyond its rows and columns, and where both sets are the same
@@ -137,8 +140,9 @@ struct RankCounts {
     return out;
   }
 
-  // Calls use(ranks) with what the tile (i, j) is to count, on the diagonal of a symmetric matrix for its rows alone;
-  // null where nothing is counted.
+  // Calls use(ranks), which computes the tile (i, j) and adds to the counts of ranks, and then adds these to the counts
+  // of all rows and columns. A tile on the diagonal of rows with themselves counts for its rows alone, because its
+  // columns are the same rows. ranks is null where nothing is counted.
   template <typename Use>
   void count(const SymmetricTiles<T>& tiles, int64_t i, int64_t j, const Use& use) {
     if (positives.empty()) return use(nullptr);
@@ -160,8 +164,8 @@ struct RankCounts {
   }
 };
 
-// log2 of the sums of exp2(score), of the rows and, with `columns`, then of the columns; for the same rows, of these
-// once.
+// log2 of the sums of exp2(score): of each row, then, with `columns`, of each column. Where both sets are the same
+// rows, the sums of the columns are those of the rows, and are returned once.
 template <typename T>
 std::vector<double> fixed_shift_log_sums(const SymmetricTiles<T>& tiles, bool columns, RankCounts<T>& counts) {
   clear_unwritten(tiles);
@@ -182,17 +186,17 @@ std::vector<double> fixed_shift_log_sums(const SymmetricTiles<T>& tiles, bool co
   return out;
 }
 
-// Rows with each other: log2 of the sum of exp2(score_ik) over the k that the mask leaves to row i, for all rows.
-// kept: where the pairs go, if anywhere.
+// Rows with each other: of each row i log2 of the sum of exp2(score_ik) over all k for which the mask lets the pair
+// (i, k) count. kept: where the pairs go, if anywhere.
 template <typename T>
-std::vector<double> symmetric_log_sums(const UnitRows<T>& unit, const Scale& scale, const Mask<T>& mask,
+std::vector<double> symmetric_log_sums(const UnitRows<T>& rows, const Scale& scale, const Mask<T>& mask,
                                        const KeptPairs<T>& kept, RankCounts<T>& counts) {
-  if (scale.allows_fixed_shift(unit.normalized))
-    return fixed_shift_log_sums(SymmetricTiles<T>(unit, unit, scale, mask, kept), true, counts);
-  std::vector<double> out(unit.n);
-  const auto tiles = QueryKeyTiles<T>::of_unit_rows(unit, unit, scale, mask, KeptDots<T>::written(kept));
+  if (scale.allows_fixed_shift(rows.normalized))
+    return fixed_shift_log_sums(SymmetricTiles<T>(rows, rows, scale, mask, kept), true, counts);
+  std::vector<double> out(rows.n);
+  const auto tiles = QueryKeyTiles<T>::of_unit_rows(rows, rows, scale, mask, KeptDots<T>::written(kept));
   const PartialSums<T> partial(tiles, false, counts.positives);
-  for (int64_t i = 0; i < unit.n; i++) {
+  for (int64_t i = 0; i < rows.n; i++) {
     out[i] = partial.log_sum(i);
     if (!counts.positives.empty()) counts.of_rows[i] = partial.rank(i);
   }

@@ -21,7 +21,8 @@ at::Tensor new_empty(at::IntArrayRef sizes) {
   return at::empty(sizes, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value));
 }
 
-// How many items of so many floating-point operations each are worth a thread: about five microseconds of work.
+// The grain of at::parallel_for, the fewest items for which a thread is started, where each item takes so many
+// floating-point operations: about five microseconds of work.
 inline int64_t grain(double flops_each) { return int64_t(5e5 / (flops_each + 1)) + 1; }
 
 // Calls run.operator()<T>() with the type T in which x is computed: float64 for float64, else float32.

@@ -1,6 +1,6 @@
-// Sums of rows weighted by a softmax, whose entries were kept or are computed again from the log of their sum. They are
-// what gradients of unit rows are made of. With the fixed shift, a pair's weight serves its row and its column; without
-// it, queries and keys are each other's sides.
+// Sums of rows weighted by a softmax, whose entries were kept or are computed again from their log sums. They are
+// what gradients of unit rows are made of. With the fixed shift, a pair's weight serves its row and its column. With a
+// running maximum, a pass over queries and keys adds to the queries alone, and another pass adds to the keys.
 #pragma once
 #include "symmetric_tiles.h"
 
@@ -62,8 +62,8 @@ void each_weighted_query_sum(const QueryKeyTiles<T>& tiles, const SavedSums<T>& 
     Workspace<T> space(tiles.query);
     const at::Tensor sums = new_empty<T>({kTile, width});
     T* sum = sums.template data_ptr<T>();
-    for (int64_t unit = begin; unit < end; unit++) {
-      const int64_t group = unit / blocks, first = unit % blocks * kTile;
+    for (int64_t item = begin; item < end; item++) {
+      const int64_t group = item / blocks, first = item % blocks * kTile;
       const Keys<T> keys = tiles.keys(group);
       const int64_t count = std::min(kTile, keys.count - first);
       T inverse_norms[kTile];
@@ -79,8 +79,8 @@ void each_weighted_query_sum(const QueryKeyTiles<T>& tiles, const SavedSums<T>& 
   });
 }
 
-// A power of two near the largest gradient. Gradients are counted in it before they are multiplied by 1 / Z, which is
-// as large as exp(80): the product could overflow.
+// g_unit, a power of two near the largest upstream gradient. Gradients are divided by it before they are multiplied by
+// 1 / Z, which may be as large as exp(80): the product could overflow. The weighted sums are multiplied by it again.
 template <typename T>
 T gradient_unit(const std::vector<T>& gradients) {
   T largest = 0;
@@ -88,18 +88,20 @@ T gradient_unit(const std::vector<T>& gradients) {
   return largest > 0 && std::isfinite(largest) ? T(std::exp2(std::ilogb(largest))) : T(1);
 }
 
-// Threads share rows in groups of this many, so that each begins at a whole vector of every SIMD level.
+// Rows are split among threads in groups of this many, so that each thread's first row is a multiple of every SIMD
+// level's vector.
 constexpr int64_t kOwnRowGroup = 16;
 
-// Of kept pairs: adds to each row of out (n, width), of the columns if of_columns, else of the rows, the sum over the
-// other side of weight * row of that side. A thread owns its rows of out, and there are no rounds.
+// With kept pairs: adds to each row of out, (rows, width) or with of_columns (columns, width), the sum over the other
+// side of weight * row of that side. Only one thread writes to a row of out, so there are no rounds.
 template <typename T>
 void add_kept_rows(const SymmetricTiles<T>& tiles, bool of_columns, const T* row_weights, const T* column_weights,
                    T* out) {
   const UnitRows<T>&own = of_columns ? tiles.columns : tiles.rows, &other = of_columns ? tiles.rows : tiles.columns;
   const int64_t width = own.width, group = kOwnRowGroup;
   const auto add = [&](int64_t row, int64_t m, int64_t first, int64_t n, T* tile) {
-    // Of a pair of the same rows, what is kept lies in the block of the smaller row.
+    // Where both sets are the same rows, only the blocks on and above the diagonal are kept. What stands left of the
+    // diagonal's block is read from above it, transposed.
     const bool transposed = of_columns || (tiles.same_rows && first < row / tiles.block * tiles.block);
     const int64_t r = transposed ? first : row, c = transposed ? row : first;
     const auto& kernel = kernels<T>();
@@ -111,8 +113,8 @@ void add_kept_rows(const SymmetricTiles<T>& tiles, bool of_columns, const T* row
   at::parallel_for(0, (own.n + group - 1) / group, grain(2. * group * other.n * width),
                    [&](int64_t begin, int64_t end) {
                      const at::Tensor memory = new_empty<T>({kTile + kTileSlack, kTile});
-                     // Tiles of the same rows end at the diagonal's block on both sides, the others where they are
-                     // full.
+                     // Where both sets are the same rows, a tile's rows end with their block, and its columns where
+                     // the diagonal's block begins, so that `transposed` is one value for the whole tile.
                      const int64_t last = std::min(own.n, end * group);
                      for (int64_t row = begin * group, m; row < last; row += m) {
                        const int64_t block = row / tiles.block * tiles.block;
@@ -125,10 +127,11 @@ void add_kept_rows(const SymmetricTiles<T>& tiles, bool of_columns, const T* row
                    });
 }
 
-// With the fixed shift, or none: adds to d_rows (rows, width) of each row the sum over the columns of weight * column,
-// and to d_columns that of each column over the rows; either may be null. Where both sets are the same rows, the two
-// are one. A kept pair's weight is what was kept times the sum of row_weights and column_weights; weights(tile input,
-// first row, first column, tile) fills a tile with the weights of pairs that were not kept.
+// Adds to d_rows (rows, width) of each row the sum over the columns of weight * column, and to d_columns (columns,
+// width) of each column the sum over the rows of weight * row; either may be null. Where both sets are the same rows,
+// d_rows and d_columns are the same. The weight of a kept pair is what was kept, an exponential with the fixed shift or
+// a sigmoid, times the sum of its row's and its column's weight. Where pairs were not kept, weights(tile input, first
+// row, first column, tile) fills a tile with them.
 template <typename T, typename Weights>
 void add_weighted_rows(const SymmetricTiles<T>& tiles, T* d_rows, T* d_columns, const T* row_weights,
                        const T* column_weights, const Weights& weights) {
@@ -151,7 +154,7 @@ void add_weighted_rows(const SymmetricTiles<T>& tiles, T* d_rows, T* d_columns, 
   });
 }
 
-// The same with the fixed shift: a pair's weight is E times the sum of its row's and its column's weight.
+// The same for exponentials with the fixed shift, kept or computed again.
 template <typename T>
 void add_exp_weighted_rows(const SymmetricTiles<T>& tiles, T* d_rows, T* d_columns, const T* row_weights,
                            const T* column_weights) {
@@ -161,7 +164,8 @@ void add_exp_weighted_rows(const SymmetricTiles<T>& tiles, T* d_rows, T* d_colum
                     });
 }
 
-// What a row's exponentials are multiplied by: g_i / Z_i in units of g_unit, with the shift taken back.
+// What the exponentials of each row are multiplied by: g_i / Z_i, divided by g_unit and multiplied by exp2(shift),
+// because an exponential is exp2(score - shift).
 template <typename T>
 std::vector<T> fixed_shift_weights(const SymmetricTiles<T>& tiles, const T* g, T g_unit, const T* log_sums, int64_t n) {
   std::vector<T> out(n);
@@ -169,20 +173,20 @@ std::vector<T> fixed_shift_weights(const SymmetricTiles<T>& tiles, const T* g, T
   return out;
 }
 
-// Rows with each other: adds to du (n, width) of row i the sum over the k that the mask leaves of
-// (g_i P_ik + g_k P_ki) u_k, with P_ik = exp2(score_ik - log_sum_i). Returns the unit that du is counted in.
+// Rows with each other: adds to du (n, width) of row i the sum of (g_i P_ik + g_k P_ki) u_k / g_unit over all k for
+// which the mask lets the pair (i, k) count, with P_ik = exp2(score_ik - log_sum_i). Returns g_unit.
 template <typename T>
-T add_symmetric_weighted_rows(const UnitRows<T>& unit, const Scale& scale, const Mask<T>& mask,
+T add_symmetric_weighted_rows(const UnitRows<T>& rows, const Scale& scale, const Mask<T>& mask,
                               const KeptPairs<T>& kept, const std::vector<T>& g, const T* log_sums, T* du) {
-  if (!scale.allows_fixed_shift(unit.normalized)) {
+  if (!scale.allows_fixed_shift(rows.normalized)) {
     const SavedSums<T> both{log_sums, g.data()};
-    const auto tiles = QueryKeyTiles<T>::of_unit_rows(unit, unit, scale, mask, KeptDots<T>::read_from(kept));
+    const auto tiles = QueryKeyTiles<T>::of_unit_rows(rows, rows, scale, mask, KeptDots<T>::read_from(kept));
     add_weighted_keys(tiles, both, both, du);
     return 1;
   }
-  const SymmetricTiles<T> tiles(unit, unit, scale, mask, kept);
+  const SymmetricTiles<T> tiles(rows, rows, scale, mask, kept);
   const T g_unit = gradient_unit(g);
-  const std::vector<T> a = fixed_shift_weights(tiles, g.data(), g_unit, log_sums, unit.n);
+  const std::vector<T> a = fixed_shift_weights(tiles, g.data(), g_unit, log_sums, rows.n);
   add_exp_weighted_rows(tiles, du, du, a.data(), a.data());
   return g_unit;
 }
