@@ -1,4 +1,4 @@
-"""The loss that CONTRIBUTING.md adds, added to a copy of the package as the page says, passes the page's tests."""
+"""The loss that docs/add-a-loss.md adds, added to a copy of the package as the page says, passes the page's tests."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ import sys
 import pytest
 from pages import ROOT, blocks, commands
 
-PAGE = "CONTRIBUTING.md"
+PAGE = "docs/add-a-loss.md"
 COPIED = ("ssl_fast", "kernels", "csrc", "tests", "bench", "pyproject.toml")
 
 

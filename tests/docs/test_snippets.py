@@ -1,7 +1,7 @@
 """Every block of Python on every page runs: the blocks of a page in their order, in one namespace.
 
 - A block with the title of a file (title="train.py") is written there, and the page's `torchrun` lines run it.
-- A block whose title is a path of the repository is a change of that file (CONTRIBUTING.md, test_contributing.py).
+- A block whose title is a path of the repository is a change of that file (docs/add-a-loss.md, test_add_a_loss.py).
 - On the pages of docs/tutorials/ every block is a part of the example that the page names.
 - A line that ends in `# before` is another library's, and is left out where that is not installed.
 """
@@ -78,7 +78,7 @@ def test_every_page_with_python_is_run_somewhere():
         for block in blocks(page):
             assert block.language in ("python", "bash", "text", "diff", "yaml", ""), f"{page}:{block.line}"
             if block.title and "/" in block.title:
-                assert page == "CONTRIBUTING.md", f"{page}:{block.line}: nothing runs this block"
+                assert page == "docs/add-a-loss.md", f"{page}:{block.line}: nothing runs this block"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["doctor"]])
