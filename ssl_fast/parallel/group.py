@@ -1,4 +1,9 @@
-"""The argument `group=` of the losses: a process group, a `Ring` over one, or None for this process alone."""
+"""The argument `group=` of the losses: a process group, a `Ring` over one, or None for this process alone.
+
+Here are only its type and its check. What it changes is chosen in `batch.py`, by `batch_of`: the rows of this process
+alone (`local.py`), of all ranks gathered (`gathered.py`) or of all ranks round the ring (`ring.py`). Losses ask for it
+in `functional/_dispatch.py`, where `Request.batch` then computes, reduces, and says which rows the reference gets.
+"""
 
 from __future__ import annotations
 
