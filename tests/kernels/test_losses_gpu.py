@@ -3,7 +3,7 @@
 Graphs, no waiting for the device, the same bits in every run, memory, matrix units of half types and TF32.
 
 A dropped or wrong mask is noticed by `test_every_width`, which holds every loss to the float64 reference. Without a
-GPU, test_mutations.py drops each mask for Triton's interpreter, and tests/ptx/mutations.py makes mistakes in the PTX.
+GPU, test_mutations.py drops each mask for Triton's interpreter; tests/ptx/mutations.py makes other mistakes in the PTX.
 """
 
 import pytest
