@@ -32,8 +32,8 @@ class SimCLRRecipe(TwoViewRecipe):
     About 64.5 % after 100 epochs. As in google-research/simclr, run.py, images are in [0, 1] and not normalised, and
     the head ends in a batch norm; theirs has a scale, this one has none. The weight decay is the paper's.
 
-    The published numbers that do not stand below are inherited from `Recipe` in base.py: encoder "resnet50" with its own
-    stem, a head of 2 layers (head_layers) to 128 columns (projection_dim), temperature 0.1, optimizer_momentum 0.9,
+    The published numbers that do not stand below are inherited from `Recipe` in base.py: encoder "resnet50" with its
+    own stem, a head of 2 layers (head_layers) to 128 columns (projection_dim), temperature 0.1, optimizer_momentum 0.9,
     lars_trust 0.001, and a cosine schedule by step.
     """
 
