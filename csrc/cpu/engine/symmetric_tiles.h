@@ -150,7 +150,8 @@ struct RankCounts {
     std::vector<int64_t>& columns = tiles.same_rows ? of_rows : of_columns;
     const bool both = !columns.empty() && !(tiles.same_rows && i == j);
     int64_t rows_above[kTile] = {}, columns_above[kTile] = {};
-    const Ranks<T> ranks{positives.data() + r, positives.data() + c, rows_above, both ? columns_above : nullptr};
+    const Ranks<T> ranks{positives.data() + r, both ? positives.data() + c : nullptr, rows_above,
+                         both ? columns_above : nullptr};
     use(&ranks);
     add(rows_above, tiles.size(tiles.rows.n, i), of_rows.data() + r);
     if (both) add(columns_above, tiles.size(tiles.columns.n, j), columns.data() + c);

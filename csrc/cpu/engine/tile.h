@@ -22,7 +22,7 @@ struct TileInput {
 };
 
 // Counts of the candidates that are more similar than a positive. For each row (m) and column (n) of a tile: the
-// positive's similarity times sign(s), and the count. column_counts may be null.
+// positive's similarity times sign(s), and the count. Those of the columns may be null: negatives have no positive.
 template <typename T>
 struct Ranks {
   const T *row_positives, *column_positives;

@@ -160,7 +160,8 @@ static __attribute__((noinline)) void count_block(const TileInput<T>& in, const 
   for (int v = 0; v < V; v++) {
     const int64_t first = column + v * kLanes<T>;
     T thresholds[kLanes<T>] = {};
-    for (int i = 0; i < kLanes<T> && first + i < in.n; i++) thresholds[i] = ranks.column_positives[first + i];
+    if (ranks.column_counts)
+      for (int i = 0; i < kLanes<T> && first + i < in.n; i++) thresholds[i] = ranks.column_positives[first + i];
     IntVec<T> down{};
     for (int r = 0; r < ROWS && row + r < in.m; r++) {
       const IntVec<T> kept = kept_lanes(in, row + r, first);
