@@ -210,7 +210,7 @@ def _amd(name: str, kernel) -> Compiled:
 
 
 def print_reports() -> None:
-    """Prints the figures of build/aot, a line for each kernel."""
+    """Prints the figures of build/aot: a line for each kernel, then their sums for each release and device."""
     columns = (
         "triton",
         "device",
@@ -225,9 +225,14 @@ def print_reports() -> None:
         "products",
     )
     print(" ".join(f"{column:>11}" for column in columns))
+    found: dict[tuple[str, str], list[dict]] = {}
     for path in sorted(REPORTS.glob("*.json")):
         for row in json.loads(path.read_text()):
             print(" ".join(f"{row[column]!s:>11}" for column in columns))
+            found.setdefault((row["triton"], row["device"]), []).append(row)
+    for (release, device), rows in found.items():
+        most, spilled = max(row["registers"] for row in rows), sum(row["local"] for row in rows)
+        print(f"Triton {release}, {device}: {len(rows)} kernels, at most {most} registers, {spilled} bytes spilled")
 
 
 if __name__ == "__main__":

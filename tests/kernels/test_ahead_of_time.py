@@ -2,7 +2,8 @@
 
 Every entry of kernels/tuning/tiles.json is compiled as its launchers ask for it, by the installed Triton: to hold the
 table to another release, `pip install --no-deps --target FOLDER triton==3.6.0` and run these tests with FOLDER first on
-PYTHONPATH. The figures are written to build/aot/*.json; `python -m ssl_fast.kernels.tuning.ahead_of_time` prints them.
+PYTHONPATH. The figures are written to build/aot/*.json, a file for each release, device and kind of product;
+`python -m ssl_fast.kernels.tuning.ahead_of_time` prints them, and sums them up.
 """
 
 import itertools
@@ -60,7 +61,18 @@ def compile_afresh(tmp_path, monkeypatch):
     torch.backends.cuda.matmul.fp32_precision = before
 
 
+def figures(compiled, device, kind, width, tile, warps) -> dict:
+    """A line of a report."""
+    return {
+        "triton": triton.__version__, "device": device, "kind": kind, "width": width,
+        "kernel": compiled.kernel.strip("_").removesuffix("_kernel"), "tile": tile,
+        "registers": compiled.registers, "local": compiled.local_bytes, "shared": compiled.shared_bytes,
+        "programs": compiled.programs(warps, device), "products": len(compiled.products),
+    }  # fmt: skip
+
+
 def write_report(name: str, rows: list[dict]) -> None:
+    name = f"triton-{triton.__version__}-{name}"
     REPORTS.mkdir(parents=True, exist_ok=True)
     part = REPORTS / f"{name}.part"
     part.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
@@ -94,14 +106,7 @@ def test_every_tile_of_the_table(device, kind):
             if kind in ("half", "tf32"):
                 assert units, f"{kernel}: no instruction of the matrix units"
             assert max(compiled.load_bits) == 128, f"{kernel}: loads of {set(compiled.load_bits)} bits"
-            report.append(
-                {
-                    "triton": triton.__version__, "device": device, "kind": kind, "width": width,
-                    "kernel": compiled.kernel.strip("_").removesuffix("_kernel"), "tile": "x".join(map(str, tile)),
-                    "registers": compiled.registers, "local": compiled.local_bytes, "shared": compiled.shared_bytes,
-                    "programs": compiled.programs(tile.warps, device), "products": len(compiled.products),
-                }
-            )  # fmt: skip
+            report.append(figures(compiled, device, kind, width, "x".join(map(str, tile)), tile.warps))
     write_report(f"{device}-{kind}", report)
 
 
@@ -176,8 +181,14 @@ def test_similarity_forms_spill_nothing(device, kind):
                 given = tuple(x is None for x in launch.arguments)
                 found[launch.kernel.fn.__name__, given, str(launch.options)] = launch
     assert {name for name, *_ in found} == {*tune.KERNELS.values(), "_lse_kernel"}
+    report = []
     for launch in found.values():
-        check_limits(ahead_of_time.compiled(launch, device), device)
+        compiled = ahead_of_time.compiled(launch, device)
+        check_limits(compiled, device)
+        options = launch.options
+        tile = [options[key] for key in ("BLOCK_M", "BLOCK_N", "BLOCK_D", "num_warps", "num_stages") if key in options]
+        report.append(figures(compiled, device, kind, 128, "x".join(map(str, tile)), options["num_warps"]))
+    write_report(f"{device}-{kind}-similarity", report)
 
 
 @pytest.mark.timeout(600)
