@@ -126,13 +126,23 @@ def test_a_relatives_row_fits(device, kind, kernel, width):
         assert compiled.shared_bytes <= ahead_of_time.SHARED_LIMIT[device], compiled.kernel
 
 
+# What is still spilled of rows of width 512: bytes by release of Triton, device, kind and kernel. Nothing else is.
+SPILLED_WHERE_WIDE = {
+    ("3.6", "sm_90", "float64"): {"_pair_dots_kernel": 16},
+    ("3.6", "sm_120", "half"): {"_loss_kernel": 8},
+    ("3.6", "sm_120", "tf32"): {"_loss_kernel": 8},
+    ("3.6", "sm_120", "ieee"): {"_loss_kernel": 8},
+    ("3.8", "sm_80", "float64"): {"_loss_kernel": 8},
+}
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", tune.KINDS)
 @every_row
 def test_wide_rows(device, kind):
     """Widths whose steps are pipelined, and whose gradients take chunks."""
     tune.set_kind(kind)
-    names = set()
+    names, spilled = set(), {}
     for kernel in ("symmetric_tiles", "online_softmax"):
         for call in tune.calls(kernel, kind, 512)[1:2]:
             for launch in ahead_of_time.launches(call, device):
@@ -140,8 +150,13 @@ def test_wide_rows(device, kind):
                 if name in names or name in ("_prepare_kernel", "_sum_kernel"):
                     continue
                 names.add(name)
-                assert ahead_of_time.compiled(launch, device).shared_bytes <= ahead_of_time.SHARED_LIMIT[device], name
+                compiled = ahead_of_time.compiled(launch, device)
+                assert compiled.shared_bytes <= ahead_of_time.SHARED_LIMIT[device], name
+                if compiled.local_bytes:
+                    spilled[name] = compiled.local_bytes
     assert {"_symmetric_tiles_kernel", "_online_softmax_kernel", "_pair_dots_kernel", "_weights_kernel"} <= names
+    release = ".".join(triton.__version__.split(".")[:2])
+    assert spilled == SPILLED_WHERE_WIDE.get((release, device, kind), {}), f"by Triton {triton.__version__}"
 
 
 def similarity_calls(kind, width, count=1024):
