@@ -3,8 +3,8 @@
 `tiles.json` holds the table, a row for each architecture. `python -m bench.tune` writes the row of the GPU that it runs
 on, and tests/kernels/test_ahead_of_time.py holds every entry to the registers and the shared memory of its device.
 Releases of Triton use registers differently: "triton" lists the entries that a release needs in place of the row's, so
-that no kernel spills. Kernels share tiles: the positives' dots and a walk of rows that have no fixed shift take the depth
-of symmetric_tiles, so that an entry of one kernel is to be tested with the forms of all.
+that no kernel spills. Kernels share tiles: NT-Xent's positives' dots take the tile of symmetric_tiles, and a walk of
+both views its depth, so that an entry of one kernel is to be tested with the forms of all.
 
 A GPU takes its own row where the table has one (`choice`). Else it takes the first row of its family (FAMILIES) that
 fits the shared memory of its blocks, and the family's last row where none does. What a row needs is not measured: it
