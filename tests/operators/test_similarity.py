@@ -1,6 +1,8 @@
 """The primitive and the operators beside it on every backend, against plain float64."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -212,6 +214,26 @@ def test_ranks_with_exact_ties(backend, columns, temperature, dtype):
     expected = [(dots > own).sum(1), (own < dots.T).sum(1)]
     assert torch.equal(ranks.cpu(), torch.stack(expected[: len(ranks)]).cpu())
     assert len(ranks) == 1 + columns
+
+
+@only_compiled
+@pytest.mark.long
+def test_ranks_of_rows_read_no_positives_of_more_columns():
+    """Few rows and many columns, which have no positives. A thread has memory of its own: beyond it lies nothing."""
+    code = (
+        "import threading, torch, ssl_fast\n"
+        "a, b, positive = torch.ones(64, 8), torch.ones(500_000, 8), torch.zeros(64)\n"
+        "b[::2] *= -1\n"
+        "call = torch.ops.ssl_fast.similarity_lse\n"
+        "settings = None, None, 0, True, True, False, 10.0, None\n"
+        "work = lambda: print((call(a, b, *settings, positive)[2] == 250_000).all().item())\n"
+        "thread = threading.Thread(target=work)\n"
+        "thread.start()\n"
+        "thread.join()\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout == "True\n"
 
 
 def similarity_on(backend, name, *arguments, **options):
