@@ -208,9 +208,6 @@ def pair_dots(a: UnitRows, b: UnitRows, tile: table.Tile, offset: int = 0) -> Te
     tile: of the kernel whose products these are compared with.
     """
     out = torch.empty(a.count, dtype=accumulator_dtype(a.values.dtype), device=a.values.device)
-    # Smaller steps do not change the order of the sums. The shared memory holds no two blocks of whole wide rows, and
-    # in float64 longer steps, or several at a time, spill registers.
-    float64 = a.values.dtype == torch.float64
     _pair_dots_kernel[(triton.cdiv(a.count, tile.rows),)](
         a.values,
         a.factors,
@@ -221,8 +218,9 @@ def pair_dots(a: UnitRows, b: UnitRows, tile: table.Tile, offset: int = 0) -> Te
         offset,
         WIDTH=a.width,
         BLOCK=tile.rows,
-        BLOCK_D=min(tile.depth, 16 if float64 else 64),
+        # The shared memory holds no two blocks of whole wide rows. Smaller steps do not change the order of the sums.
+        BLOCK_D=min(tile.depth, 64),
         PRECISION=table.precision(a.kind),
-        **(tile._replace(stages=1) if float64 else tile).options,
+        **tile.options,
     )
     return out
