@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& labels) {
   T* out = similarities.template data_ptr<T>();
   at::parallel_for(0, unit.n, grain(8. * unit.dim), [&](int64_t begin, int64_t end) {
     // Dots of several rows are computed together, one in each lane.
-    const int64_t group = 16;
+    const int64_t group = kernels<T>().lanes;
     std::vector<T> others(group * unit.width);
     for (int64_t first = begin; first < end; first += group) {
       const int64_t count = std::min(group, end - first);

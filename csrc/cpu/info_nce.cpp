@@ -35,7 +35,7 @@ template <typename T>
 struct Problem {
   UnitRows<T> query, positive;
   const bool in_batch;
-  std::vector<T> similarities;          // <q_i, k_i>
+  std::vector<T> similarities;          // <q_i, k_i>; empty in the backward pass, which does not need them
   const int64_t pairs;                  // numbers that keep all pairs, 0 where they are not kept
   const bool fixed_shift;               // whether all pairs are computed with the fixed shift
   std::optional<UnitRows<T>> negative;  // where the shift is fixed, unless in batch
@@ -49,7 +49,7 @@ struct Problem {
       : query(q, true),
         positive(k, true),
         in_batch(in_batch),
-        similarities(pair_similarities(query, positive)),
+        similarities(saved ? std::vector<T>() : pair_similarities(query, positive)),
         pairs(kept_pairs<T>(q, negatives, in_batch)),
         fixed_shift(pairs && copies_candidates(q, negatives, normalize_negatives) && scale.allows_fixed_shift(true)),
         kept(sums, n(), fixed_shift && !in_batch ? negatives->size(0) : n()),
@@ -214,7 +214,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Problem<T>& problem, c
                                                     const Tensor& key_means, bool negatives_gradient) {
   const int64_t n = problem.n(), dim = problem.dim();
   check_upstream(gradient, reduction, n);
-
   check_saved<T>("key_means", key_means, {key_means.size(0) ? n : 0, dim});
   const std::vector<T> g = row_gradients<T>(gradient, reduction, n);
   const T *log_sums = sums.template data_ptr<T>(), *rest = log_sums + n, *means = key_means.template data_ptr<T>();

@@ -9,7 +9,6 @@ PYTHONPATH. The figures are written to build/aot/*.json, a file for each release
 import itertools
 import json
 import os
-from dataclasses import replace
 
 import pytest
 import torch
@@ -283,12 +282,12 @@ SPILLED_OF_SMALL = {("3.6", "sm_120"): {"_loss_kernel": 8}}
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @every_row
 def test_small_kernels_spill_nothing(device, dtype):
-    spilled = {}
+    spilled = dict.fromkeys(SPILLED_OF_SMALL.get((RELEASE, device), {}), 0)
     for launch in small_launches(device, dtype).values():
         compiled = ahead_of_time.compiled(launch, device)
-        if compiled.local_bytes:
-            spilled[compiled.kernel] = compiled.local_bytes
-        check_limits(replace(compiled, local_bytes=0), device)
+        if compiled.kernel in spilled:
+            spilled[compiled.kernel] = max(spilled[compiled.kernel], compiled.local_bytes)
+        check_limits(compiled, device, spilled.get(compiled.kernel, 0))
     assert spilled == SPILLED_OF_SMALL.get((RELEASE, device), {}), f"by Triton {triton.__version__}"
 
 
